@@ -1,0 +1,141 @@
+//! Model types: each file reads one `model_type` of config.json into the facts of a decoder.
+//!
+//! To add one that differs from Llama by facts: a file here with a `facts` function, an arm in [`facts`], an oracle case.
+
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+mod smollm3;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use taper_kernels::Compute;
+
+use crate::decoder::{DecoderConfig, LayerFacts};
+use crate::rope::Rope;
+use crate::{Checkpoint, Decoder, Error};
+
+const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, smollm3";
+
+/// Builds the decoder that `config` describes over the weights of `checkpoint`.
+pub(crate) fn build(config: &Value, checkpoint: &Checkpoint, compute: Compute) -> Result<Decoder, Error> {
+    Decoder::load(facts(config)?, checkpoint, compute)
+}
+
+fn facts(config: &Value) -> Result<DecoderConfig, Error> {
+    match config["model_type"].as_str() {
+        Some("llama") => llama::facts(config),
+        Some("mistral") => mistral::facts(config),
+        Some("qwen2") => qwen2::facts(config),
+        Some("qwen3") => qwen3::facts(config),
+        Some("smollm3") => smollm3::facts(config),
+        Some(other) => {
+            Err(unsupported(format!("model_type `{other}` is not supported: taper knows {SUPPORTED}")))
+        }
+        None => Err(unsupported(format!("config.json has no `model_type`: taper knows {SUPPORTED}"))),
+    }
+}
+
+/// What every Llama-type config.json says in the same words; biases, norms and windows are each model type's own.
+fn common(config: &Value) -> Result<DecoderConfig, Error> {
+    refuse_unhonoured(config)?;
+    let hidden_size = size(config, "hidden_size")?;
+    let num_attention_heads = size(config, "num_attention_heads")?;
+    let num_hidden_layers = size(config, "num_hidden_layers")?;
+    let num_key_value_heads = optional(config, "num_key_value_heads")?.unwrap_or(num_attention_heads);
+    let head_dim = optional(config, "head_dim")?.unwrap_or(hidden_size / num_attention_heads);
+    let max_position_embeddings = optional(config, "max_position_embeddings")?.unwrap_or(2048);
+    if num_attention_heads % num_key_value_heads != 0 {
+        return Err(unsupported(format!(
+            "config.json: {num_attention_heads} heads cannot share {num_key_value_heads} key and value heads evenly"
+        )));
+    }
+    if head_dim % 2 != 0 {
+        return Err(unsupported(format!(
+            "config.json: heads of {head_dim} values cannot be rotated: the size must be even"
+        )));
+    }
+    Ok(DecoderConfig {
+        hidden_size,
+        intermediate_size: size(config, "intermediate_size")?,
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        vocab_size: size(config, "vocab_size")?,
+        max_position_embeddings,
+        rms_norm_eps: config["rms_norm_eps"].as_f64().unwrap_or(1e-6),
+        tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(false),
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        layers: vec![LayerFacts { rope: true, window: None }; num_hidden_layers],
+        rope: Rope::read(config, head_dim, max_position_embeddings)?,
+    })
+}
+
+/// Facts that would change the numbers and that no model type here computes.
+fn refuse_unhonoured(config: &Value) -> Result<(), Error> {
+    let act = config["hidden_act"].as_str().unwrap_or("silu");
+    if act != "silu" {
+        return Err(unsupported(format!(
+            "config.json: `hidden_act` is `{act}`, taper computes silu for this model type"
+        )));
+    }
+    if config["attention_dropout"].as_f64().is_some_and(|p| p != 0.0) {
+        return Err(unsupported(
+            "config.json: `attention_dropout` is not 0, which taper does not apply: set it to 0.0".into(),
+        ));
+    }
+    if config["quantization_config"].is_object() {
+        return Err(unsupported(
+            "config.json: the weights are quantised (`quantization_config`): use the model's full-precision version".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// `layer_types` where config.json lists them, else what `sliding` says of each layer, as windows of `sliding_window`.
+fn windows(config: &Value, facts: &mut DecoderConfig, sliding: impl Fn(usize) -> bool) -> Result<(), Error> {
+    let window = optional(config, "sliding_window")?;
+    let types = config["layer_types"].as_array();
+    for (i, layer) in facts.layers.iter_mut().enumerate() {
+        let slides = match types.and_then(|types| types.get(i)).and_then(Value::as_str) {
+            Some("sliding_attention") => true,
+            Some("full_attention") => false,
+            Some(other) => {
+                return Err(unsupported(format!("config.json: layer type `{other}` is not supported")));
+            }
+            None => sliding(i),
+        };
+        layer.window = window.filter(|_| slides);
+    }
+    Ok(())
+}
+
+fn read<T: DeserializeOwned>(config: &Value) -> Result<T, Error> {
+    T::deserialize(config).map_err(|source| unsupported(format!("config.json: {source}")))
+}
+
+fn size(config: &Value, field: &str) -> Result<usize, Error> {
+    optional(config, field)?.ok_or_else(|| unsupported(format!("config.json: `{field}` is missing")))
+}
+
+/// A positive size, none if the field is missing or null.
+fn optional(config: &Value, field: &str) -> Result<Option<usize>, Error> {
+    match &config[field] {
+        Value::Null => Ok(None),
+        value => match value.as_u64().filter(|&n| n > 0 && n < 1 << 32) {
+            Some(n) => Ok(Some(n as usize)),
+            None => {
+                Err(unsupported(format!("config.json: `{field}` is {value}, expected a positive number")))
+            }
+        },
+    }
+}
+
+fn unsupported(what: String) -> Error {
+    Error::Unsupported { what }
+}

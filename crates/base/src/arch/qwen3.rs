@@ -1,0 +1,28 @@
+//! Qwen3 dense: Llama with an RMS norm on each q and k head. arXiv:2505.09388 §2; transformers `modeling_qwen3.py` (5.23).
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::Error;
+use crate::decoder::DecoderConfig;
+
+#[derive(Deserialize)]
+struct Qwen3 {
+    #[serde(default)]
+    attention_bias: bool,
+}
+
+pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
+    let Qwen3 { attention_bias } = super::read(config)?;
+    let mut facts = DecoderConfig {
+        qkv_bias: attention_bias,
+        o_bias: attention_bias,
+        qk_norm: true,
+        ..super::common(config)?
+    };
+    if config["head_dim"].is_null() {
+        return Err(super::unsupported("config.json: `head_dim` is missing, which qwen3 needs".into()));
+    }
+    super::qwen2::upper_windows(config, &mut facts)?;
+    Ok(facts)
+}

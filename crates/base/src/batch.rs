@@ -1,0 +1,48 @@
+//! The one shape that a model runs on: a flat run of tokens cut into sequences.
+
+use std::ops::Range;
+
+/// Tokens of several sequences, one after another, with no padding between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    tokens: Vec<u32>,
+    segments: Vec<Range<usize>>,
+}
+
+impl Batch {
+    /// One segment a sequence.
+    pub fn new<S: AsRef<[u32]>>(sequences: impl IntoIterator<Item = S>) -> Self {
+        let mut batch = Self::default();
+        for sequence in sequences {
+            batch.push(sequence.as_ref());
+        }
+        batch
+    }
+
+    /// Appends a sequence as a segment of its own.
+    pub fn push(&mut self, sequence: &[u32]) {
+        let start = self.tokens.len();
+        self.tokens.extend_from_slice(sequence);
+        self.segments.push(start..self.tokens.len());
+    }
+
+    /// All tokens `(N,)`.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The rows of each sequence, consecutive, covering the batch.
+    pub fn segments(&self) -> &[Range<usize>] {
+        &self.segments
+    }
+
+    /// Number of tokens N.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+}

@@ -1,0 +1,236 @@
+//! The weight files of a model folder: safetensors, one or many, mapped and never copied.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, tensor::Metadata};
+use taper_kernels::{Stored, Weight};
+
+use crate::Error;
+
+/// Headers larger than this are refused, as the safetensors crate does.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Every tensor of a model folder, by name.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    files: Vec<(PathBuf, Arc<Mmap>)>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// Where a tensor lies and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Index of its file in [`Checkpoint::files`].
+    pub file: usize,
+    /// Bytes in that file.
+    pub range: Range<usize>,
+    /// Type of its values.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl Checkpoint {
+    /// Maps `model.safetensors`, or every file that `model.safetensors.index.json` names, in `dir`.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        Self::open_files(&weight_files(dir)?)
+    }
+
+    /// Maps the given files. A name that stands in two of them is an error.
+    pub fn open_files(paths: &[PathBuf]) -> Result<Self, Error> {
+        let mut checkpoint = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        for path in paths {
+            checkpoint.add(path)?;
+        }
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<(), Error> {
+        let map = map_file(path)?;
+        let (data_start, header) = read_header(path, &map)?;
+        let file = self.files.len();
+        for (name, info) in header.tensors() {
+            let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
+            let info = TensorInfo { file, range, dtype: info.dtype, shape: info.shape.clone() };
+            if self.tensors.insert(name.clone(), info).is_some() {
+                return Err(Error::file(
+                    path,
+                    format!("tensor `{name}` is in another file of the model as well"),
+                ));
+            }
+        }
+        self.files.push((path.to_path_buf(), Arc::new(map)));
+        Ok(())
+    }
+
+    /// The mapped files, in the order of their shards.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The name under which the parameter `name` of a causal language model is stored: its own, or without `model.` in a
+    /// bare model's files; with a tied head, the embedding and the head are each other's other name.
+    pub fn stored_name(&self, name: &str, tied: bool) -> Option<&str> {
+        const TIED: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
+        let bare = |name: &str| name.strip_prefix("model.").and_then(|bare| self.tensors.get_key_value(bare));
+        let find = |name: &str| self.tensors.get_key_value(name).or_else(|| bare(name));
+        let other = TIED.iter().position(|other| *other == name && tied).map(|i| TIED[1 - i]);
+        // The head of a tied model is the embedding even where a file holds a stale copy of it.
+        let found = match other {
+            Some(embedding @ "model.embed_tokens.weight") => find(embedding).or_else(|| find(name)),
+            _ => find(name).or_else(|| other.and_then(find)),
+        };
+        found.map(|(name, _)| name.as_str())
+    }
+
+    /// Where the tensor `name` lies.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// The file that holds the tensor `name`.
+    pub fn file_of(&self, name: &str) -> Option<&Path> {
+        self.info(name).map(|info| self.files[info.file].0.as_path())
+    }
+
+    /// The bytes of the tensor `name`, as they are in the file.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.info(name).map(|info| &self.files[info.file].1[info.range.clone()])
+    }
+
+    /// The matrix `name` of `rows x cols` values, left in the file.
+    pub fn weight(&self, name: &str, rows: usize, cols: usize) -> Result<Weight, Error> {
+        let info = self.expect(name, &[rows, cols])?;
+        let (path, map) = &self.files[info.file];
+        let stored = stored(info.dtype).ok_or_else(|| unreadable(path, name, info.dtype))?;
+        Ok(Weight::mapped(map.clone(), info.range.start, stored, rows, cols)?)
+    }
+
+    /// The tensor `name` of `shape`, copied and widened to f32: for gains, biases and other small ones.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, Error> {
+        let info = self.expect(name, shape)?;
+        let (path, map) = &self.files[info.file];
+        let values =
+            widen(&map[info.range.clone()], info.dtype).ok_or_else(|| unreadable(path, name, info.dtype))?;
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    fn expect(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, Error> {
+        let first = self.files.first().map(|(path, _)| path.clone()).unwrap_or_default();
+        let Some(info) = self.info(name) else {
+            return Err(Error::file(first, format!("tensor `{name}` is missing; config.json calls for it")));
+        };
+        if info.shape != shape {
+            let (path, _) = &self.files[info.file];
+            let what = format!("tensor `{name}` is {:?}, config.json calls for {shape:?}", info.shape);
+            return Err(Error::file(path, what));
+        }
+        Ok(info)
+    }
+}
+
+/// Values of the float types that a model may be stored in, as f32.
+pub(crate) fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    let halves = || bytes.as_chunks::<2>().0.iter().copied();
+    match dtype {
+        Dtype::F32 => Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+        Dtype::F16 => Some(halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
+        Dtype::BF16 => Some(halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
+        _ => None,
+    }
+}
+
+fn stored(dtype: Dtype) -> Option<Stored> {
+    match dtype {
+        Dtype::F32 => Some(Stored::F32),
+        Dtype::F16 => Some(Stored::F16),
+        Dtype::BF16 => Some(Stored::Bf16),
+        _ => None,
+    }
+}
+
+fn unreadable(path: &Path, name: &str, dtype: Dtype) -> Error {
+    Error::file(path, format!("tensor `{name}` is stored as {dtype:?}; taper reads F32, F16 and BF16"))
+}
+
+/// Maps a file for reading.
+fn map_file(path: &Path) -> Result<Mmap, Error> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    taper_kernels::map(&file).map_err(Error::io(path))
+}
+
+/// The start of the data and the header of a safetensors file; every offset in it lies inside the file.
+fn read_header(path: &Path, map: &Mmap) -> Result<(usize, Metadata), Error> {
+    let bad = |what: String| Error::file(path, what);
+    let Some(length) = map.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes)) else {
+        return Err(bad(format!("{} bytes long: not a safetensors file", map.len())));
+    };
+    if length > MAX_HEADER || length > map.len() as u64 - 8 {
+        let what = format!(
+            "its header claims {length} bytes, the file has {}: truncated, or not a safetensors file",
+            map.len()
+        );
+        return Err(bad(what));
+    }
+    let (header, metadata) = SafeTensors::read_metadata(map).map_err(|source| {
+        bad(format!("not a whole safetensors file ({source}); download or copy it again"))
+    })?;
+    Ok((header + 8, metadata))
+}
+
+/// The weight files of a model folder, in shard order.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let single = dir.join("model.safetensors");
+    let index = dir.join("model.safetensors.index.json");
+    if index.is_file() {
+        return indexed_files(dir, &index);
+    }
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let pickled =
+        ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|file| dir.join(file).is_file());
+    let hint = if pickled {
+        "only pickled .bin weights, which taper does not read: convert them to safetensors with their own library"
+    } else {
+        "neither model.safetensors nor model.safetensors.index.json"
+    };
+    Err(Error::file(dir, format!("holds {hint}")))
+}
+
+fn indexed_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, Error> {
+    let text = std::fs::read_to_string(index).map_err(Error::io(index))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|source| Error::file(index, format!("not JSON: {source}")))?;
+    let map =
+        json["weight_map"].as_object().ok_or_else(|| Error::file(index, "has no `weight_map` object"))?;
+    let mut files: Vec<&str> = map.values().filter_map(serde_json::Value::as_str).collect();
+    files.sort_unstable();
+    files.dedup();
+    for file in &files {
+        if Path::new(file).components().count() != 1 || !file.ends_with(".safetensors") {
+            return Err(Error::file(
+                index,
+                format!("names `{file}`, which is not a .safetensors file beside it"),
+            ));
+        }
+        if !dir.join(file).is_file() {
+            return Err(Error::file(
+                index,
+                format!("names `{file}`, which is not there: the model is incomplete"),
+            ));
+        }
+    }
+    Ok(files.into_iter().map(|file| dir.join(file)).collect())
+}

@@ -1,0 +1,273 @@
+//! Text from prompts: many sequences at once over one base, each with its own cache.
+
+use candle_core::{DType, IndexOp, Tensor};
+
+use crate::sampler::Sampler;
+use crate::{Adapter, Base, Batch, Error, KvCache, Sampling, TextStream};
+
+/// How long and how to generate.
+#[derive(Clone, Debug)]
+pub struct GenerationOptions {
+    /// At most this many new tokens a sequence.
+    pub max_tokens: usize,
+    /// Ends a sequence when its new text contains one of these; the text before it is kept.
+    pub stop: Vec<String>,
+    /// How tokens are chosen. Sequence `i` draws from stream `i` of the seed.
+    pub sampling: Sampling,
+    /// Prompt tokens run through the model in one pass, over all sequences.
+    pub prefill_chunk: usize,
+}
+
+impl Default for GenerationOptions {
+    fn default() -> Self {
+        Self { max_tokens: 256, stop: Vec::new(), sampling: Sampling::default(), prefill_chunk: 512 }
+    }
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// An end-of-sequence token.
+    Eos,
+    /// A stop string.
+    String,
+    /// `max_tokens` were made.
+    Length,
+}
+
+/// One finished sequence.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// New tokens, without the one that ended it.
+    pub tokens: Vec<u32>,
+    /// Their text, up to the stop string if there was one.
+    pub text: String,
+    /// Why it ended.
+    pub stop: Stop,
+}
+
+/// Continues every prompt under `adapter`. `on_text(i, piece)` is called as text of sequence `i` becomes certain.
+pub fn generate(
+    base: &Base,
+    adapter: &dyn Adapter,
+    prompts: &[Vec<u32>],
+    options: &GenerationOptions,
+    on_text: &mut dyn FnMut(usize, &str),
+) -> Result<Vec<Generation>, Error> {
+    let mut sequences = Vec::with_capacity(prompts.len());
+    for (i, prompt) in prompts.iter().enumerate() {
+        sequences.push(Sequence::new(base, prompt, (i, base.model.new_cache()), options)?);
+    }
+    while sequences.iter().any(Sequence::is_running) {
+        advance(base, adapter, &mut sequences, options, on_text)?;
+    }
+    Ok(sequences.into_iter().map(|sequence| sequence.finish().0).collect())
+}
+
+/// A conversation under one adapter: keeps what the model has been through, so that a turn runs only what is new.
+pub struct Session {
+    cache: KvCache,
+    /// The tokens that `cache` holds.
+    tokens: Vec<u32>,
+}
+
+impl Session {
+    /// A conversation that has not begun.
+    pub fn new(base: &Base) -> Self {
+        Self { cache: base.model.new_cache(), tokens: Vec::new() }
+    }
+
+    /// Continues `prompt`, the whole conversation so far; the beginning that it shares with the last turn is not run again.
+    /// `adapter` has to be the same in every call.
+    pub fn generate(
+        &mut self,
+        base: &Base,
+        adapter: &dyn Adapter,
+        prompt: &[u32],
+        options: &GenerationOptions,
+        on_text: &mut dyn FnMut(usize, &str),
+    ) -> Result<Generation, Error> {
+        let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        self.cache.truncate(shared.min(prompt.len().saturating_sub(1)));
+        let cache = std::mem::replace(&mut self.cache, base.model.new_cache());
+        self.tokens.clear();
+        let mut sequence = [Sequence::new(base, prompt, (0, cache), options)?];
+        while sequence[0].is_running() {
+            advance(base, adapter, &mut sequence, options, on_text)?;
+        }
+        let [sequence] = sequence;
+        let (generation, seen, cache) = sequence.finish();
+        self.tokens.extend_from_slice(&seen[..cache.len()]);
+        self.cache = cache;
+        Ok(generation)
+    }
+}
+
+/// One pass of the model: the next piece of each prompt still to be read, the last token of each sequence being written.
+fn advance(
+    base: &Base,
+    adapter: &dyn Adapter,
+    sequences: &mut [Sequence<'_>],
+    options: &GenerationOptions,
+    on_text: &mut dyn FnMut(usize, &str),
+) -> Result<(), Error> {
+    let mut room = options.prefill_chunk.max(1);
+    let mut batch = Batch::default();
+    let mut running: Vec<&mut Sequence<'_>> = sequences.iter_mut().filter(|s| s.is_running()).collect();
+    let mut taken = 0;
+    for sequence in &mut running {
+        if room == 0 && sequence.pending.len() > 1 {
+            break;
+        }
+        let piece = sequence.pending.len().min(room.max(1));
+        batch.push(&sequence.pending[..piece]);
+        sequence.pending.drain(..piece);
+        room = room.saturating_sub(piece);
+        taken += 1;
+    }
+    running.truncate(taken);
+    let mut caches: Vec<&mut KvCache> = running.iter_mut().map(|s| &mut s.cache).collect();
+    let hidden = base.model.hidden(&batch, &mut caches, adapter)?;
+    let last = |rows: &std::ops::Range<usize>| rows.end as u32 - 1;
+    let ready: Vec<usize> = (0..running.len()).filter(|&i| running[i].pending.is_empty()).collect();
+    if ready.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<u32> = ready.iter().map(|&i| last(&batch.segments()[i])).collect();
+    let rows = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
+    let logits = base.model.head().forward(&rows, adapter)?.to_dtype(DType::F32)?;
+    for (row, &i) in ready.iter().enumerate() {
+        let mut logits = logits.i(row)?.to_vec1::<f32>()?;
+        running[i].step(&mut logits, base, options, on_text)?;
+    }
+    Ok(())
+}
+
+/// A sequence being continued.
+struct Sequence<'a> {
+    index: usize,
+    cache: KvCache,
+    /// Tokens that the model has not seen yet.
+    pending: Vec<u32>,
+    /// Prompt and new tokens.
+    seen: Vec<u32>,
+    prompt_len: usize,
+    sampler: Sampler,
+    stream: Option<TextStream<'a>>,
+    text: String,
+    /// Bytes of `text` that have been handed out.
+    told: usize,
+    stop: Option<Stop>,
+}
+
+impl<'a> Sequence<'a> {
+    /// `cache` holds a beginning of `prompt`, which is not run again.
+    fn new(
+        base: &'a Base,
+        prompt: &[u32],
+        (index, cache): (usize, KvCache),
+        options: &GenerationOptions,
+    ) -> Result<Self, Error> {
+        if prompt.is_empty() {
+            let what =
+                format!("prompt {index} has no tokens, and the tokenizer adds none: give it some text");
+            return Err(Error::Source { what });
+        }
+        Ok(Self {
+            index,
+            pending: prompt[cache.len()..].to_vec(),
+            cache,
+            seen: prompt.to_vec(),
+            prompt_len: prompt.len(),
+            sampler: Sampler::new(&options.sampling, index as u64)?,
+            stream: Some(TextStream::new(&base.tokenizer, prompt)?),
+            text: String::new(),
+            told: 0,
+            stop: (options.max_tokens == 0).then_some(Stop::Length),
+        })
+    }
+
+    fn is_running(&self) -> bool {
+        self.stop.is_none()
+    }
+
+    /// Chooses the next token from its logits and hands out the text that is certain.
+    fn step(
+        &mut self,
+        logits: &mut [f32],
+        base: &Base,
+        options: &GenerationOptions,
+        on_text: &mut dyn FnMut(usize, &str),
+    ) -> Result<(), Error> {
+        let token = self.sampler.sample(logits, &self.seen)?;
+        if base.eos.contains(&token) {
+            self.stop = Some(Stop::Eos);
+        } else {
+            self.seen.push(token);
+            self.pending.push(token);
+            if let Some(stream) = &mut self.stream {
+                self.text.push_str(&stream.push(token)?);
+            }
+            if self.seen.len() - self.prompt_len >= options.max_tokens {
+                self.stop = Some(Stop::Length);
+            }
+        }
+        if self.stop.is_some()
+            && let Some(stream) = self.stream.take()
+        {
+            self.text.push_str(&stream.finish()?);
+        }
+        self.tell(&options.stop, on_text);
+        Ok(())
+    }
+
+    /// Cuts the text at a stop string, and hands out what cannot be the beginning of one.
+    fn tell(&mut self, stops: &[String], on_text: &mut dyn FnMut(usize, &str)) {
+        let found = stops.iter().filter_map(|stop| self.text.find(stop.as_str())).min();
+        if let Some(at) = found {
+            self.text.truncate(at);
+            self.stop = Some(Stop::String);
+        }
+        let held = if self.stop.is_some() { 0 } else { held_back(&self.text, stops) };
+        let certain = self.text.len() - held;
+        if certain > self.told {
+            on_text(self.index, &self.text[self.told..certain]);
+            self.told = certain;
+        }
+    }
+
+    /// The result, all tokens, and the cache of those that the model has seen.
+    fn finish(self) -> (Generation, Vec<u32>, KvCache) {
+        let tokens = self.seen[self.prompt_len..].to_vec();
+        (
+            Generation { tokens, text: self.text, stop: self.stop.unwrap_or(Stop::Length) },
+            self.seen,
+            self.cache,
+        )
+    }
+}
+
+/// Length of the longest end of `text` with which a stop string begins.
+fn held_back(text: &str, stops: &[String]) -> usize {
+    let longest = stops.iter().map(String::len).max().unwrap_or(0);
+    (1..=longest.min(text.len()))
+        .rev()
+        .filter(|&n| text.is_char_boundary(text.len() - n))
+        .find(|&n| stops.iter().any(|stop| stop.starts_with(&text[text.len() - n..])))
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::held_back;
+
+    #[test]
+    fn text_that_may_begin_a_stop_string_is_held_back() {
+        let stops = ["\n\n".to_owned(), "User:".to_owned()];
+        assert_eq!(held_back("hello", &stops), 0);
+        assert_eq!(held_back("hello\n", &stops), 1);
+        assert_eq!(held_back("so Us", &stops), 2);
+        assert_eq!(held_back("so é", &stops), 0);
+        assert_eq!(held_back("", &stops), 0);
+    }
+}

@@ -1,0 +1,40 @@
+//! The frozen base model: its files, tokenizer and chat template, its forward pass over ragged batches, and generation.
+//!
+//! A [`Base`] is an immutable value. What changes it is another value, an [`Adapter`], and the two meet only as arguments of
+//! a forward pass: no module is replaced and nothing is switched on or off, so one base serves any number of adapters from
+//! any number of threads. The bare base is the adapter `&()`.
+//!
+//! Shape letters, used in all of taper: B sequences, N tokens (rows of a ragged batch), D hidden size, H heads, K key and
+//! value heads, E head size, V vocabulary, R rank.
+
+mod arch;
+mod base;
+mod batch;
+mod cache;
+mod chat_template;
+mod checkpoint;
+mod decoder;
+mod error;
+mod generate;
+pub mod hub;
+mod linear;
+mod model_dir;
+mod rope;
+mod sampler;
+mod text_stream;
+mod tiny;
+mod tokenizer;
+
+pub use base::Base;
+pub use batch::Batch;
+pub use cache::KvCache;
+pub use chat_template::{ChatTemplate, Rendered};
+pub use checkpoint::{Checkpoint, TensorInfo};
+pub use decoder::{Decoder, DecoderConfig};
+pub use error::Error;
+pub use generate::{Generation, GenerationOptions, Session, Stop, generate};
+pub use linear::{Adapter, Embedding, Linear, Module, RmsNorm};
+pub use model_dir::{ModelDir, ModelSource};
+pub use sampler::Sampling;
+pub use text_stream::TextStream;
+pub use tokenizer::Tokenizer;

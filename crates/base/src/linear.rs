@@ -1,0 +1,147 @@
+//! The frozen parts of a base, and the one seam at which an adapter meets them.
+
+use candle_core::{Result, Tensor};
+use taper_kernels::{Labelled, Weight};
+
+/// What an adapter does to the frozen parts of a base. `()` does nothing.
+///
+/// `lora` implements it; no model file knows how. Every method has the frozen layer's own behaviour as its default.
+pub trait Adapter: Send + Sync {
+    /// `x` `(N, in)` to `(N, out)`, bias included. One call, so that the base product, the low-rank term and the bias can be
+    /// one fused operation.
+    fn linear(&self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
+        layer.frozen(x)
+    }
+
+    /// Token ids to rows `(N, D)`.
+    fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Result<Tensor> {
+        layer.frozen(ids)
+    }
+
+    /// A parameter trained whole (a norm's gain, a position table): its value, or none for the frozen one.
+    fn param(&self, path: &str) -> Option<&Tensor> {
+        let _ = path;
+        None
+    }
+
+    /// Summed cross-entropy of the head's output on the labelled rows of `hidden` `(N, D)`: `linear`, then the loss, without
+    /// the logits of a whole batch.
+    fn cross_entropy(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Result<Tensor> {
+        taper_kernels::linear_cross_entropy(hidden, &head.weight, head.bias.as_ref(), None, labelled)
+    }
+
+    /// The loss of each labelled row in nats, without gradients.
+    fn nll(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Result<Vec<f32>> {
+        taper_kernels::linear_nll(hidden, &head.weight, head.bias.as_ref(), None, labelled)
+    }
+}
+
+/// The bare base.
+impl Adapter for () {}
+
+/// A frozen `y = x Wᵀ + b`, named by its path in the checkpoint (`model.layers.0.self_attn.q_proj`).
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Module path.
+    pub path: String,
+    /// `W` `(out, in)`.
+    pub weight: Weight,
+    /// `b` `(out,)`.
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// The layer as `adapter` has it: `x` `(N, in)` to `(N, out)`.
+    pub fn forward(&self, x: &Tensor, adapter: &dyn Adapter) -> Result<Tensor> {
+        adapter.linear(self, x)
+    }
+
+    /// The layer by itself.
+    pub fn frozen(&self, x: &Tensor) -> Result<Tensor> {
+        taper_kernels::linear(x, &self.weight, self.bias.as_ref(), None)
+    }
+
+    /// Input size.
+    pub fn in_features(&self) -> usize {
+        self.weight.cols()
+    }
+
+    /// Output size.
+    pub fn out_features(&self) -> usize {
+        self.weight.rows()
+    }
+}
+
+/// A frozen table of token vectors `(V, D)`.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// Module path.
+    pub path: String,
+    /// `(V, D)`.
+    pub weight: Weight,
+}
+
+impl Embedding {
+    /// The table as `adapter` has it: ids to rows `(N, D)`.
+    pub fn forward(&self, ids: &[u32], adapter: &dyn Adapter) -> Result<Tensor> {
+        adapter.embedding(self, ids)
+    }
+
+    /// The table by itself. An id outside it is an error.
+    pub fn frozen(&self, ids: &[u32]) -> Result<Tensor> {
+        let dim = self.weight.cols();
+        let mut rows = vec![0f32; ids.len() * dim];
+        for (&id, row) in ids.iter().zip(rows.chunks_exact_mut(dim)) {
+            if id as usize >= self.weight.rows() {
+                candle_core::bail!(
+                    "token id {id} is outside the vocabulary of {} tokens",
+                    self.weight.rows()
+                );
+            }
+            self.weight.read_row(id as usize, row);
+        }
+        Tensor::from_vec(rows, (ids.len(), dim), &candle_core::Device::Cpu)
+    }
+}
+
+/// A frozen RMS norm.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    /// Module path.
+    pub path: String,
+    /// Path of its gain, `path` + `.weight`.
+    pub gain_path: String,
+    /// `(D,)`.
+    pub gain: Tensor,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+impl RmsNorm {
+    /// The norm as `adapter` has it, over every run of `gain`'s length in the rows of `x`.
+    pub fn forward(&self, x: &Tensor, adapter: &dyn Adapter) -> Result<Tensor> {
+        taper_kernels::rms_norm(x, adapter.param(&self.gain_path).unwrap_or(&self.gain), self.eps)
+    }
+}
+
+/// A module of a base that an adapter may name.
+#[derive(Clone, Copy, Debug)]
+pub enum Module<'a> {
+    /// A linear layer.
+    Linear(&'a Linear),
+    /// A table of token vectors.
+    Embedding(&'a Embedding),
+    /// A norm.
+    Norm(&'a RmsNorm),
+}
+
+impl<'a> Module<'a> {
+    /// Path in the checkpoint.
+    pub fn path(self) -> &'a str {
+        match self {
+            Self::Linear(layer) => &layer.path,
+            Self::Embedding(layer) => &layer.path,
+            Self::Norm(layer) => &layer.path,
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! `taper data`: checks a data set, and shows how rows become tokens and which of them are learned.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::num::NonZeroUsize;
+
+use clap::{Args, Subcommand};
+use taper_base::{ModelDir, ModelSource, Tokenizer};
+use taper_train::{DataFiles, DataOptions, DataReport, ShownRow, Split, SplitReport};
+
+use crate::output::{count, print, table};
+
+/// Check a data set, or look at its rows as a model sees them.
+#[derive(Args)]
+pub(crate) struct DataArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Read every row and count: formats, lengths, what is learned, what is dropped, what stands twice
+    Check {
+        #[command(flatten)]
+        rows: RowArgs,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print rows as tokens, with what is learned marked
+    Show {
+        #[command(flatten)]
+        rows: RowArgs,
+        /// First row to show, from 1
+        #[arg(long, default_value = "1")]
+        row: NonZeroUsize,
+        /// Number of rows to show
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        count: usize,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which rows, and how they are read.
+#[derive(Args)]
+pub(crate) struct RowArgs {
+    /// Rows: a file, a folder with train/valid/test, or a hub id
+    #[arg(long)]
+    pub(crate) data: String,
+    /// The model whose tokenizer and chat template are used: `tiny`, a folder, or a hub id
+    #[arg(long, default_value = "tiny")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
+}
+
+/// How rows are read.
+#[derive(Args)]
+pub(crate) struct ReadingArgs {
+    /// Row format [default: detected from the rows]
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+    /// A column under another name, as format's=file's: prompt=question; may be repeated
+    #[arg(long, value_name = "KEY=COLUMN", value_parser = column)]
+    pub(crate) column: Vec<(String, String)>,
+    /// Tokens at which a row is cut
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) max_length: Option<usize>,
+}
+
+impl ReadingArgs {
+    pub(crate) fn options(&self) -> DataOptions {
+        DataOptions {
+            format: self.format.clone(),
+            columns: self.column.iter().cloned().collect::<BTreeMap<_, _>>(),
+            max_length: self.max_length,
+            threads: taper_kernels::pool::threads(),
+        }
+    }
+}
+
+fn column(text: &str) -> Result<(String, String), String> {
+    let (key, name) = text.split_once('=').ok_or("expected KEY=COLUMN")?;
+    Ok((key.to_owned(), name.to_owned()))
+}
+
+pub(crate) fn run(args: &DataArgs) -> anyhow::Result<()> {
+    match &args.action {
+        Action::Check { rows, json } => {
+            let (files, tokenizer) = open(rows)?;
+            let report = DataReport::of(&files, &tokenizer, &rows.reading.options())?;
+            if *json { Ok(print(serde_json::to_string(&report)?)?) } else { Ok(print(describe(&report))?) }
+        }
+        Action::Show { rows, row, count, json } => {
+            let (files, tokenizer) = open(rows)?;
+            let first = row.get() - 1;
+            let files = files.first(&Split::ALL)?;
+            let shown = taper_train::show(files, &tokenizer, &rows.reading.options(), first..first + count)?;
+            if *json {
+                return Ok(print(serde_json::to_string(&serde_json::json!({ "rows": shown }))?)?);
+            }
+            let colour = std::io::stdout().is_terminal();
+            Ok(print(shown.iter().map(|row| show_row(row, colour)).collect::<Vec<_>>().join("\n\n"))?)
+        }
+    }
+}
+
+fn open(args: &RowArgs) -> anyhow::Result<(DataFiles, Tokenizer)> {
+    let dir = ModelDir::resolve(&ModelSource::parse(&args.model)?)?;
+    Ok((DataFiles::named(&args.data)?, Tokenizer::open(&dir)?))
+}
+
+fn describe(report: &DataReport) -> String {
+    let mut text = format!("{}\n\n", report.path.display());
+    let head = ["split", "format", "rows", "tokens", "learned", "longest", "cut", "dropped", "twice"];
+    let mut rows = vec![head.map(ToOwned::to_owned).to_vec()];
+    rows.extend(report.splits.iter().map(split_row));
+    text.push_str(&table(&rows));
+    let lengths = ["tokens a row", "least", "mean", "median", "90 %", "95 %", "99 %", "most"];
+    let mut rows = vec![lengths.map(ToOwned::to_owned).to_vec()];
+    rows.extend(report.splits.iter().map(length_row));
+    text.push_str("\n\n");
+    text.push_str(&table(&rows));
+    for split in report.splits.iter().filter(|split| split.duplicates.rows > 0) {
+        let (first, again) = split.duplicates.lines.first().copied().unwrap_or_default();
+        text.push_str(&format!(
+            "\n\n{}: {} rows stand there before, as line {again} repeats line {first}",
+            split.split.name(),
+            count(split.duplicates.rows)
+        ));
+    }
+    for overlap in &report.overlaps {
+        let (first, second) = overlap.lines.first().copied().unwrap_or_default();
+        text.push_str(&format!(
+            "\n\n{} rows of {} are in {} too, as line {second} repeats line {first}: a test on them measures memory",
+            count(overlap.rows),
+            overlap.second.name(),
+            overlap.first.name()
+        ));
+    }
+    text
+}
+
+fn split_row(split: &SplitReport) -> Vec<String> {
+    let stats = &split.stats;
+    vec![
+        split.split.name().to_owned(),
+        split.format.to_owned(),
+        count(stats.rows),
+        count(stats.tokens),
+        format!("{:.0} %", 100.0 * split.learned),
+        count(stats.longest),
+        count(stats.truncated),
+        count(stats.dropped_cut + stats.dropped_empty),
+        count(split.duplicates.rows),
+    ]
+}
+
+fn length_row(split: &SplitReport) -> Vec<String> {
+    let lengths = &split.lengths;
+    let mut row = vec![split.split.name().to_owned(), count(lengths.min), format!("{:.1}", lengths.mean)];
+    row.extend([lengths.p50, lengths.p90, lengths.p95, lengths.p99, lengths.max].map(count));
+    row
+}
+
+/// A row with its tokens between bars; what is learned is green on a terminal, in «» elsewhere.
+fn show_row(row: &ShownRow, colour: bool) -> String {
+    let (on, off) = if colour { ("\u{1b}[32m", "\u{1b}[0m") } else { ("«", "»") };
+    let mut text = format!(
+        "{}, line {} ({}): {} tokens, {} learned{}\n",
+        row.path.display(),
+        row.line,
+        row.format,
+        row.tokens.len(),
+        row.labels,
+        if row.cut > 0 { format!(", {} cut off", row.cut) } else { String::new() }
+    );
+    let mut learning = false;
+    for token in &row.tokens {
+        if token.learned != learning {
+            text.push_str(if token.learned { on } else { off });
+            learning = token.learned;
+        } else if !text.ends_with('\n') {
+            text.push('|');
+        }
+        text.push_str(&token.text.replace('\n', "⏎"));
+    }
+    if learning {
+        text.push_str(off);
+    }
+    text
+}

@@ -1,0 +1,159 @@
+//! `taper generate`: text from prompts, with one adapter, several, or none.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::json;
+use taper_base::{Adapter, Base, Generation, GenerationOptions, Stop};
+
+use crate::args::{AdapterArgs, ModelArgs, SamplingArgs};
+use crate::output::{print, print_piece, say};
+use crate::sources::{self, Loaded};
+
+/// Continue prompts.
+#[derive(Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    adapters: AdapterArgs,
+    /// The prompt; may be repeated [default: standard input, whole]
+    #[arg(long)]
+    prompt: Vec<String>,
+    /// A file that holds the prompt
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// Put the prompt into the model's chat template, as the user's message
+    #[arg(long)]
+    chat: bool,
+    /// The system message, with --chat
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// Answer with the base and with every adapter, side by side
+    #[arg(long)]
+    compare: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// One adapter (or the base) and what it made of every prompt.
+struct Answers<'a> {
+    name: &'a str,
+    generations: Vec<Generation>,
+}
+
+pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    let base = sources::open_base(&args.model)?;
+    let adapters = sources::load_adapters(&base, &args.adapters)?;
+    let texts = prompts(args)?;
+    let ids = texts.iter().map(|text| prompt_ids(&base, args, text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let options = args.sampling.options();
+    let chosen = choose(&adapters, args.compare)?;
+    let stream = !args.json && chosen.len() == 1 && ids.len() == 1;
+    let mut answers = Vec::with_capacity(chosen.len());
+    for (name, adapter) in chosen {
+        answers.push(Answers { name, generations: answer(&base, adapter, &ids, &options, stream)? });
+    }
+    if args.json {
+        return Ok(print(as_json(&texts, &answers))?);
+    }
+    if stream { Ok(print("")?) } else { print_answers(&texts, &answers) }
+}
+
+/// Which adapters answer: all and the base to compare, else the one that was given, or the base.
+fn choose(adapters: &[Loaded], compare: bool) -> anyhow::Result<Vec<(&str, &dyn Adapter)>> {
+    let base: (&str, &dyn Adapter) = ("base", &());
+    let named = adapters.iter().map(|loaded| (loaded.name.as_str(), &loaded.adapter as &dyn Adapter));
+    match adapters {
+        _ if compare => Ok(std::iter::once(base).chain(named).collect()),
+        [] => Ok(vec![base]),
+        [_] => Ok(named.collect()),
+        _ => bail!("{} adapters: add --compare to see each one's answer", adapters.len()),
+    }
+}
+
+fn answer(
+    base: &Base,
+    adapter: &dyn Adapter,
+    prompts: &[Vec<u32>],
+    options: &GenerationOptions,
+    stream: bool,
+) -> anyhow::Result<Vec<Generation>> {
+    let started = std::time::Instant::now();
+    let mut broken = None;
+    let mut on_text = |_: usize, piece: &str| {
+        if stream && let Err(error) = print_piece(piece) {
+            broken.get_or_insert(error);
+        }
+    };
+    let generations = taper_base::generate(base, adapter, prompts, options, &mut on_text)?;
+    if let Some(error) = broken {
+        return Err(error.into());
+    }
+    if crate::output::on_terminal() {
+        let tokens: usize = generations.iter().map(|g| g.tokens.len()).sum();
+        let seconds = started.elapsed().as_secs_f64();
+        say(format_args!("\n{tokens} tokens in {seconds:.1} s, {:.1} tokens/s", tokens as f64 / seconds.max(1e-9)));
+    }
+    Ok(generations)
+}
+
+fn print_answers(texts: &[String], answers: &[Answers<'_>]) -> anyhow::Result<()> {
+    let width = answers.iter().map(|answer| answer.name.chars().count()).max().unwrap_or(0);
+    for (i, text) in texts.iter().enumerate() {
+        if texts.len() > 1 {
+            print(format_args!("> {}", text.replace('\n', "\n> ")))?;
+        }
+        for answer in answers {
+            let reply = answer.generations[i].text.trim_end();
+            if answers.len() > 1 { print(format_args!("{:>width$} | {}", answer.name, reply.trim_start()))? } else { print(reply)? }
+        }
+    }
+    Ok(())
+}
+
+fn as_json(texts: &[String], answers: &[Answers<'_>]) -> serde_json::Value {
+    let answer = |i: usize, answers: &Answers<'_>| {
+        let Generation { tokens, text, stop } = &answers.generations[i];
+        let stop = match stop {
+            Stop::Eos => "eos",
+            Stop::String => "stop",
+            Stop::Length => "length",
+        };
+        json!({ "adapter": answers.name, "text": text, "tokens": tokens.len(), "stop": stop })
+    };
+    let prompt = |(i, text): (usize, &String)| {
+        json!({ "prompt": text, "answers": answers.iter().map(|a| answer(i, a)).collect::<Vec<_>>() })
+    };
+    json!({ "prompts": texts.iter().enumerate().map(prompt).collect::<Vec<_>>() })
+}
+
+fn prompts(args: &GenerateArgs) -> anyhow::Result<Vec<String>> {
+    if !args.prompt.is_empty() {
+        return Ok(args.prompt.clone());
+    }
+    if let Some(path) = &args.prompt_file {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        return Ok(vec![text]);
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("standard input")?;
+    if text.is_empty() {
+        bail!("no prompt: give --prompt TEXT, --prompt-file FILE, or text on standard input");
+    }
+    Ok(vec![text])
+}
+
+fn prompt_ids(base: &Base, args: &GenerateArgs, text: &str) -> anyhow::Result<Vec<u32>> {
+    if !args.chat {
+        return Ok(base.tokenizer.encode(text)?);
+    }
+    let mut messages: Vec<_> = args.system.iter().map(|text| json!({ "role": "system", "content": text })).collect();
+    messages.push(json!({ "role": "user", "content": text }));
+    sources::chat_ids(base, &messages.into())
+}

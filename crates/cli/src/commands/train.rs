@@ -1,0 +1,231 @@
+//! `taper train`: trains an adapter and shows what it learnt.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use taper_base::{Base, GenerationOptions, ModelSource};
+use taper_kernels::pool;
+use taper_lora::LoraAdapter;
+use taper_train::{DataFiles, DoneReport, Ending, Event, Recipe, Split, SplitResult, Start, StepReport, Summary};
+
+use super::train_args::TrainArgs;
+use crate::output::{bytes, count, on_terminal, print, say, table};
+
+/// Rows whose answers are shown at the end, and the longest answer.
+const SAMPLES: usize = 4;
+const SAMPLE_TOKENS: usize = 64;
+
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    let recipe = Recipe::load(args.recipe.as_deref(), args.overrides()?)?;
+    if let Some(threads) = recipe.threads {
+        pool::set_threads(threads);
+    }
+    let base = Base::open(&ModelSource::parse(&recipe.model)?, recipe.dtype.into())?;
+    let start = match (args.resume, args.force) {
+        (true, _) => Start::Resume,
+        (_, true) => Start::Force,
+        _ => Start::New,
+    };
+    let interrupt = interrupt()?;
+    let mut screen = Screen::new(args.quiet, recipe.log_every);
+    let done = taper_train::train(&base, &recipe, start, &mut |event| screen.show(event), &interrupt)?;
+    screen.finish();
+    if args.quiet {
+        return Ok(());
+    }
+    if done.ending == Ending::Interrupted {
+        say(format_args!("stopped after step {}; the same command with --resume goes on from there", done.step));
+        return Ok(());
+    }
+    conclude(&base, &recipe, &done)
+}
+
+/// A flag that the first Ctrl-C sets; the second ends the process.
+fn interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = flag.clone();
+    let handler = move || {
+        if raised.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        say("stopping after this step; once more to stop at once");
+    };
+    ctrlc::set_handler(handler).context("Ctrl-C")?;
+    Ok(flag)
+}
+
+/// Shows a run on the terminal: the plan, a line every so many steps, and a bar.
+struct Screen {
+    quiet: bool,
+    every: usize,
+    bar: Option<ProgressBar>,
+}
+
+impl Screen {
+    fn new(quiet: bool, every: usize) -> Self {
+        Self { quiet, every: every.max(1), bar: None }
+    }
+
+    fn show(&mut self, event: &Event) {
+        if self.quiet {
+            return;
+        }
+        match event {
+            Event::Plan(summary) => {
+                say(plan(summary));
+                self.bar = on_terminal().then(|| bar(summary.steps, summary.resumed_at.unwrap_or(0)));
+            }
+            Event::Step(step) => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(step.step as u64);
+                }
+                if step.step == 1 || step.step % self.every == 0 {
+                    self.line(&step_line(step));
+                }
+            }
+            Event::Eval(eval) => {
+                let mark = if eval.best { ", the lowest so far" } else { "" };
+                let result = &eval.result;
+                self.line(&format!(
+                    "step {:>5}  valid loss {:.4}  perplexity {:.3}  ({:.1} s){mark}",
+                    eval.step, result.loss, result.perplexity, result.seconds
+                ));
+            }
+            Event::Saved(_) | Event::Done(_) => {}
+        }
+    }
+
+    /// A line above the bar.
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar(steps: usize, done: usize) -> ProgressBar {
+    let bar = ProgressBar::new(steps as u64).with_position(done as u64);
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} steps, {eta} left");
+    style.map_or(bar.clone(), |style| bar.with_style(style))
+}
+
+fn step_line(step: &StepReport) -> String {
+    let memory = step.peak_rss_bytes.map_or_else(String::new, |peak| format!("  peak {}", bytes(peak)));
+    format!(
+        "step {:>5}  loss {:.4}  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s{memory}",
+        step.step, step.loss, step.lr, step.grad_norm, step.tokens_per_s
+    )
+}
+
+/// What will happen, before the first step.
+fn plan(summary: &Summary) -> String {
+    let train = &summary.train;
+    let dropped = train.rows - train.kept();
+    let mut lines = vec![
+        format!("model      {} ({}), {} parameters", summary.model, summary.model_type, count(summary.base_parameters as usize)),
+        format!(
+            "trainable  {} parameters ({:.2} %) in {} modules",
+            count(summary.trainable_parameters as usize),
+            100.0 * summary.trainable_share(),
+            summary.adapted_modules
+        ),
+        format!(
+            "data       {} rows read as {}; {} cut at {} tokens, {} dropped for want of something to learn",
+            count(train.rows),
+            summary.format,
+            count(train.truncated),
+            count(summary.max_length),
+            count(dropped)
+        ),
+        format!("           {} tokens an epoch, {:.0} % learned", count(train.tokens), 100.0 * summary.learned_share()),
+        format!(
+            "steps      {} of {} rows, {} an epoch; at most {} tokens at a time, on {} threads",
+            count(summary.steps),
+            summary.step_rows,
+            count(summary.steps_per_epoch),
+            count(summary.micro_batch_tokens),
+            summary.threads
+        ),
+        format!(
+            "memory     about {} beside the {} of the base's files{}",
+            bytes(summary.memory_bytes),
+            bytes(summary.base_bytes),
+            summary.available_bytes.map_or_else(String::new, |free| format!("; {} are free", bytes(free)))
+        ),
+    ];
+    if let Some(step) = summary.resumed_at {
+        lines.push(format!("resuming   after step {step}"));
+    }
+    lines.extend(summary.warnings.iter().map(|warning| format!("warning    {warning}")));
+    lines.join("\n")
+}
+
+/// What the adapter is worth, a few of its answers, and what to do with it.
+fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<()> {
+    let out = recipe.out.display();
+    let memory = done.peak_rss_bytes.map_or_else(String::new, |peak| format!(", peak {}", bytes(peak)));
+    say(format_args!("\n{} steps in {:.1} s{memory}; the adapter is in {out}\n", done.step, done.seconds));
+    if !done.results.is_empty() {
+        print(results(&done.results))?;
+    }
+    show_samples(base, recipe)?;
+    let (model, data) = (&recipe.model, &recipe.data);
+    say(format_args!(
+        "\nnext:\n  taper eval --model {model} --adapter {out} --data {data}\n  taper generate --model {model} --adapter \
+         {out} --compare --prompt \"...\"\n  taper merge --model {model} --adapter {out} --out {out}-merged"
+    ));
+    Ok(())
+}
+
+fn results(results: &[SplitResult]) -> String {
+    let mut rows = vec![["", "labels", "base loss", "adapter loss", "base perplexity", "adapter perplexity"].map(ToOwned::to_owned).to_vec()];
+    rows.extend(results.iter().map(|result| {
+        vec![
+            result.split.to_owned(),
+            count(result.base.tokens),
+            format!("{:.4}", result.base.loss),
+            format!("{:.4}", result.adapted.loss),
+            format!("{:.3}", result.base.perplexity),
+            format!("{:.3}", result.adapted.perplexity),
+        ]
+    }));
+    table(&rows)
+}
+
+/// Answers of base and adapter to the first rows that have a prompt and an answer, from the test split if there is one.
+fn show_samples(base: &Base, recipe: &Recipe) -> anyhow::Result<()> {
+    let files = DataFiles::named(&recipe.data)?;
+    let options = taper_train::data_options(base, recipe);
+    let files = files.first(&[Split::Test, Split::Valid, Split::Train])?;
+    let samples = taper_train::samples(files, &base.tokenizer, &options, SAMPLES)?;
+    if samples.is_empty() {
+        return Ok(());
+    }
+    let adapter = LoraAdapter::load(Path::new(&recipe.out), base)?;
+    let prompts: Vec<Vec<u32>> = samples.iter().map(|sample| sample.prompt.clone()).collect();
+    let options = GenerationOptions { max_tokens: SAMPLE_TOKENS, ..GenerationOptions::default() };
+    let before = taper_base::generate(base, &(), &prompts, &options, &mut |_, _| ())?;
+    let after = taper_base::generate(base, &adapter, &prompts, &options, &mut |_, _| ())?;
+    for ((sample, before), after) in samples.iter().zip(&before).zip(&after) {
+        let prompt = base.tokenizer.decode(&sample.prompt)?;
+        print(format_args!("\n{}", prompt.trim()))?;
+        print(format_args!("  expected  {}", one_line(&sample.answer)))?;
+        print(format_args!("  base      {}", one_line(&before.text)))?;
+        print(format_args!("  adapter   {}", one_line(&after.text)))?;
+    }
+    Ok(())
+}
+
+fn one_line(text: &str) -> String {
+    text.trim().replace('\n', " / ")
+}

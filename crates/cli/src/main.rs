@@ -1,0 +1,43 @@
+//! `taper`: trains, evaluates, swaps and merges LoRA adapters on a frozen base model.
+//!
+//! The binary parses, dispatches and prints; everything else is a library call. One file a command under `commands`.
+
+mod args;
+mod commands;
+mod output;
+mod sources;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+/// Every tensor is an allocation of its own: glibc returns large ones to the system each time, and the page faults of taking
+/// them again cost up to half of a memory-bound operation (`bench/README.md`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::say(format_args!("taper: {}", output::chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Train(args) => commands::train::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Chat(args) => commands::chat::run(&args),
+        Command::Merge(args) => commands::merge::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Data(args) => commands::data::run(&args),
+    }
+}

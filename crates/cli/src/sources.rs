@@ -1,0 +1,90 @@
+//! What was typed to what it names: bases, adapters, prompts.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use taper_base::{Base, ModelDir, ModelSource};
+use taper_kernels::Compute;
+use taper_lora::LoraAdapter;
+
+use crate::args::{AdapterArgs, ModelArgs};
+use crate::output::say;
+
+/// An adapter and the name it goes by.
+pub(crate) struct Loaded {
+    /// What `/adapter` and tables call it.
+    pub(crate) name: String,
+    /// Its folder.
+    pub(crate) dir: PathBuf,
+    /// The adapter.
+    pub(crate) adapter: LoraAdapter,
+}
+
+/// Opens the base that the arguments name, with the compute threads they ask for.
+pub(crate) fn open_base(args: &ModelArgs) -> anyhow::Result<Base> {
+    if let Some(threads) = args.threads {
+        taper_kernels::pool::set_threads(threads.get());
+    }
+    let source = ModelSource::parse(&args.model)?;
+    Ok(Base::open(&source, Compute::F32)?)
+}
+
+/// Loads every `--adapter` onto `base`, telling what is odd about them.
+pub(crate) fn load_adapters(base: &Base, args: &AdapterArgs) -> anyhow::Result<Vec<Loaded>> {
+    let mut loaded: Vec<Loaded> = Vec::with_capacity(args.adapter.len());
+    for text in &args.adapter {
+        let next = load_adapter(base, text)?;
+        if loaded.iter().any(|other| other.name == next.name) || next.name == "base" {
+            bail!("the name `{}` is taken: give the adapter another with --adapter NAME={}", next.name, next.dir.display());
+        }
+        loaded.push(next);
+    }
+    Ok(loaded)
+}
+
+/// Loads one adapter, `PATH` or `NAME=PATH`.
+pub(crate) fn load_adapter(base: &Base, text: &str) -> anyhow::Result<Loaded> {
+    let (name, place) = split_name(text);
+    let dir = ModelDir::resolve_adapter(&ModelSource::parse(place)?)?;
+    let adapter = LoraAdapter::load(&dir, base)?;
+    for warning in adapter.warnings() {
+        say(format_args!("warning: {}: {warning}", dir.display()));
+    }
+    let name = name.map_or_else(|| last_part(place), ToOwned::to_owned);
+    Ok(Loaded { name, dir, adapter })
+}
+
+/// `NAME=PATH` as its two parts; a path may contain `=` where what is before it cannot be a name.
+pub(crate) fn split_name(text: &str) -> (Option<&str>, &str) {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !name.contains(['/', '\\', '.']) => (Some(name), path),
+        _ => (None, text),
+    }
+}
+
+fn last_part(place: &str) -> String {
+    let path = Path::new(place.trim_end_matches('/'));
+    path.file_name().map_or_else(|| place.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Ids of a conversation that the model is to answer.
+pub(crate) fn chat_ids(base: &Base, messages: &Value) -> anyhow::Result<Vec<u32>> {
+    let template = base.tokenizer.chat().with_context(|| {
+        format!("{} has no chat template: use `taper generate` with a plain prompt", base.dir.name)
+    })?;
+    let rendered = template.render(messages, None, true)?;
+    Ok(base.tokenizer.encode_bare(&rendered.text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_name;
+
+    #[test]
+    fn a_name_may_stand_before_an_adapters_path() {
+        assert_eq!(split_name("sql=adapters/sql"), (Some("sql"), "adapters/sql"));
+        assert_eq!(split_name("adapters/sql"), (None, "adapters/sql"));
+        assert_eq!(split_name("./lr=1e-4/out"), (None, "./lr=1e-4/out"));
+    }
+}

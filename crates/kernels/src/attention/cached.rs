@@ -1,0 +1,117 @@
+//! Attention against caches, without gradients.
+
+use std::ops::Range;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::forward::Softmax;
+use super::{AttentionShape, Block, KeyValues};
+use crate::operand::Held;
+use crate::parts;
+
+const OP: &str = "attention_cached";
+
+/// One segment that continues a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedSegment<'a> {
+    /// First query row of the segment in the batch.
+    pub start: usize,
+    /// Query rows of the segment.
+    pub len: usize,
+    /// Keys `(T, K·E)` with this segment's own already appended: query `i` is position `T - len + i`.
+    pub keys: &'a [f32],
+    /// Values `(T, K·E)`.
+    pub values: &'a [f32],
+}
+
+/// Attention against caches, without gradients: prefill, chunked prefill and decoding.
+///
+/// The segments come in the order of their rows. Rows of `q` `(N, H·E)` that belong to none become 0.
+pub fn attention_cached(q: &Tensor, segments: &[CachedSegment<'_>], shape: AttentionShape) -> Result<Tensor> {
+    shape.check()?;
+    let rows = q.dims2()?.0;
+    if q.dims() != [rows, shape.query_width()] {
+        candle_core::bail!("{OP}: q {:?} against {shape:?}", q.shape());
+    }
+    let mut next = 0;
+    for segment in segments {
+        check(segment, &shape)?;
+        if segment.start < next || segment.start + segment.len > rows {
+            candle_core::bail!(
+                "{OP}: a segment of rows {}..{} of {rows}, after one that ends at {next}",
+                segment.start,
+                segment.start + segment.len
+            );
+        }
+        next = segment.start + segment.len;
+    }
+    let held = Held::new(OP, q)?;
+    let mut out = vec![0.0; rows * shape.query_width()];
+    parts::for_each(&mut tasks(segments, &mut out, &shape), |task| task.run(held.values(), &shape));
+    Tensor::from_vec(out, q.shape(), &Device::Cpu)
+}
+
+fn check(segment: &CachedSegment<'_>, shape: &AttentionShape) -> Result<()> {
+    let width = shape.key_width();
+    let (keys, values) = (segment.keys.len(), segment.values.len());
+    if keys != values || !keys.is_multiple_of(width) || keys / width < segment.len {
+        candle_core::bail!(
+            "{OP}: a segment of {} rows at row {} against {keys} values of keys and {values} of values, {width} to a row",
+            segment.len,
+            segment.start
+        );
+    }
+    Ok(())
+}
+
+/// Some rows, and of a single row some heads: either way one run of the result.
+struct Task<'a> {
+    segment: CachedSegment<'a>,
+    /// Rows, counted from the segment's first.
+    rows: Range<usize>,
+    kv_heads: Range<usize>,
+    out: &'a mut [f32],
+}
+
+fn tasks<'a>(segments: &[CachedSegment<'a>], out: &'a mut [f32], shape: &AttentionShape) -> Vec<Task<'a>> {
+    let width = shape.query_width();
+    let mut rest = out;
+    let mut next = 0;
+    let mut tasks = Vec::new();
+    for &segment in segments {
+        rest = rest.split_at_mut((segment.start - next) * width).1;
+        next = segment.start + segment.len;
+        for first in (0..segment.len).step_by(shape.block_rows()) {
+            let rows = first..segment.len.min(first + shape.block_rows());
+            let step = if rows.len() == 1 { 1 } else { shape.kv_heads };
+            for head in (0..shape.kv_heads).step_by(step) {
+                let part;
+                (part, rest) = rest.split_at_mut(rows.len() * step * shape.group() * shape.head_dim);
+                tasks.push(Task { segment, rows: rows.clone(), kv_heads: head..head + step, out: part });
+            }
+        }
+    }
+    tasks
+}
+
+impl Task<'_> {
+    fn run(&mut self, q: &[f32], shape: &AttentionShape) {
+        let past = self.segment.keys.len() / shape.key_width() - self.segment.len;
+        let block = Block { first: past + self.rows.start, rows: self.rows.len() };
+        let start = (self.segment.start + self.rows.start) * shape.query_width();
+        let q = &q[start..][..self.rows.len() * shape.query_width()];
+        let mut softmax = Softmax::new(*shape, self.rows.len());
+        for head in self.kv_heads.clone() {
+            let kv = KeyValues {
+                keys: shape.head(self.segment.keys, head),
+                values: shape.head(self.segment.values, head),
+            };
+            softmax.run(block, shape.group_of(q, head), kv);
+            if self.kv_heads.len() == shape.kv_heads {
+                softmax.write(self.out, head);
+            } else {
+                softmax.write_row(0, self.out);
+            }
+        }
+    }
+}

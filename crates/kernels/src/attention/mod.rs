@@ -1,0 +1,268 @@
+//! Causal grouped-query attention over the segments of a ragged batch, with memory linear in length.
+//!
+//! Work is cut into blocks of query rows. The G = H/K query heads that share a key and value head lie side by side in a
+//! row, so that a block of rows is a matrix of `rows · G` stacked queries against one head's keys.
+
+mod backward;
+mod cached;
+mod forward;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+
+pub use cached::{CachedSegment, attention_cached};
+
+use crate::operand::{Held, gradient, output, values};
+
+const OP: &str = "attention";
+
+/// Stacked query rows of a block, about.
+const STACKED: usize = 192;
+
+/// Keys that a block of queries meets at once.
+const KEYS: usize = 256;
+
+/// The facts of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Query heads H.
+    pub heads: usize,
+    /// Key and value heads K; H is a multiple of K.
+    pub kv_heads: usize,
+    /// Size E of a head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1/√E`.
+    pub scale: f32,
+    /// Each query sees itself and the `window - 1` keys before it; all before it when none.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    fn check(&self) -> Result<()> {
+        if self.head_dim == 0
+            || self.kv_heads == 0
+            || !self.heads.is_multiple_of(self.kv_heads)
+            || self.heads == 0
+        {
+            candle_core::bail!(
+                "{OP}: {} heads of {} values over {} key and value heads",
+                self.heads,
+                self.head_dim,
+                self.kv_heads
+            );
+        }
+        if self.window == Some(0) {
+            candle_core::bail!("{OP}: a window of 0 keys");
+        }
+        Ok(())
+    }
+
+    /// Query heads to a key and value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// `H·E`.
+    fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// `K·E`.
+    fn key_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Query rows of a block: enough to multiply well, not so many that much of the scores lies above the diagonal.
+    fn block_rows(&self) -> usize {
+        (STACKED / self.group()).clamp(16, 64).next_multiple_of(16)
+    }
+
+    /// The keys that the query at `position` sees.
+    fn visible(&self, position: usize) -> Range<usize> {
+        let end = position + 1;
+        end.saturating_sub(self.window.unwrap_or(end))..end
+    }
+
+    /// The head's part of rows of keys or values `(T, K·E)`.
+    fn head<'a>(&self, rows: &'a [f32], kv_head: usize) -> Rows<'a> {
+        let data = rows.get(kv_head * self.head_dim..).unwrap_or_default();
+        Rows { data, stride: self.key_width(), width: self.head_dim }
+    }
+
+    /// The group's part of query rows `(T, H·E)`.
+    fn group_of<'a>(&self, rows: &'a [f32], kv_head: usize) -> Rows<'a> {
+        let width = self.group() * self.head_dim;
+        let data = rows.get(kv_head * width..).unwrap_or_default();
+        Rows { data, stride: self.query_width(), width }
+    }
+}
+
+/// Rows of `width` values that begin `stride` values apart.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    data: &'a [f32],
+    stride: usize,
+    width: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn side_by_side(data: &'a [f32], width: usize) -> Self {
+        Self { data, stride: width, width }
+    }
+
+    fn row(self, i: usize) -> &'a [f32] {
+        &self.data[i * self.stride..][..self.width]
+    }
+
+    /// The rows of `range` side by side: where they lie, if they do, or else copied to `buffer`.
+    fn slice<'b>(self, range: Range<usize>, buffer: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        if self.stride == self.width {
+            return &self.data[range.start * self.width..range.end * self.width];
+        }
+        self.gather(range, buffer);
+        buffer
+    }
+
+    /// Puts the rows of `range` side by side into `to`.
+    fn gather(self, range: Range<usize>, to: &mut Vec<f32>) {
+        to.clear();
+        to.reserve(range.len() * self.width);
+        for i in range {
+            to.extend_from_slice(self.row(i));
+        }
+    }
+}
+
+/// Keys and values of one head.
+#[derive(Clone, Copy)]
+struct KeyValues<'a> {
+    keys: Rows<'a>,
+    values: Rows<'a>,
+}
+
+/// Consecutive query rows of a segment.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    /// The position of the first among the segment's keys.
+    first: usize,
+    rows: usize,
+}
+
+impl Block {
+    /// The keys that any of the rows sees, in runs.
+    fn key_runs(self, shape: AttentionShape) -> impl Iterator<Item = Range<usize>> {
+        let end = self.first + self.rows;
+        (shape.visible(self.first).start..end).step_by(KEYS).map(move |start| start..end.min(start + KEYS))
+    }
+
+    /// The keys of `run` that row `row` sees, counted from the run's start.
+    fn visible(self, shape: &AttentionShape, row: usize, run: &Range<usize>) -> Range<usize> {
+        let visible = shape.visible(self.first + row);
+        let start = visible.start.clamp(run.start, run.end);
+        start - run.start..visible.end.clamp(start, run.end) - run.start
+    }
+
+    /// The rows that see the key at `position`, counted from the block's first.
+    fn seeing(self, shape: &AttentionShape, position: usize) -> Range<usize> {
+        let end = shape.window.map_or(usize::MAX, |window| position.saturating_add(window));
+        let within = |position: usize| position.saturating_sub(self.first).min(self.rows);
+        within(position)..within(end)
+    }
+}
+
+/// Attention inside each segment, for training and scoring: `q` `(N, H·E)`, `k` and `v` `(N, K·E)`, to `(N, H·E)`.
+///
+/// `segments` are consecutive row ranges that cover the batch. A row sees the rows of its own segment up to itself.
+/// Keeps `q`, `k`, `v`, the result and one log-sum per row and head for backward; recomputes the rest.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    segments: &Arc<[Range<usize>]>,
+    shape: AttentionShape,
+) -> Result<Tensor> {
+    shape.check()?;
+    let rows = q.dims2()?.0;
+    if q.dims() != [rows, shape.query_width()]
+        || k.dims() != [rows, shape.key_width()]
+        || v.dims() != k.dims()
+    {
+        candle_core::bail!(
+            "{OP}: q {:?}, k {:?} and v {:?} against {shape:?}",
+            q.shape(),
+            k.shape(),
+            v.shape()
+        );
+    }
+    let mut next = 0;
+    for segment in segments.iter() {
+        if segment.start != next || segment.end < next {
+            candle_core::bail!(
+                "{OP}: segment {segment:?} does not begin at row {next}, where the one before it ends"
+            );
+        }
+        next = segment.end;
+    }
+    if next != rows {
+        candle_core::bail!("{OP}: the segments cover {next} of {rows} rows");
+    }
+    q.apply_op3(k, v, Attention { segments: segments.clone(), shape, log_sums: OnceLock::new() })
+}
+
+struct Attention {
+    segments: Arc<[Range<usize>]>,
+    shape: AttentionShape,
+    /// `log Σ exp(score)` `(N, H)`.
+    log_sums: OnceLock<Vec<f32>>,
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let inputs =
+            forward::Inputs { q: values(OP, s1, l1)?, k: values(OP, s2, l2)?, v: values(OP, s3, l3)? };
+        let (y, log_sums) = forward::run(&inputs, &self.segments, &self.shape);
+        // Each call of `attention` makes its own operation, so that nothing is there yet.
+        let _ = self.log_sums.set(log_sums);
+        Ok(output(y, l1.shape()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        y: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let g = g.contiguous()?;
+        let held =
+            [Held::new(OP, q)?, Held::new(OP, k)?, Held::new(OP, v)?, Held::new(OP, y)?, Held::new(OP, &g)?];
+        let [qs, ks, vs, ys, gs] = held.each_ref().map(Held::values);
+        let log_sums = self
+            .log_sums
+            .get()
+            .ok_or_else(|| candle_core::Error::msg("attention: backward before forward"))?;
+        let inputs = backward::Inputs { q: qs, k: ks, v: vs, y: ys, g: gs, log_sums };
+        let found = backward::run(&inputs, &self.segments, &self.shape);
+        Ok((gradient(q, || found.q)?, gradient(k, || found.k)?, gradient(v, || found.v)?))
+    }
+}

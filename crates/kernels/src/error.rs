@@ -1,0 +1,34 @@
+//! What can be wrong with the bytes or shapes handed to a kernel.
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A weight's bytes do not hold `rows x cols` values of its dtype.
+    #[error(
+        "weight of {rows} x {cols} values needs {expected} bytes at offset {offset}, the file has {found} there"
+    )]
+    WeightBytes {
+        /// Rows of the weight.
+        rows: usize,
+        /// Columns of the weight.
+        cols: usize,
+        /// Byte offset of the weight in the mapped file.
+        offset: usize,
+        /// Bytes that the weight needs.
+        expected: usize,
+        /// Bytes that are there.
+        found: usize,
+    },
+
+    /// Values of a weight held in memory are not `rows x cols`.
+    #[error("weight of {rows} x {cols} values was given {found} values")]
+    WeightValues {
+        /// Rows of the weight.
+        rows: usize,
+        /// Columns of the weight.
+        cols: usize,
+        /// Values given.
+        found: usize,
+    },
+}

@@ -1,0 +1,38 @@
+//! Differentiable CPU kernels over frozen weights.
+//!
+//! This crate owns the arithmetic: matrix products straight from mapped checkpoint bytes ([`Weight`]), and the few
+//! large operations a transformer is made of, each a candle `CustomOp` with a hand-written backward pass. Nothing here
+//! knows what a model, an adapter or a file format is. It is the only crate in the workspace with `unsafe` code.
+//!
+//! Shape letters, used in all of taper: B sequences, N tokens (rows of a ragged batch), D hidden size, H heads, K key and
+//! value heads, E head size, V vocabulary, R rank.
+//!
+//! Every operation takes and returns contiguous `f32` tensors on the CPU.
+
+mod attention;
+mod dropout;
+mod elementwise;
+mod error;
+mod linear;
+mod loss;
+mod low_rank;
+mod norm;
+mod operand;
+mod parts;
+pub mod pool;
+mod product;
+mod rope;
+#[cfg(test)]
+mod testing;
+mod vector;
+mod weight;
+
+pub use attention::{AttentionShape, CachedSegment, attention, attention_cached};
+pub use dropout::Dropout;
+pub use elementwise::{add_bias, scale_columns, swiglu};
+pub use error::Error;
+pub use linear::{LowRank, linear};
+pub use loss::{Labelled, cross_entropy, linear_cross_entropy, linear_nll};
+pub use norm::rms_norm;
+pub use rope::{RopeTable, rope};
+pub use weight::{Compute, Stored, Weight, map};

@@ -1,0 +1,350 @@
+//! The head's product and the loss in one operation, chunk by chunk.
+
+use std::borrow::Cow;
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor};
+
+use super::{Labelled, scale};
+use crate::linear::add_to_rows;
+use crate::low_rank::Term;
+use crate::operand::{Held, output, values};
+use crate::{LowRank, Weight, parts, vector};
+
+const OP: &str = "linear_cross_entropy";
+
+/// Rows of a chunk at most: enough that the head is read from memory seldom.
+const ROWS: usize = 256;
+
+/// Values of a chunk's logits at most (64 MiB).
+const LOGITS: usize = 16 << 20;
+
+/// [`cross_entropy`](crate::cross_entropy) of the head's output on the labelled rows of `hidden` `(N, D)`, a scalar sum
+/// in nats.
+///
+/// Runs over chunks of rows; each chunk's logits are turned into their gradient in place, so that at most one chunk of
+/// `(rows, V)` values exists. Gradients reach `hidden` and the low-rank factors; a tracked `bias` is refused. The mask of
+/// the term's dropout counts the labelled rows, not the batch's.
+pub fn linear_cross_entropy(
+    hidden: &Tensor,
+    head: &Weight,
+    bias: Option<&Tensor>,
+    low_rank: Option<LowRank<'_>>,
+    labelled: &Labelled,
+) -> Result<Tensor> {
+    if bias.is_some_and(Tensor::track_op) {
+        candle_core::bail!(
+            "{OP}: gives a bias no gradient: use linear and cross_entropy for one that is trained"
+        );
+    }
+    let frozen = Frozen::new(hidden, head, bias, labelled)?;
+    let wanted = |tensor: Option<&Tensor>| tensor.is_some_and(Tensor::track_op);
+    let factors = (low_rank.map(|f| f.a), low_rank.map(|f| f.b));
+    let wanted = Wanted { hidden: wanted(Some(hidden)), a: wanted(factors.0), b: wanted(factors.1) };
+    let op = LinearLoss { frozen, term: None, wanted, found: OnceLock::new() };
+    match low_rank {
+        None => hidden.apply_op1(op),
+        Some(factors) => {
+            let term = Some(Term::new(OP, &factors, head.rows(), head.cols())?);
+            hidden.apply_op3(factors.a, factors.b, LinearLoss { term, ..op })
+        }
+    }
+}
+
+/// The loss of every labelled row by itself, in nats, without gradients.
+pub fn linear_nll(
+    hidden: &Tensor,
+    head: &Weight,
+    bias: Option<&Tensor>,
+    low_rank: Option<LowRank<'_>>,
+    labelled: &Labelled,
+) -> Result<Vec<f32>> {
+    let frozen = Frozen::new(hidden, head, bias, labelled)?;
+    let hidden = Held::new(OP, hidden)?;
+    let mut losses = Vec::new();
+    let mut take = |mut chunk: Chunk<'_>| losses.extend(chunk.softmax(|_, _| {}));
+    match low_rank {
+        None => frozen.for_each_chunk(hidden.values(), None, &mut take)?,
+        Some(factors) => {
+            let term = Term::new(OP, &factors, head.rows(), head.cols())?;
+            let (a, b) = (Held::new(OP, factors.a)?, Held::new(OP, factors.b)?);
+            let factors = Factors { term: &term, a: a.values(), b: b.values() };
+            frozen.for_each_chunk(hidden.values(), Some(factors), &mut take)?;
+        }
+    }
+    Ok(losses)
+}
+
+/// The head, and what its output is scored against.
+struct Frozen {
+    head: Weight,
+    bias: Option<Tensor>,
+    labelled: Labelled,
+}
+
+/// A low-rank term's values.
+#[derive(Clone, Copy)]
+struct Factors<'a> {
+    term: &'a Term,
+    a: &'a [f32],
+    b: &'a [f32],
+}
+
+/// Some labelled rows, their logits, and what the low-rank term made of them on the way.
+struct Chunk<'a> {
+    /// Among the labelled rows, the first.
+    first: usize,
+    rows: &'a [u32],
+    labels: &'a [u32],
+    /// `(rows, V)`.
+    logits: &'a mut [f32],
+    /// `dropout(x)` `(rows, D)`, and `u` `(rows, R)`.
+    dropped: Cow<'a, [f32]>,
+    u: Vec<f32>,
+}
+
+impl Frozen {
+    fn new(hidden: &Tensor, head: &Weight, bias: Option<&Tensor>, labelled: &Labelled) -> Result<Self> {
+        let (rows, width) = hidden.dims2()?;
+        if width != head.cols() || head.rows() == 0 {
+            candle_core::bail!(
+                "{OP}: rows of {width} values against a head of {} x {}",
+                head.rows(),
+                head.cols()
+            );
+        }
+        if let Some(bias) = bias
+            && bias.dims() != [head.rows()]
+        {
+            candle_core::bail!("{OP}: bias {:?} against a head of {} rows", bias.shape(), head.rows());
+        }
+        labelled.check(OP, rows, head.rows())?;
+        Ok(Self { head: head.clone(), bias: bias.map(Tensor::detach), labelled: labelled.clone() })
+    }
+
+    /// Runs `task` on one chunk after the other.
+    fn for_each_chunk(
+        &self,
+        hidden: &[f32],
+        factors: Option<Factors<'_>>,
+        task: &mut dyn FnMut(Chunk<'_>),
+    ) -> Result<()> {
+        let classes = self.head.rows();
+        let rows = ROWS.min(LOGITS / classes).clamp(1, self.labelled.rows.len().max(1));
+        let bias = self.bias.as_ref().map(|bias| Held::new(OP, bias)).transpose()?;
+        let mut buffer = vec![0.0; rows * classes];
+        let chunks = self.labelled.rows.chunks(rows).zip(self.labelled.labels.chunks(rows));
+        for (i, (rows_of, labels)) in chunks.enumerate() {
+            let x = self.gather(hidden, rows_of);
+            let logits = &mut buffer[..rows_of.len() * classes];
+            self.head.product(&x, logits);
+            if let Some(bias) = &bias {
+                add_to_rows(logits, bias.values());
+            }
+            let first = i * rows;
+            let mut chunk =
+                Chunk { first, rows: rows_of, labels, logits, dropped: Cow::Borrowed(&[]), u: Vec::new() };
+            if let Some(factors) = factors {
+                chunk.dropped = factors.term.dropped(&x, first);
+                chunk.u = factors.term.down(&chunk.dropped, factors.a);
+                factors.term.add_up(&chunk.u, factors.b, chunk.logits);
+            }
+            task(chunk);
+        }
+        Ok(())
+    }
+
+    fn gather(&self, hidden: &[f32], rows: &[u32]) -> Vec<f32> {
+        let width = self.head.cols();
+        rows.iter().flat_map(|row| &hidden[*row as usize * width..][..width]).copied().collect()
+    }
+}
+
+impl Chunk<'_> {
+    /// The loss of each row; the logits become `exp(logit - max)`, and `then` gets each row with its sum.
+    fn softmax(&mut self, then: impl Fn(&mut [f32], f32) + Sync) -> Vec<f32> {
+        let classes = self.logits.len() / self.rows.len();
+        let rows = parts::rows_per_task(classes);
+        let mut losses = vec![0.0; self.rows.len()];
+        let labels = self.labels;
+        parts::for_each_pair(self.logits, &mut losses, (rows * classes, rows), |i, logits, losses| {
+            for (j, (row, loss)) in logits.chunks_exact_mut(classes).zip(losses).enumerate() {
+                let maximum = vector::max(row);
+                let scored = row[labels[i * rows + j] as usize] - maximum;
+                let sum = vector::exp_sub_sum(row, maximum);
+                *loss = sum.ln() - scored;
+                then(row, sum);
+            }
+        });
+        losses
+    }
+
+    /// The loss of each row; the logits become their gradient, `softmax - onehot`.
+    fn turn_to_gradient(&mut self) -> Vec<f32> {
+        let losses = self.softmax(|row, sum| scale(row, 1.0 / sum));
+        let classes = self.logits.len() / self.rows.len();
+        for (row, label) in self.logits.chunks_exact_mut(classes).zip(self.labels) {
+            row[*label as usize] -= 1.0;
+        }
+        losses
+    }
+}
+
+/// Which arguments get a gradient.
+#[derive(Clone, Copy)]
+struct Wanted {
+    hidden: bool,
+    a: bool,
+    b: bool,
+}
+
+impl Wanted {
+    fn any(self) -> bool {
+        self.hidden || self.a || self.b
+    }
+}
+
+/// Gradients of the loss; those not wanted are empty.
+struct Found {
+    hidden: Vec<f32>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+struct LinearLoss {
+    frozen: Frozen,
+    term: Option<Term>,
+    wanted: Wanted,
+    /// Found in forward: `hidden`, `A`, `B`.
+    found: OnceLock<[Option<Tensor>; 3]>,
+}
+
+impl LinearLoss {
+    fn forward(&self, hidden: &[f32], factors: Option<Factors<'_>>) -> Result<(CpuStorage, Shape)> {
+        let zeros = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
+        let mut found = Found {
+            hidden: zeros(self.wanted.hidden, hidden.len()),
+            a: zeros(self.wanted.a, factors.map_or(0, |f| f.a.len())),
+            b: zeros(self.wanted.b, factors.map_or(0, |f| f.b.len())),
+        };
+        let mut loss = 0.0;
+        self.frozen.for_each_chunk(hidden, factors, &mut |mut chunk| {
+            let losses = if self.wanted.any() { chunk.turn_to_gradient() } else { chunk.softmax(|_, _| {}) };
+            loss += losses.into_iter().map(f64::from).sum::<f64>();
+            if self.wanted.any() {
+                self.add(&chunk, factors, &mut found);
+            }
+        })?;
+        let rank = self.term.map_or(0, |term| term.rank);
+        let (rows, width) = (self.frozen.head.rows(), self.frozen.head.cols());
+        let keep = |wanted: bool, values: Vec<f32>, shape: (usize, usize)| {
+            wanted.then(|| Tensor::from_vec(values, shape, &Device::Cpu)).transpose()
+        };
+        // Each call of `linear_cross_entropy` makes its own operation, so that nothing is there yet.
+        let _ = self.found.set([
+            keep(self.wanted.hidden, found.hidden, (hidden.len() / width, width))?,
+            keep(self.wanted.a, found.a, (rank, width))?,
+            keep(self.wanted.b, found.b, (rows, rank))?,
+        ]);
+        Ok(output(vec![loss as f32], ()))
+    }
+
+    /// Adds what a chunk gives to the gradients.
+    fn add(&self, chunk: &Chunk<'_>, factors: Option<Factors<'_>>, found: &mut Found) {
+        let width = self.frozen.head.cols();
+        let v = match factors {
+            Some(Factors { term, b, .. }) if self.wanted.hidden || self.wanted.a => {
+                term.pull(chunk.logits, b)
+            }
+            _ => Vec::new(),
+        };
+        if self.wanted.hidden {
+            let mut dx = vec![0.0; chunk.rows.len() * width];
+            self.frozen.head.product_transposed(chunk.logits, &mut dx);
+            if let Some(Factors { term, a, .. }) = factors {
+                term.add_input_gradient(&v, a, &mut dx, chunk.first);
+            }
+            for (row, dx) in chunk.rows.iter().zip(dx.chunks_exact(width)) {
+                vector::axpy(1.0, dx, &mut found.hidden[*row as usize * width..][..width]);
+            }
+        }
+        if let Some(Factors { term, .. }) = factors {
+            if self.wanted.a {
+                term.add_a_gradient(&v, &chunk.dropped, &mut found.a);
+            }
+            if self.wanted.b {
+                term.add_b_gradient(chunk.logits, &chunk.u, &mut found.b);
+            }
+        }
+    }
+
+    /// The kept gradients times the upstream gradient `g`, a scalar.
+    fn scaled(&self, g: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let g = g.to_scalar::<f32>()?;
+        let found = self
+            .found
+            .get()
+            .ok_or_else(|| candle_core::Error::msg(format!("{OP}: backward before forward")))?;
+        let [hidden, a, b] = found;
+        Ok([times(hidden.as_ref(), g)?, times(a.as_ref(), g)?, times(b.as_ref(), g)?])
+    }
+}
+
+#[expect(clippy::float_cmp, reason = "exactly 1 changes nothing")]
+fn times(tensor: Option<&Tensor>, factor: f32) -> Result<Option<Tensor>> {
+    match tensor {
+        Some(tensor) if factor != 1.0 => {
+            let mut values = Held::new(OP, tensor)?.values().to_vec();
+            scale(&mut values, factor);
+            Tensor::from_vec(values, tensor.shape(), &Device::Cpu).map(Some)
+        }
+        same => Ok(same.cloned()),
+    }
+}
+
+impl CustomOp1 for LinearLoss {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(values(OP, storage, layout)?, None)
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let [hidden, _, _] = self.scaled(g)?;
+        Ok(hidden)
+    }
+}
+
+impl CustomOp3 for LinearLoss {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (a, b) = (values(OP, s2, l2)?, values(OP, s3, l3)?);
+        let factors = self.term.as_ref().map(|term| Factors { term, a, b });
+        self.forward(values(OP, s1, l1)?, factors)
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [hidden, a, b] = self.scaled(g)?;
+        Ok((hidden, a, b))
+    }
+}

@@ -1,0 +1,99 @@
+//! The arithmetic of a low-rank term `s · (dropout(x) Aᵀ) Bᵀ` and of its gradients, on slices.
+
+use std::borrow::Cow;
+
+use candle_core::Result;
+
+use crate::product::dense::{Dims, Write, nn, nt, tn};
+use crate::{Dropout, LowRank, parts, pool};
+
+/// The sizes and constants of a low-rank term.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Term {
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    pub(crate) rank: usize,
+    scaling: f32,
+    dropout: Option<Dropout>,
+}
+
+impl Term {
+    /// Checks the factors' shapes against a weight of `outputs x inputs`.
+    pub(crate) fn new(op: &str, factors: &LowRank<'_>, outputs: usize, inputs: usize) -> Result<Self> {
+        let (rank, a_cols) = factors.a.dims2()?;
+        let (b_rows, b_rank) = factors.b.dims2()?;
+        if (a_cols, b_rows, b_rank) != (inputs, outputs, rank) || rank == 0 {
+            candle_core::bail!(
+                "{op}: factors A {:?} and B {:?} do not fit a weight of {outputs} x {inputs}",
+                factors.a.shape(),
+                factors.b.shape()
+            );
+        }
+        let dropout = factors.dropout.filter(|dropout| !dropout.is_identity());
+        if dropout.is_some_and(|dropout| dropout.p.is_nan() || dropout.p >= 1.0) {
+            candle_core::bail!("{op}: the probability of dropout is not in [0, 1)");
+        }
+        Ok(Self { inputs, outputs, rank, scaling: factors.scaling as f32, dropout })
+    }
+
+    /// `dropout(x)` `(n, in)`; the mask's index of `x`'s first row is `row`.
+    pub(crate) fn dropped<'a>(&self, x: &'a [f32], row: usize) -> Cow<'a, [f32]> {
+        let Some(dropout) = self.dropout else { return Cow::Borrowed(x) };
+        let mut out = vec![0.0; x.len()];
+        let chunk = parts::rows_per_task(self.inputs) * self.inputs;
+        pool::for_each_chunk(&mut out, chunk, |i, out| {
+            out.copy_from_slice(&x[i * chunk..][..out.len()]);
+            dropout.apply(out, row * self.inputs + i * chunk);
+        });
+        Cow::Owned(out)
+    }
+
+    /// `u = dropped Aᵀ` `(n, R)`.
+    pub(crate) fn down(&self, dropped: &[f32], a: &[f32]) -> Vec<f32> {
+        let n = dropped.len() / self.inputs;
+        let mut u = vec![0.0; n * self.rank];
+        nt(&mut u, dropped, a, Dims { m: n, n: self.rank, k: self.inputs }, Write::Set(1.0));
+        u
+    }
+
+    /// `y += s · u Bᵀ`.
+    pub(crate) fn add_up(&self, u: &[f32], b: &[f32], y: &mut [f32]) {
+        let n = u.len() / self.rank;
+        nt(y, u, b, Dims { m: n, n: self.outputs, k: self.rank }, Write::Add(self.scaling));
+    }
+
+    /// `v = s · g B` `(n, R)`, the gradient of `u`.
+    pub(crate) fn pull(&self, g: &[f32], b: &[f32]) -> Vec<f32> {
+        let n = g.len() / self.outputs;
+        let mut v = vec![0.0; n * self.rank];
+        nn(&mut v, g, b, Dims { m: n, n: self.rank, k: self.outputs }, Write::Set(self.scaling));
+        v
+    }
+
+    /// `dx += mask ∘ (v A)`; the mask's index of the first row is `row`.
+    pub(crate) fn add_input_gradient(&self, v: &[f32], a: &[f32], dx: &mut [f32], row: usize) {
+        let dims = Dims { m: v.len() / self.rank, n: self.inputs, k: self.rank };
+        let Some(dropout) = self.dropout else { return nn(dx, v, a, dims, Write::Add(1.0)) };
+        let mut term = vec![0.0; dx.len()];
+        nn(&mut term, v, a, dims, Write::Set(1.0));
+        let chunk = parts::rows_per_task(self.inputs) * self.inputs;
+        parts::for_each_pair(dx, &mut term, (chunk, chunk), |i, dx, term| {
+            dropout.apply(term, row * self.inputs + i * chunk);
+            for (d, t) in dx.iter_mut().zip(term) {
+                *d += *t;
+            }
+        });
+    }
+
+    /// `dA += vᵀ dropped`.
+    pub(crate) fn add_a_gradient(&self, v: &[f32], dropped: &[f32], da: &mut [f32]) {
+        let n = v.len() / self.rank;
+        tn(da, v, dropped, Dims { m: self.rank, n: self.inputs, k: n }, Write::Add(1.0));
+    }
+
+    /// `dB += s · gᵀ u`.
+    pub(crate) fn add_b_gradient(&self, g: &[f32], u: &[f32], db: &mut [f32]) {
+        let n = u.len() / self.rank;
+        tn(db, g, u, Dims { m: self.outputs, n: self.rank, k: n }, Write::Add(self.scaling));
+    }
+}

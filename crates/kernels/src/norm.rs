@@ -1,0 +1,187 @@
+//! RMS normalisation (arXiv:1910.07467).
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+
+use crate::operand::{Held, gradient, output, values};
+use crate::{parts, pool, vector};
+
+const OP: &str = "rms_norm";
+
+/// `x / sqrt(mean(x²) + eps) ⊙ gain` over the last dimension: `x` `(…, D)`, `gain` `(D,)`.
+///
+/// `gain` gets a gradient where it is tracked. For a norm over heads, `x` may be `(N, H·E)` with `gain` `(E,)`: every run of
+/// `E` values is a row.
+pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
+    let size = gain.dims1()?;
+    let last = x.dims().last().copied().unwrap_or(0);
+    if size == 0 || last % size != 0 {
+        candle_core::bail!("{OP}: rows of {last} values do not divide into runs of the gain's {size}");
+    }
+    x.apply_op2(gain, RmsNorm { eps: eps as f32 })
+}
+
+struct RmsNorm {
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// `1 / sqrt(mean(x²) + eps)`.
+    fn inverse(&self, x: &[f32]) -> f32 {
+        1.0 / (vector::dot(x, x) / x.len() as f32 + self.eps).sqrt()
+    }
+
+    fn normalise(&self, x: &[f32], gain: &[f32], y: &mut [f32]) {
+        let inverse = self.inverse(x);
+        vector::wide(
+            #[inline(always)]
+            || {
+                for ((y, x), w) in y.iter_mut().zip(x).zip(gain) {
+                    *y = x * inverse * w;
+                }
+            },
+        );
+    }
+
+    fn pull_back(&self, x: &[f32], gain: &[f32], g: &[f32], dx: &mut [f32]) {
+        let inverse = self.inverse(x);
+        vector::wide(
+            #[inline(always)]
+            || {
+                for ((d, g), w) in dx.iter_mut().zip(g).zip(gain) {
+                    *d = g * w;
+                }
+            },
+        );
+        let along = vector::dot(dx, x) * inverse * inverse / x.len() as f32;
+        vector::wide(
+            #[inline(always)]
+            || {
+                for (d, x) in dx.iter_mut().zip(x) {
+                    *d = inverse * (*d - x * along);
+                }
+            },
+        );
+    }
+
+    fn input_gradient(&self, x: &[f32], gain: &[f32], g: &[f32]) -> Vec<f32> {
+        let size = gain.len();
+        let mut dx = vec![0.0; x.len()];
+        let chunk = parts::rows_per_task(size) * size;
+        pool::for_each_chunk(&mut dx, chunk, |i, dx| {
+            let rows = x[i * chunk..].chunks_exact(size).zip(g[i * chunk..].chunks_exact(size));
+            for (dx, (x, g)) in dx.chunks_exact_mut(size).zip(rows) {
+                self.pull_back(x, gain, g, dx);
+            }
+        });
+        dx
+    }
+
+    fn gain_gradient(&self, x: &[f32], size: usize, g: &[f32]) -> Vec<f32> {
+        let chunk = parts::rows_per_task(size) * size;
+        parts::column_sums(x.len().div_ceil(chunk), size, |i, sums| {
+            let end = x.len().min((i + 1) * chunk);
+            let rows = x[i * chunk..end].chunks_exact(size).zip(g[i * chunk..end].chunks_exact(size));
+            for (x, g) in rows {
+                let inverse = self.inverse(x);
+                for ((s, x), g) in sums.iter_mut().zip(x).zip(g) {
+                    *s += g * x * inverse;
+                }
+            }
+        })
+    }
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, gain) = (values(OP, s1, l1)?, values(OP, s2, l2)?);
+        let size = gain.len();
+        let mut y = vec![0.0; x.len()];
+        let chunk = parts::rows_per_task(size) * size;
+        pool::for_each_chunk(&mut y, chunk, |i, y| {
+            for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
+                self.normalise(x, gain, y);
+            }
+        });
+        Ok(output(y, l1.shape()))
+    }
+
+    /// With `r = 1/sqrt(mean(x²) + eps)`: `dx = r (g⊙w - x r² mean(g⊙w⊙x))`, `dw = Σ g⊙x r`.
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let g = g.contiguous()?;
+        let (xs, gains, gs) = (Held::new(OP, x)?, Held::new(OP, gain)?, Held::new(OP, &g)?);
+        let [x_values, gain_values, g] = [xs.values(), gains.values(), gs.values()];
+        Ok((
+            gradient(x, || self.input_gradient(x_values, gain_values, g))?,
+            gradient(gain, || self.gain_gradient(x_values, gain_values.len(), g))?,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check, constant, tensor, var};
+
+    fn reference(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
+        let rows = x.chunks(gain.len());
+        rows.flat_map(|x| {
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / gain.len() as f64;
+            x.iter().zip(gain).map(|(x, w)| x / (mean + eps).sqrt() * w).collect::<Vec<_>>()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn matches_the_reference_with_either_argument_tracked() {
+        for (x, gain) in [
+            (var(&[3, 10]), var(&[10])),
+            (var(&[2, 3, 17]), constant(&[17])),
+            (constant(&[5, 4]), var(&[4])),
+            (var(&[1, 1]), var(&[1])),
+        ] {
+            check(&[x, gain], |a| rms_norm(&a[0], &a[1], 0.1), |a| reference(&a[0], &a[1], 0.1));
+        }
+    }
+
+    #[test]
+    fn a_short_gain_normalises_each_head() {
+        check(
+            &[var(&[3, 12]), var(&[4])],
+            |a| rms_norm(&a[0], &a[1], 1e-5),
+            |a| reference(&a[0], &a[1], 1e-5),
+        );
+    }
+
+    #[test]
+    fn many_rows_are_summed_over_tasks() {
+        let (x, gain) = (var(&[600, 2]), var(&[2]));
+        check(&[x, gain], |a| rms_norm(&a[0], &a[1], 0.3), |a| reference(&a[0], &a[1], 0.3));
+        let big = constant(&[40, 1000]);
+        check(&[big, constant(&[1000])], |a| rms_norm(&a[0], &a[1], 0.3), |a| reference(&a[0], &a[1], 0.3));
+    }
+
+    #[test]
+    fn mismatched_or_strided_arguments_are_refused() {
+        let error = rms_norm(&tensor(1, &[2, 5]), &tensor(2, &[3]), 1e-5).unwrap_err().to_string();
+        assert!(error.contains("rms_norm: rows of 5"), "{error}");
+        let error =
+            rms_norm(&tensor(1, &[3, 2]).t().unwrap(), &tensor(2, &[3]), 1e-5).unwrap_err().to_string();
+        assert!(error.contains("not contiguous"), "{error}");
+    }
+}

@@ -1,0 +1,146 @@
+//! The left operand: row-major words, an f32 each, or a pair of bf16.
+
+use std::arch::x86_64::*;
+use std::borrow::Cow;
+
+use super::{mask16, round};
+use crate::pool;
+
+/// Longest block of the contraction, in steps: a panel of 64 columns is then 128 KiB.
+const BLOCK: usize = 512;
+
+/// Activations `(m, k)`, ready to multiply.
+pub(in crate::product) struct Left<'a> {
+    words: Cow<'a, [u32]>,
+    pub(super) m: usize,
+    pub(super) k: usize,
+    pub(super) pairs: bool,
+    /// Steps of a block; the last may be shorter.
+    block: usize,
+}
+
+/// One block of the contraction.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    /// First index of the contraction, and how many.
+    pub(super) k0: usize,
+    pub(super) k: usize,
+    pub(super) steps: usize,
+}
+
+impl<'a> Left<'a> {
+    /// `a (m, k)` as it is.
+    pub(in crate::product) fn exact(a: &'a [f32], m: usize, k: usize) -> Self {
+        Self::new(Cow::Borrowed(bytemuck::cast_slice(a)), m, k, false)
+    }
+
+    /// `alpha · a (m, k)`.
+    pub(in crate::product) fn scaled(alpha: f32, a: &'a [f32], m: usize, k: usize) -> Self {
+        if alpha.to_bits() == 1f32.to_bits() {
+            return Self::exact(a, m, k);
+        }
+        let words = a.iter().map(|a| (alpha * a).to_bits()).collect();
+        Self::new(Cow::Owned(words), m, k, false)
+    }
+
+    /// `alpha · aᵀ (m, k)` of `a (k, m)`.
+    pub(in crate::product) fn transposed(alpha: f32, a: &[f32], m: usize, k: usize) -> Self {
+        let mut words = vec![0; m * k];
+        transpose(a, m, &mut words, |word, a| *word = (alpha * a).to_bits());
+        Self::new(Cow::Owned(words), m, k, false)
+    }
+
+    /// `a (m, k)` rounded to bf16.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, VL and BF16.
+    pub(in crate::product) unsafe fn rounded(a: &[f32], m: usize, k: usize) -> Self {
+        const ROWS: usize = 8;
+        let steps = k.div_ceil(2);
+        let mut words = vec![0; m * steps];
+        pool::for_each_chunk(&mut words, ROWS * steps, |i, words| {
+            for (a, words) in a[i * ROWS * k..].chunks_exact(k).zip(words.chunks_exact_mut(steps)) {
+                // SAFETY: the caller's; `words` has half as many words as `a` has values.
+                unsafe { round_row(a, words) }
+            }
+        });
+        Self::new(Cow::Owned(words), m, k, true)
+    }
+
+    fn new(words: Cow<'a, [u32]>, m: usize, k: usize, pairs: bool) -> Self {
+        let steps = if pairs { k.div_ceil(2) } else { k };
+        assert!(m > 0 && k > 0 && words.len() == m * steps);
+        // Blocks of almost equal length, whole vectors of words.
+        let block = steps.div_ceil(steps.div_ceil(BLOCK)).next_multiple_of(16);
+        Self { words, m, k, pairs, block }
+    }
+
+    /// Words of a row.
+    pub(super) fn stride(&self) -> usize {
+        self.words.len() / self.m
+    }
+
+    /// Words of row `row`.
+    pub(super) fn row(&self, row: usize) -> &[u32] {
+        &self.words[row * self.stride()..(row + 1) * self.stride()]
+    }
+
+    /// Words of row `row`, from the start of block `block` on.
+    pub(super) fn at(&self, row: usize, block: usize) -> *const u32 {
+        self.words[row * self.stride() + block * self.block..].as_ptr()
+    }
+
+    pub(super) fn blocks(&self) -> usize {
+        self.stride().div_ceil(self.block)
+    }
+
+    /// Block `b`; one of no steps beyond the last.
+    pub(super) fn block(&self, b: usize) -> Block {
+        let per_step = if self.pairs { 2 } else { 1 };
+        let start = (b * self.block).min(self.stride());
+        let steps = self.block.min(self.stride() - start);
+        let k0 = (start * per_step).min(self.k);
+        Block { k0, k: (steps * per_step).min(self.k - k0), steps }
+    }
+
+    /// Steps of the longest block.
+    pub(super) fn longest(&self) -> usize {
+        self.block.min(self.stride())
+    }
+}
+
+/// Hands element `(i, j)` of `b` and `(j, i)` of `a`, which has rows of `width` values, to `write`; on the pool.
+pub(in crate::product) fn transpose<T: Send>(
+    a: &[f32],
+    width: usize,
+    b: &mut [T],
+    write: impl Fn(&mut T, f32) + Sync,
+) {
+    // Values of a cache line: so many columns of `a` are read while a line of it is in cache.
+    const LINE: usize = 16;
+    let height = a.len() / width;
+    pool::for_each_chunk(b, LINE * height, |strip, b| {
+        for first in (0..height).step_by(LINE) {
+            for (i, b) in b.chunks_exact_mut(height).enumerate() {
+                let column = strip * LINE + i;
+                for (j, b) in b.iter_mut().enumerate().skip(first).take(LINE) {
+                    write(b, a[j * width + column]);
+                }
+            }
+        }
+    });
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn round_row(a: &[f32], words: &mut [u32]) {
+    for (a, words) in a.chunks(32).zip(words.chunks_mut(16)) {
+        let low = mask16(a.len());
+        let high = mask16(a.len().saturating_sub(16));
+        // SAFETY: masked to the values, and to the words they become.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(low, a.as_ptr());
+            let high = _mm512_maskz_loadu_ps(high, a.as_ptr().wrapping_add(16));
+            _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask16(words.len()), round(low, high));
+        }
+    }
+}

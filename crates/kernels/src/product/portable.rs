@@ -1,0 +1,173 @@
+//! Products on any machine: some rows of `W` at a time are widened to f32 and handed to the `gemm` crate.
+
+#![expect(unsafe_code, reason = "the gemm crate takes pointers")]
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are little-endian, and read as the machine's own");
+
+use gemm::Parallelism;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::dense::Dims;
+use super::{Direction, Right};
+use crate::Stored;
+use crate::pool::{Disjoint, for_each};
+use crate::vector::wide;
+
+/// Values of W that a task widens at once, about.
+const WIDENED: usize = 1 << 18;
+
+/// A matrix in a slice, with its row and column strides.
+#[derive(Clone, Copy)]
+pub(super) struct Strided<'a>(pub(super) &'a [f32], pub(super) usize, pub(super) usize);
+
+/// The values of `stored` that `bytes` holds, widened exactly.
+pub(crate) fn widen(bytes: &[u8], stored: Stored, out: &mut [f32]) {
+    assert_eq!(bytes.len(), out.len() * stored.size());
+    match stored {
+        Stored::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),
+        Stored::Bf16 => wide(
+            #[inline(always)]
+            || {
+                for (o, &v) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *o = f32::from_bits((u16::from_le_bytes(v) as u32) << 16);
+                }
+            },
+        ),
+        Stored::F16 => {
+            let mut aligned = [f16::ZERO; 256];
+            for (bytes, out) in bytes.chunks(512).zip(out.chunks_mut(256)) {
+                let aligned = &mut aligned[..out.len()];
+                bytemuck::cast_slice_mut(aligned).copy_from_slice(bytes);
+                aligned.convert_to_f32_slice(out);
+            }
+        }
+    }
+}
+
+/// `C = A · B`; W is rounded to bf16 first where `round`.
+pub(super) fn product(right: Right<'_>, round: bool, a: &[f32], c: &mut [f32]) {
+    match right.direction {
+        Direction::Forward => forward(right, round, a, c),
+        Direction::Backward => backward(right, round, a, c),
+    }
+}
+
+/// Each task makes some columns of C from as many rows of W.
+fn forward(right: Right<'_>, round: bool, a: &[f32], c: &mut [f32]) {
+    let (k, n) = right.dims();
+    let m = c.len() / n;
+    let step = (WIDENED / k).min(n.div_ceil(16)).max(64).min(n);
+    let c = Disjoint::new(c);
+    for_each(n.div_ceil(step), |task| {
+        let first = task * step;
+        let dims = Dims { m, n: step.min(n - first), k };
+        let block = Block { rows: (first, dims.n), cols: (0, k) }.read(right, round);
+        // SAFETY: these columns of C belong to this task; the operands are sliced to what `dims` says.
+        unsafe {
+            multiply(
+                c.as_mut_ptr().add(first),
+                n,
+                (Strided(a, k, 1), Strided(&block, 1, k)),
+                dims,
+                (1.0, false),
+            );
+        }
+    });
+}
+
+/// Each task makes some columns of C from as many columns of W.
+fn backward(right: Right<'_>, round: bool, a: &[f32], c: &mut [f32]) {
+    let (k, n) = right.dims();
+    let m = c.len() / n;
+    let step = n.div_ceil(16).clamp(64, 512).min(n);
+    let tall = (WIDENED / step).min(k);
+    let c = Disjoint::new(c);
+    for_each(n.div_ceil(step), |task| {
+        let first = task * step;
+        for row in (0..k).step_by(tall) {
+            let dims = Dims { m, n: step.min(n - first), k: tall.min(k - row) };
+            let block = Block { rows: (row, dims.k), cols: (first, dims.n) }.read(right, round);
+            let a = Strided(&a[row..], k, 1);
+            // SAFETY: as above.
+            unsafe {
+                let c = c.as_mut_ptr().add(first);
+                multiply(c, n, (a, Strided(&block, dims.n, 1)), dims, (1.0, row > 0));
+            }
+        }
+    });
+}
+
+/// A part of W: first rows and columns, and how many.
+struct Block {
+    rows: (usize, usize),
+    cols: (usize, usize),
+}
+
+impl Block {
+    fn read(&self, right: Right<'_>, round: bool) -> Vec<f32> {
+        let w = right.w;
+        let size = w.stored.size();
+        let mut out = vec![0.0; self.rows.1 * self.cols.1];
+        for (row, out) in (self.rows.0..).zip(out.chunks_exact_mut(self.cols.1)) {
+            let first = (row * w.cols + self.cols.0) * size;
+            widen(&w.bytes[first..first + self.cols.1 * size], w.stored, out);
+        }
+        if round {
+            for x in &mut out {
+                *x = bf16::from_f32(*x).to_f32();
+            }
+        }
+        out
+    }
+}
+
+/// `C (+)= alpha · A · B` of dense operands, in tiles whose size depends on `dims` alone.
+pub(super) fn tiles(c: &mut [f32], (a, b): (Strided<'_>, Strided<'_>), dims: Dims, write: (f32, bool)) {
+    let Dims { m, n, k } = dims;
+    let part = |long: usize| long.div_ceil(16).clamp(64, 512);
+    let (tm, tn) = if m >= n { (part(m), n) } else { (m, part(n)) };
+    let across = n.div_ceil(tn);
+    let c = Disjoint::new(c);
+    for_each(m.div_ceil(tm) * across, |tile| {
+        let (i, j) = (tile / across * tm, tile % across * tn);
+        let a = Strided(&a.0[i * a.1..], a.1, a.2);
+        let b = Strided(&b.0[j * b.2..], b.1, b.2);
+        // SAFETY: no other task writes this tile, which lies inside C.
+        unsafe {
+            let c = c.as_mut_ptr().add(i * n + j);
+            multiply(c, n, (a, b), Dims { m: tm.min(m - i), n: tn.min(n - j), k }, write);
+        }
+    });
+}
+
+/// `C (+)= alpha · A · B` on this thread; `write` is alpha and whether C is added to.
+///
+/// # Safety
+/// `c` is a matrix of `dims` whose rows are `stride` values apart, and which nobody else uses.
+#[rustfmt::skip]
+unsafe fn multiply(
+    c: *mut f32,
+    stride: usize,
+    (a, b): (Strided<'_>, Strided<'_>),
+    Dims { m, n, k }: Dims,
+    (alpha, add): (f32, bool),
+) {
+    let last = |s: &Strided<'_>, rows: usize, cols: usize| (rows - 1) * s.1 + (cols - 1) * s.2;
+    assert!(m > 0 && n > 0 && k > 0 && last(&a, m, k) < a.0.len() && last(&b, k, n) < b.0.len());
+    let by = |strides: usize| strides as isize;
+    // SAFETY: the operands are checked above, and C is the caller's.
+    unsafe {
+        gemm::gemm(
+            m, n, k,
+            c, 1, by(stride), add,
+            a.0.as_ptr(), by(a.2), by(a.1),
+            b.0.as_ptr(), by(b.2), by(b.1),
+            // The first factor is C's.
+            1.0, alpha,
+            false, false, false,
+            Parallelism::None,
+        );
+    }
+}

@@ -1,0 +1,214 @@
+//! Every set of kernels that this machine runs, against f64.
+
+#![expect(clippy::float_cmp, reason = "same bits")]
+
+use super::dense::{Dims, Write};
+use super::*;
+use crate::pool;
+
+/// Relative to the sum of magnitudes: f32 rounding of a sum of up to 5000 terms in some 16 chains.
+const TOLERANCE: f64 = 1e-6;
+
+const SIZES: [(usize, usize, usize); 15] = [
+    (1, 1, 1),
+    (1, 100, 37),
+    (2, 33, 64),
+    (3, 31, 65),
+    (4, 577, 96),
+    (7, 129, 70),
+    (8, 1100, 50),
+    (9, 1, 16),
+    (13, 32, 3),
+    (25, 67, 1031),
+    (40, 1031, 67),
+    (19, 2, 200),
+    (128, 129, 577),
+    (530, 70, 100),
+    (33, 2100, 66),
+];
+
+fn all_kernels() -> impl Iterator<Item = Kernels> {
+    let best = Kernels::detect();
+    [Kernels::Portable, Kernels::Avx512, Kernels::Avx512Bf16].into_iter().filter(move |k| *k <= best)
+}
+
+/// Values in [-1, 1) that neither f16 nor bf16 holds exactly.
+fn values(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as f32 / (1u64 << 30) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// `values` as stored bytes, at an odd address, and what they are as f32.
+fn stored(values: &[f32], stored: Stored) -> (Vec<u8>, Vec<f32>) {
+    let mut bytes = vec![0];
+    let mut exact = Vec::new();
+    for &v in values {
+        match stored {
+            Stored::F32 => bytes.extend(v.to_le_bytes()),
+            Stored::F16 => bytes.extend(half::f16::from_f32(v).to_le_bytes()),
+            Stored::Bf16 => bytes.extend(bf16::from_f32(v).to_le_bytes()),
+        }
+        exact.push(match stored {
+            Stored::F32 => v,
+            Stored::F16 => half::f16::from_f32(v).to_f32(),
+            Stored::Bf16 => bf16::from_f32(v).to_f32(),
+        });
+    }
+    (bytes, exact)
+}
+
+/// `C` in f64, and the sums of magnitudes.
+fn reference(
+    a: &[f32],
+    w: &[f32],
+    (m, k, n): (usize, usize, usize),
+    direction: Direction,
+) -> Vec<(f64, f64)> {
+    let at = |l: usize, j: usize| match direction {
+        Direction::Forward => j * k + l,
+        Direction::Backward => l * n + j,
+    };
+    let term = |i: usize, j: usize, l: usize| f64::from(a[i * k + l]) * f64::from(w[at(l, j)]);
+    let sums = |i, j| (0..k).map(|l| term(i, j, l)).fold((0.0, 0.0), |s, t| (s.0 + t, s.1 + t.abs()));
+    (0..m * n).map(|at| sums(at / n, at % n)).collect()
+}
+
+fn round(x: &[f32], compute: Compute) -> Vec<f32> {
+    let to = |x: &f32| if compute == Compute::Bf16 { bf16::from_f32(*x).to_f32() } else { *x };
+    x.iter().map(to).collect()
+}
+
+fn check(
+    kernels: Kernels,
+    size: (usize, usize, usize),
+    kind: Stored,
+    direction: Direction,
+    compute: Compute,
+) {
+    let (m, k, n) = size;
+    let (rows, cols) = if direction == Direction::Forward { (n, k) } else { (k, n) };
+    let (bytes, exact) = stored(&values(n * k, 3), kind);
+    let a = values(m * k, 5);
+    let right = Right::new(Matrix::new(&bytes[1..], kind, rows, cols), direction);
+    let mut c = vec![f32::NAN; m * n];
+    kernels.product(right, compute, &a, &mut c);
+    let expected = reference(&round(&a, compute), &round(&exact, compute), size, direction);
+    for (i, (c, (sum, scale))) in c.iter().zip(expected).enumerate() {
+        let error = (f64::from(*c) - sum).abs();
+        assert!(
+            error <= TOLERANCE * scale,
+            "{kernels:?} {size:?} {kind:?} {direction:?} {compute:?} at {i}: {c} for {sum}"
+        );
+    }
+    let mut alone = vec![f32::NAN; m * n];
+    pool::alone(|| kernels.product(right, compute, &a, &mut alone));
+    assert!(alone == c, "{kernels:?} {size:?} {kind:?} {direction:?} {compute:?}: threads change the result");
+}
+
+#[test]
+fn products_of_all_kinds() {
+    pool::set_threads(2);
+    for kernels in all_kernels() {
+        for size in SIZES {
+            for kind in [Stored::F32, Stored::F16, Stored::Bf16] {
+                for direction in [Direction::Forward, Direction::Backward] {
+                    for compute in [Compute::F32, Compute::Bf16] {
+                        check(kernels, size, kind, direction, compute);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check_dense(kernels: Kernels, (m, n, k): (usize, usize, usize), transposed: (bool, bool), write: Write) {
+    let (a, b) = (values(m * k, 1), values(n * k, 2));
+    let mut c = vec![1.5; m * n];
+    kernels.dense((&mut c, &a, &b), transposed, Dims { m, n, k }, write);
+    for (at, c) in c.iter().enumerate() {
+        let (i, j) = (at / n, at % n);
+        let a = |l| f64::from(if transposed.0 { a[l * m + i] } else { a[i * k + l] });
+        let b = |l| f64::from(if transposed.1 { b[j * k + l] } else { b[l * n + j] });
+        let sum: f64 = (0..k).map(|l| a(l) * b(l)).sum();
+        let exact = match write {
+            Write::Set(alpha) => f64::from(alpha) * sum,
+            Write::Add(alpha) => 1.5 + f64::from(alpha) * sum,
+        };
+        let error = (f64::from(*c) - exact).abs();
+        let what = (kernels, (m, n, k), transposed, write);
+        assert!(error <= TOLERANCE * (k as f64 + 4.0), "{what:?} at {i}, {j}: {c} for {exact}");
+    }
+    let mut alone = vec![1.5; m * n];
+    pool::alone(|| kernels.dense((&mut alone, &a, &b), transposed, Dims { m, n, k }, write));
+    assert!(alone == c, "{kernels:?} {m} {n} {k}: threads change the result");
+}
+
+#[test]
+fn dense_products() {
+    let sizes = [
+        (1, 1, 1),
+        (5, 3, 7),
+        (1, 40, 576),
+        (530, 16, 100),
+        (16, 1031, 67),
+        (40, 33, 130),
+        (70, 65, 0),
+        (3, 0, 4),
+    ];
+    for kernels in all_kernels() {
+        for (m, n, k) in sizes {
+            for transposed in [(false, true), (false, false), (true, false)] {
+                for write in [Write::Set(1.0), Write::Set(0.5), Write::Add(-2.0)] {
+                    check_dense(kernels, (m, n, k), transposed, write);
+                }
+            }
+        }
+    }
+}
+
+/// A row of A with a NaN gives a row of NaN; a row or column of W with an infinity gives infinities where A is positive,
+/// and NaN where A is zero.
+#[test]
+fn nan_and_infinity_reach_the_result() {
+    let (k, n) = (70, 67);
+    for kernels in all_kernels() {
+        for (m, kind) in [(3, Stored::F32), (3, Stored::F16), (40, Stored::Bf16), (40, Stored::F32)] {
+            for direction in [Direction::Forward, Direction::Backward] {
+                let forward = direction == Direction::Forward;
+                let mut w = values(n * k, 3);
+                w[if forward { 60 * k + 11 } else { 11 * n + 60 }] = f32::INFINITY;
+                let mut a: Vec<f32> = values(m * k, 4).iter().map(|a| a.abs() + 0.1).collect();
+                (a[k + 20], a[2 * k + 11]) = (f32::NAN, 0.0);
+                let (bytes, _) = stored(&w, kind);
+                let (rows, cols) = if forward { (n, k) } else { (k, n) };
+                let right = Right::new(Matrix::new(&bytes[1..], kind, rows, cols), direction);
+                let mut c = vec![0.0; m * n];
+                kernels.product(right, Compute::F32, &a, &mut c);
+                for (at, c) in c.iter().enumerate() {
+                    let what = (kernels, kind, direction, at);
+                    match (at / n, at % n) {
+                        (1, _) | (2, 60) => assert!(c.is_nan(), "{what:?}: {c}"),
+                        (_, 60) => assert!(*c == f32::INFINITY, "{what:?}: {c}"),
+                        _ => assert!(c.is_finite(), "{what:?}: {c}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_by_nothing() {
+    let empty = Right::new(Matrix::new(&[], Stored::Bf16, 3, 0), Direction::Forward);
+    let mut c = [1.0; 6];
+    product(empty, Compute::Bf16, &[], &mut c);
+    assert_eq!(c, [0.0; 6]);
+    let none = Right::new(Matrix::new(&[0; 12], Stored::F32, 3, 1), Direction::Forward);
+    product(none, Compute::F32, &[], &mut []);
+    let empty = Right::new(Matrix::new(&[], Stored::F32, 0, 4), Direction::Forward);
+    product(empty, Compute::F32, &[1.0; 8], &mut []);
+}

@@ -1,0 +1,205 @@
+//! Loops over slices of `f32` in the machine's widest registers: exponentials, sums, dot products.
+//!
+//! Written as plain code that the compiler vectorises, compiled once for each instruction set by [`wide`]. There is no
+//! fused multiply-add and each sum has a fixed order, so a result is the same on every machine.
+
+#![expect(
+    clippy::inline_always,
+    reason = "a body must be compiled inside the function that enables its instructions"
+)]
+
+use std::array::from_fn;
+
+/// Sums run in this many lanes: two 512-bit registers' worth, or four of 256 bits.
+const LANES: usize = 32;
+
+/// Runs `body` compiled for the widest vectors this machine has. Pass a closure marked `#[inline(always)]`, which calls
+/// only functions marked so, or it may be compiled for the narrowest.
+#[inline]
+pub(crate) fn wide<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
+
+/// `eˣ` to 2e-7 relative, branch-free so that a loop over it vectorises: 0 for -inf, inf where it overflows, NaN for NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest integer in the low bits.
+    const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+    // Beyond these the result is 0 or inf. A NaN passes both comparisons.
+    let x = if x < -104.0 { -104.0 } else { x };
+    let x = if x > 89.0 { 89.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let whole = shifted - ROUND;
+    // The first product is exact: that half of ln 2 has 9 bits.
+    let r = (x - whole * LN_2.0) - whole * LN_2.1;
+    // Cephes expf.
+    let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
+        + 1.666_666_5e-1)
+        * r
+        + 0.5;
+    let p = (p * (r * r) + r) + 1.0;
+    // In two factors, so that results near and below the smallest normal number, and near the largest, come out right.
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let half = n >> 1;
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+}
+
+/// `2ⁿ` for -127 < n < 128.
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) << 23) as u32)
+}
+
+/// `1 / (1 + e⁻ˣ)`, branch-free.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `x = exp(x - max)`; returns the sum of the results.
+pub(crate) fn exp_sub_sum(x: &mut [f32], max: f32) -> f32 {
+    wide(
+        #[inline(always)]
+        || {
+            let mut sums = [0.0; LANES];
+            let (runs, rest) = x.as_chunks_mut::<LANES>();
+            for run in runs {
+                for (x, sum) in run.iter_mut().zip(&mut sums) {
+                    *x = exp(*x - max);
+                    *sum += *x;
+                }
+            }
+            for (x, sum) in rest.iter_mut().zip(&mut sums) {
+                *x = exp(*x - max);
+                *sum += *x;
+            }
+            fold(sums, |a, b| a + b)
+        },
+    )
+}
+
+/// The largest value, NaNs not counted; -inf of none.
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    wide(
+        #[inline(always)]
+        || {
+            let mut tops = [f32::NEG_INFINITY; LANES];
+            let (runs, rest) = x.as_chunks::<LANES>();
+            for run in runs {
+                tops = from_fn(|i| larger(tops[i], run[i]));
+            }
+            rest.iter().fold(fold(tops, larger), |a, &b| larger(a, b))
+        },
+    )
+}
+
+/// `Σ a·b`.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    wide(
+        #[inline(always)]
+        || {
+            let mut sums = [0.0; LANES];
+            let (a, b) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+            for (a, b) in a.0.iter().zip(b.0) {
+                for i in 0..LANES {
+                    sums[i] += a[i] * b[i];
+                }
+            }
+            for ((a, b), sum) in a.1.iter().zip(b.1).zip(&mut sums) {
+                *sum += a * b;
+            }
+            fold(sums, |a, b| a + b)
+        },
+    )
+}
+
+/// `y += alpha · x`.
+pub(crate) fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len());
+    wide(
+        #[inline(always)]
+        || y.iter_mut().zip(x).for_each(|(y, x)| *y += alpha * x),
+    );
+}
+
+/// The lanes in one, halving: a fixed order.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], with: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut n = LANES / 2;
+    while n > 0 {
+        for i in 0..n {
+            lanes[i] = with(lanes[i], lanes[i + n]);
+        }
+        n /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "exact by definition")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate_over_its_range() {
+        let mut worst = 0f64;
+        for i in 0..2_000_000 {
+            let x = -87.0 + 175.0 * (i as f32 / 2e6);
+            let exact = f64::from(x).exp();
+            if exact < f64::from(f32::MAX) {
+                worst = worst.max((f64::from(exp(x)) / exact - 1.0).abs());
+            }
+        }
+        assert!(worst < 2e-7, "{worst:e}");
+    }
+
+    #[test]
+    fn exp_keeps_to_the_edges() {
+        let inf = f32::INFINITY;
+        let mut x = [-inf, inf, f32::NAN, 0.0, -0.0, 88.73, 88.72, -103.9, -104.5, -95.0, f32::MAX, f32::MIN];
+        x = x.map(exp);
+        assert_eq!(x[..2], [0.0, inf]);
+        assert!(x[2].is_nan());
+        assert_eq!(x[3..6], [1.0, 1.0, inf]);
+        assert!(x[6].is_finite());
+        assert_eq!(x[7..9], [f32::from_bits(1), 0.0]);
+        assert!((f64::from(x[9]) / (-95f64).exp() - 1.0).abs() < 1e-3); // 40 units of the smallest number
+        assert_eq!(x[10..], [inf, 0.0]);
+    }
+
+    #[test]
+    fn sums_and_products_of_any_length() {
+        for n in [0, 1, 31, 32, 33, 64, 1000] {
+            let a: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+            let b: Vec<f32> = (0..n).map(|i| (i as f32 * 0.11).cos()).collect();
+            let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            assert!((f64::from(dot(&a, &b)) - exact).abs() < 1e-4, "{n}");
+            assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+
+            let mut e = a.clone();
+            let sum = exp_sub_sum(&mut e, 2.0);
+            let exact: f64 = a.iter().map(|a| (f64::from(*a) - 2.0).exp()).sum();
+            assert!((f64::from(sum) - exact).abs() <= 1e-6 * exact);
+            assert!(e.iter().zip(&a).all(|(e, a)| (e - (a - 2.0).exp()).abs() <= 3e-7 * e));
+
+            let mut y = b.clone();
+            axpy(2.0, &a, &mut y);
+            for i in 0..n {
+                assert!((y[i] - (b[i] + 2.0 * a[i])).abs() < 1e-6);
+                let exact = 1.0 / (1.0 + (-f64::from(a[i])).exp());
+                assert!((f64::from(sigmoid(a[i])) - exact).abs() <= 5e-7 * exact);
+            }
+        }
+    }
+
+    #[test]
+    fn nan_passes_through_the_sums() {
+        let mut x = [0.5; 70];
+        x[40] = f32::NAN;
+        assert!(dot(&x, &[1.0; 70]).is_nan());
+        assert_eq!(max(&x), 0.5);
+        assert!(exp_sub_sum(&mut x, 0.5).is_nan());
+    }
+}

@@ -1,0 +1,259 @@
+//! A frozen matrix as it lies in its file, and the three things anyone may ask of it: the product, the transposed product,
+//! and rows.
+
+#![expect(unsafe_code, reason = "maps files")]
+
+use std::fmt;
+use std::fs::File;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use crate::Error;
+use crate::product::{Direction, Matrix, Right, product, widen};
+
+/// How a weight's values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Stored {
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// How the products of a weight are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// Operands as they are (activations f32, weights widened exactly), f32 accumulation.
+    #[default]
+    F32,
+    /// Operands rounded to bfloat16, f32 accumulation.
+    Bf16,
+}
+
+/// A frozen matrix `W` of `rows x cols` values, row-major: a linear layer's `(out, in)` or an embedding's `(V, D)`.
+///
+/// Cloning shares the bytes. The values keep their stored dtype and, when mapped, stay in the file.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    bytes: Bytes,
+    stored: Stored,
+    compute: Compute,
+    rows: usize,
+    cols: usize,
+}
+
+#[derive(Clone)]
+enum Bytes {
+    Mapped { map: Arc<Mmap>, offset: usize, len: usize },
+    Dense(Arc<Vec<f32>>),
+}
+
+impl fmt::Debug for Bytes {
+    /// Where they are, not what.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mapped { offset, .. } => write!(f, "mapped at byte {offset}"),
+            Self::Dense(_) => write!(f, "in memory"),
+        }
+    }
+}
+
+impl Weight {
+    /// The `rows x cols` little-endian values of `stored` that start at byte `offset` of `map` (at any alignment).
+    ///
+    /// # Errors
+    /// [`Error::WeightBytes`] where the map does not reach that far, or no map could.
+    pub fn mapped(
+        map: Arc<Mmap>,
+        offset: usize,
+        stored: Stored,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self, Error> {
+        let found = map.len().saturating_sub(offset);
+        let expected = rows.checked_mul(cols).and_then(|values| values.checked_mul(stored.size()));
+        match expected {
+            Some(len) if len <= found && offset <= map.len() => {
+                let bytes = Bytes::Mapped { map, offset, len };
+                Ok(Self { bytes, stored, compute: Compute::default(), rows, cols })
+            }
+            _ => Err(Error::WeightBytes {
+                rows,
+                cols,
+                offset,
+                expected: expected.unwrap_or(usize::MAX),
+                found,
+            }),
+        }
+    }
+
+    /// A weight held in memory, `values` row by row.
+    ///
+    /// # Errors
+    /// [`Error::WeightValues`] where there are not `rows x cols` values.
+    pub fn dense(values: Vec<f32>, rows: usize, cols: usize) -> Result<Self, Error> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return Err(Error::WeightValues { rows, cols, found: values.len() });
+        }
+        Ok(Self {
+            bytes: Bytes::Dense(Arc::new(values)),
+            stored: Stored::F32,
+            compute: Compute::default(),
+            rows,
+            cols,
+        })
+    }
+
+    /// The same weight with its products computed in `compute`.
+    #[must_use]
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Self { compute, ..self }
+    }
+
+    /// Rows: a linear layer's output size.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: a linear layer's input size.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How the values are stored.
+    pub fn stored(&self) -> Stored {
+        self.stored
+    }
+
+    /// How products are computed.
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    /// `y = x Wᵀ`: `x` `(n, cols)`, `y` `(n, rows)`, both row-major; `y` is overwritten.
+    pub fn product(&self, x: &[f32], y: &mut [f32]) {
+        product(Right::new(self.matrix(), Direction::Forward), self.compute, x, y);
+    }
+
+    /// `dx = g W`: `g` `(n, rows)`, `dx` `(n, cols)`, both row-major; `dx` is overwritten.
+    pub fn product_transposed(&self, g: &[f32], dx: &mut [f32]) {
+        product(Right::new(self.matrix(), Direction::Backward), self.compute, g, dx);
+    }
+
+    /// Row `row`, widened to f32, into `out` `(cols,)`.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let line = self.cols * self.stored.size();
+        widen(&self.bytes()[row * line..(row + 1) * line], self.stored, out);
+    }
+
+    /// All values, widened to f32, row-major: for small weights and tests.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        widen(self.bytes(), self.stored, &mut out);
+        out
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix::new(self.bytes(), self.stored, self.rows, self.cols)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped { map, offset, len } => &map[*offset..*offset + *len],
+            Bytes::Dense(values) => bytemuck::cast_slice(values.as_slice()),
+        }
+    }
+}
+
+/// Maps a file for reading.
+///
+/// While it is mapped nobody may shorten or change the file: a checkpoint is written whole under another name and then
+/// renamed, and not edited in place.
+pub fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: as said above, checkpoints are not edited in place; taper itself never does.
+    unsafe { Mmap::map(file) }
+}
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "small numbers that every dtype holds")]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A file of `bytes`, mapped.
+    fn mapped(name: &str, bytes: &[u8]) -> Arc<Mmap> {
+        let path = std::env::temp_dir().join(format!("taper-weight-{name}-{}", std::process::id()));
+        File::create(&path).unwrap().write_all(bytes).unwrap();
+        let map = map(&File::open(&path).unwrap()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        Arc::new(map)
+    }
+
+    #[test]
+    fn a_mapped_weight_is_the_dense_one() {
+        let values: Vec<f32> = (0..6).map(|i| i as f32 - 2.5).collect();
+        let dense = Weight::dense(values.clone(), 2, 3).unwrap();
+        for stored in [Stored::F32, Stored::F16, Stored::Bf16] {
+            let mut bytes = vec![0xff; 3];
+            for &v in &values {
+                match stored {
+                    Stored::F32 => bytes.extend(v.to_le_bytes()),
+                    Stored::F16 => bytes.extend(half::f16::from_f32(v).to_le_bytes()),
+                    Stored::Bf16 => bytes.extend(half::bf16::from_f32(v).to_le_bytes()),
+                }
+            }
+            let weight = Weight::mapped(mapped(&format!("{stored:?}"), &bytes), 3, stored, 2, 3).unwrap();
+            assert_eq!((weight.rows(), weight.cols(), weight.stored()), (2, 3, stored));
+            assert_eq!(weight.to_f32(), values);
+            let mut row = [0.0; 3];
+            weight.read_row(1, &mut row);
+            assert_eq!(row, values[3..]);
+            for compute in [Compute::F32, Compute::Bf16] {
+                let weight = weight.clone().with_compute(compute);
+                let (mut y, mut dx) = ([[0.0; 2]; 2], [[0.0; 3]; 2]);
+                for (w, i) in [(&weight, 0), (&dense, 1)] {
+                    w.product(&[1.0, 2.0, -1.0], &mut y[i]);
+                    w.product_transposed(&[3.0, -1.0], &mut dx[i]);
+                }
+                assert_eq!((y[0], dx[0]), (y[1], dx[1]));
+                assert_eq!((y[0], dx[0]), ([-5.0, 1.0], [-8.0, -6.0, -4.0]));
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_checked_against_the_bytes() {
+        let map = mapped("sizes", &[0; 25]);
+        let weight = |offset, rows, cols| Weight::mapped(Arc::clone(&map), offset, Stored::F32, rows, cols);
+        assert!(weight(1, 2, 3).is_ok() && weight(25, 0, 3).is_ok());
+        for (offset, rows, cols) in
+            [(2, 2, 3), (0, 7, 1), (26, 0, 3), (usize::MAX, 1, 1), (0, usize::MAX, 2), (0, 1 << 62, 1 << 2)]
+        {
+            let error = weight(offset, rows, cols).unwrap_err();
+            assert!(matches!(error, Error::WeightBytes { .. }), "{error}");
+        }
+        assert!(Weight::dense(vec![0.0; 5], 2, 3).is_err());
+        assert!(Weight::dense(Vec::new(), usize::MAX, 2).is_err());
+    }
+
+    #[test]
+    fn bytes_are_not_printed() {
+        let weight = Weight::dense(vec![1.25; 4], 2, 2).unwrap();
+        assert!(!format!("{weight:?}").contains("1.25"));
+    }
+}

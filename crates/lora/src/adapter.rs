@@ -1,0 +1,290 @@
+//! A whole model's adapter, and what it does at the seam.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result as Tensors, Tensor, Var};
+use taper_base::{Adapter, Embedding, Linear};
+use taper_kernels::{Dropout, Labelled};
+
+use crate::embedding::EmbeddingLora;
+use crate::head::Head;
+use crate::mask::mix;
+use crate::plan::{BaseModules, Origin, Plan};
+use crate::source::{Fresh, fingerprint};
+use crate::variant::Variant;
+use crate::{Error, LoraConfig};
+
+/// The adapter of a whole model.
+///
+/// At the seam it gives a targeted layer its variant, and every other parameter that it trains in the place of the frozen
+/// one. It has no dropout: that is [`LoraAdapter::training`].
+#[derive(Debug)]
+pub struct LoraAdapter {
+    pub(crate) config: LoraConfig,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) linears: BTreeMap<String, AdaptedLinear>,
+    pub(crate) embeddings: BTreeMap<String, AdaptedEmbedding>,
+    /// What is trained whole, by the base's name for it.
+    pub(crate) whole: BTreeMap<String, Tensor>,
+    /// All tensors by their PEFT key.
+    pub(crate) tensors: BTreeMap<String, Tensor>,
+    pub(crate) params: BTreeMap<String, Var>,
+    pub(crate) head: HeadTie,
+}
+
+/// How the base's head stands to its embedding.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeadTie {
+    /// Path of the head.
+    pub(crate) head: String,
+    /// Path of the embedding whose weight the head has in the base.
+    pub(crate) base: Option<String>,
+    /// Whether the head follows that embedding, which is trained whole.
+    pub(crate) follows: bool,
+}
+
+/// What an adapter does to a linear layer.
+#[derive(Debug, Default)]
+pub(crate) struct AdaptedLinear {
+    pub(crate) variant: Option<Box<dyn Variant>>,
+    /// `W` `(out, in)`, trained whole.
+    pub(crate) weight: Option<Tensor>,
+    /// `b` `(out,)`, trained.
+    pub(crate) bias: Option<Tensor>,
+}
+
+/// What an adapter does to an embedding.
+#[derive(Debug)]
+pub(crate) enum AdaptedEmbedding {
+    Factors(EmbeddingLora),
+    /// The table `(V, D)`, trained whole.
+    Whole(Tensor),
+}
+
+impl LoraAdapter {
+    /// A new adapter, initialised as `config.init_lora_weights` says, its parameters ready to be trained.
+    ///
+    /// Every tensor has its own random stream, made of `seed` and its key: another module more or less changes no other.
+    ///
+    /// On a base whose head is tied, an embedding in `modules_to_save` drives the head as well unless the head is named
+    /// too: its gradient is the sum over both uses. The configuration then says `ensure_weight_tying`, so that PEFT
+    /// reads the folder the same way; without that field, which only a loaded folder can lack, the head keeps the base's
+    /// weight, as in PEFT.
+    ///
+    /// `target_modules` may be an explicit empty list where `modules_to_save` or `bias` leaves something to train. PEFT does
+    /// not load such a folder: merge it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a setting that is not possible, [`Error::Target`] for a name that matches nothing.
+    pub fn fresh<'a>(config: LoraConfig, base: impl Into<BaseModules<'a>>, seed: u64) -> Result<Self, Error> {
+        if let crate::Init::Other(name) = &config.init_lora_weights {
+            return Err(Error::config(format!("`init_lora_weights` is {name:?}; taper makes true, false and gaussian")));
+        }
+        let base = base.into();
+        let plan = Plan::new(config, &base, Origin::Fresh)?;
+        let mut source = Fresh::new(seed);
+        let mut adapter = Self::build(plan, &base, &mut source)?;
+        adapter.params = source.vars;
+        Ok(adapter)
+    }
+
+    /// The configuration as [`LoraAdapter::save`] writes it.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// What is odd about the folder or the configuration, though it can be honoured.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Trainable parameters by their PEFT key, prefix included (`base_model.model.….lora_A.weight`); empty after `load`.
+    pub fn params(&self) -> &BTreeMap<String, Var> {
+        &self.params
+    }
+
+    /// All tensors by their PEFT key, f32.
+    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
+    }
+
+    /// Path and rank of every module with low-rank factors, sorted.
+    pub fn ranks(&self) -> Vec<(&str, usize)> {
+        let linears = self.linears.iter().filter_map(|(path, layer)| Some((path, layer.variant.as_ref()?.rank())));
+        let embeddings = self.embeddings.iter().filter_map(|(path, layer)| match layer {
+            AdaptedEmbedding::Factors(lora) => Some((path, lora.rank())),
+            AdaptedEmbedding::Whole(_) => None,
+        });
+        let mut ranks: Vec<_> = linears.chain(embeddings).map(|(path, r)| (path.as_str(), r)).collect();
+        ranks.sort_unstable();
+        ranks
+    }
+
+    /// The same adapter with nothing tracked, sharing the values, for evaluation and generation.
+    ///
+    /// Take a new one after an update of the parameters: it may have kept what it computed from them (DoRA's lengths).
+    #[must_use]
+    pub fn frozen(&self) -> Self {
+        self.reweighted(1.0)
+    }
+
+    /// The adapter frozen, with its low-rank term `weight` times as large.
+    ///
+    /// # Errors
+    /// [`Error::Merge`] where it has parameters trained whole, which have no multiple, unless `weight` is 1.
+    pub fn with_weight(&self, weight: f64) -> Result<Self, Error> {
+        match self.whole.keys().next() {
+            Some(name) if (weight - 1.0).abs() > f64::EPSILON => {
+                let what = format!("`{name}` is trained whole: such an adapter cannot be taken {weight} times");
+                Err(Error::Merge { what })
+            }
+            _ => Ok(self.reweighted(weight)),
+        }
+    }
+
+    fn reweighted(&self, weight: f64) -> Self {
+        let linear = |layer: &AdaptedLinear| AdaptedLinear {
+            variant: layer.variant.as_ref().map(|variant| variant.frozen(weight)),
+            weight: layer.weight.as_ref().map(Tensor::detach),
+            bias: layer.bias.as_ref().map(Tensor::detach),
+        };
+        let embedding = |layer: &AdaptedEmbedding| match layer {
+            AdaptedEmbedding::Factors(lora) => AdaptedEmbedding::Factors(lora.frozen(weight)),
+            AdaptedEmbedding::Whole(table) => AdaptedEmbedding::Whole(table.detach()),
+        };
+        let detached = |tensors: &BTreeMap<String, Tensor>| {
+            tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect()
+        };
+        Self {
+            config: self.config.clone(),
+            warnings: self.warnings.clone(),
+            linears: self.linears.iter().map(|(path, layer)| (path.clone(), linear(layer))).collect(),
+            embeddings: self.embeddings.iter().map(|(path, layer)| (path.clone(), embedding(layer))).collect(),
+            whole: detached(&self.whole),
+            tensors: detached(&self.tensors),
+            params: BTreeMap::new(),
+            head: self.head.clone(),
+        }
+    }
+
+    /// The adapter with its dropout, for one forward pass; `seed` is another for every pass.
+    pub fn training(&self, seed: u64) -> Training<'_> {
+        Training { adapter: self, seed }
+    }
+
+    /// The layer with the variant that takes part in it; `dropout` on the variant's input.
+    fn forward(&self, layer: &Linear, x: &Tensor, dropout: Option<Dropout>) -> Tensors<Tensor> {
+        let Some(adapted) = self.linears.get(&layer.path) else { return layer.frozen(x) };
+        let bias = adapted.bias.as_ref().or(layer.bias.as_ref());
+        match (&adapted.weight, &adapted.variant) {
+            (Some(weight), _) => {
+                let y = x.matmul(&weight.t()?)?;
+                bias.map_or_else(|| Ok(y.clone()), |bias| taper_kernels::add_bias(&y, bias))
+            }
+            (None, Some(variant)) => variant.forward(layer, bias, x, dropout),
+            (None, None) => taper_kernels::linear(x, &layer.weight, bias, None),
+        }
+    }
+
+    /// What the head's loss needs where it is not one fused operation.
+    fn with_head<T>(&self, head: &Linear, dropout: Option<Dropout>, run: impl FnOnce(&Head<'_>) -> Tensors<T>) -> Tensors<T> {
+        let tensors = match self.linears.get(&head.path) {
+            None => Vec::new(),
+            Some(adapted) => {
+                let variant = adapted.variant.iter().flat_map(|variant| variant.tensors());
+                variant.chain(&adapted.weight).chain(&adapted.bias).collect()
+            }
+        };
+        let of_chunk = |chunk| dropout.map(|dropout| Dropout { seed: mix(dropout.seed, chunk), ..dropout });
+        let logits = |x: &Tensor, chunk: u64| self.forward(head, x, of_chunk(chunk));
+        run(&Head { logits: &logits, tensors, outputs: head.out_features() })
+    }
+
+    /// Whether the head is a frozen weight and at most factors: its own bias is not trained either.
+    fn fused_head(&self, head: &Linear, dropout: Option<Dropout>) -> Option<Option<taper_kernels::LowRank<'_>>> {
+        let Some(adapted) = self.linears.get(&head.path) else { return Some(None) };
+        match (&adapted.weight, &adapted.bias, &adapted.variant) {
+            (None, None, Some(variant)) => variant.low_rank(dropout).map(Some),
+            _ => None,
+        }
+    }
+
+    fn loss(&self, head: &Linear, x: &Tensor, labelled: &Labelled, dropout: Option<Dropout>) -> Tensors<Tensor> {
+        match self.fused_head(head, dropout) {
+            Some(low_rank) => {
+                taper_kernels::linear_cross_entropy(x, &head.weight, head.bias.as_ref(), low_rank, labelled)
+            }
+            None => self.with_head(head, dropout, |head| head.cross_entropy(x, labelled)),
+        }
+    }
+
+    fn rows(&self, layer: &Embedding, ids: &[u32]) -> Tensors<Tensor> {
+        match self.embeddings.get(&layer.path) {
+            None => layer.frozen(ids),
+            Some(AdaptedEmbedding::Factors(lora)) => lora.forward(layer, ids),
+            Some(AdaptedEmbedding::Whole(table)) => table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0),
+        }
+    }
+}
+
+impl Adapter for LoraAdapter {
+    fn linear(&self, layer: &Linear, x: &Tensor) -> Tensors<Tensor> {
+        self.forward(layer, x, None)
+    }
+
+    fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Tensors<Tensor> {
+        self.rows(layer, ids)
+    }
+
+    fn param(&self, path: &str) -> Option<&Tensor> {
+        self.whole.get(path)
+    }
+
+    fn cross_entropy(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Tensor> {
+        self.loss(head, hidden, labelled, None)
+    }
+
+    fn nll(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
+        match self.fused_head(head, None) {
+            Some(low_rank) => taper_kernels::linear_nll(hidden, &head.weight, head.bias.as_ref(), low_rank, labelled),
+            None => self.with_head(head, None, |head| head.nll(hidden, labelled)),
+        }
+    }
+}
+
+/// An adapter with its dropout, for one forward pass in training. Embeddings have none, as in PEFT.
+#[derive(Clone, Copy, Debug)]
+pub struct Training<'a> {
+    adapter: &'a LoraAdapter,
+    seed: u64,
+}
+
+impl Training<'_> {
+    /// The dropout of the layer at `path`: a mask of its own, which other layers do not change.
+    fn dropout(&self, path: &str) -> Option<Dropout> {
+        let p = self.adapter.config.lora_dropout as f32;
+        (p > 0.0).then(|| Dropout { p, seed: mix(self.seed, fingerprint(path)) })
+    }
+}
+
+impl Adapter for Training<'_> {
+    fn linear(&self, layer: &Linear, x: &Tensor) -> Tensors<Tensor> {
+        self.adapter.forward(layer, x, self.dropout(&layer.path))
+    }
+
+    fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Tensors<Tensor> {
+        self.adapter.rows(layer, ids)
+    }
+
+    fn param(&self, path: &str) -> Option<&Tensor> {
+        self.adapter.param(path)
+    }
+
+    fn cross_entropy(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Tensor> {
+        self.adapter.loss(head, hidden, labelled, self.dropout(&head.path))
+    }
+
+    fn nll(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
+        self.adapter.nll(head, hidden, labelled)
+    }
+}

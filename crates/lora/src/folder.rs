@@ -1,0 +1,260 @@
+//! A PEFT folder, read and written. Reading is strict both ways and reports everything that is wrong at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor, Var};
+use taper_base::{Checkpoint, Module};
+
+use crate::config_json::CONFIG_FILE;
+use crate::lora::PREFIX;
+use crate::plan::{BaseModules, Origin, Plan};
+use crate::source::{Source, Start};
+use crate::tensor_file::{TENSOR_FILE, write, write_tensors};
+use crate::{Error, LoraAdapter, LoraConfig};
+
+/// Problems listed in an error; the rest are counted.
+const LISTED: usize = 10;
+
+impl LoraAdapter {
+    /// Loads a PEFT folder for inference: nothing is tracked.
+    ///
+    /// # Errors
+    /// [`Error::File`] with every missing, left-over, mis-shaped or non-finite tensor, or what the configuration asks for
+    /// and cannot be honoured; [`Error::Target`] where it selects nothing in this base.
+    pub fn load<'a>(dir: &Path, base: impl Into<BaseModules<'a>>) -> Result<Self, Error> {
+        Self::read(dir, &base.into(), false)
+    }
+
+    /// Loads a PEFT folder to train it further.
+    ///
+    /// # Errors
+    /// As [`LoraAdapter::load`].
+    pub fn load_trainable<'a>(dir: &Path, base: impl Into<BaseModules<'a>>) -> Result<Self, Error> {
+        Self::read(dir, &base.into(), true)
+    }
+
+    fn read(dir: &Path, base: &BaseModules<'_>, trainable: bool) -> Result<Self, Error> {
+        let (config, mut warnings) = LoraConfig::read(dir)?;
+        let mut folder = Folder::open(dir, trainable)?;
+        let plan = Plan::new(config, base, Origin::Folder)?;
+        let tied = plan.tied;
+        let mut adapter = Self::build(plan, base, &mut folder)?;
+        if let Some((head, embedding)) = tied {
+            folder.skip_copy(&format!("{head}.weight"), &format!("{embedding}.weight"))?;
+        }
+        folder.skip_base_copies(base, &mut warnings)?;
+        adapter.params = folder.finish(&adapter)?;
+        adapter.warnings.splice(0..0, warnings);
+        Ok(if trainable { adapter } else { adapter.frozen() })
+    }
+
+    /// Writes `adapter_config.json` and `adapter_model.safetensors` into `dir`, which is made if need be. The same adapter
+    /// gives the same bytes. Each file is written under another name, synced and renamed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the file that cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), Error> {
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let mut tensors = self.tensors.clone();
+        if let Some(embedding) = self.head.base.as_ref().filter(|_| self.head.follows) {
+            // PEFT writes the tied head as well.
+            let weight = self.tensors.get(&format!("{PREFIX}{embedding}.weight")).cloned();
+            tensors.extend(weight.map(|weight| (format!("{PREFIX}{}.weight", self.head.head), weight)));
+        }
+        write(&dir.join(TENSOR_FILE), |out| write_tensors(&tensors, out))?;
+        write(&dir.join(CONFIG_FILE), |out| out.write_all(self.config.to_json().as_bytes()))
+    }
+}
+
+/// The tensors of a folder that are not taken yet, and what is wrong with those that were.
+struct Folder {
+    path: PathBuf,
+    file: Checkpoint,
+    /// Keys without PEFT's prefix, and the names they have in the file.
+    names: BTreeMap<String, String>,
+    left: BTreeSet<String>,
+    trainable: bool,
+    vars: BTreeMap<String, Var>,
+    problems: Problems,
+}
+
+#[derive(Default)]
+struct Problems {
+    missing: Vec<String>,
+    misshaped: Vec<String>,
+    not_finite: Vec<String>,
+    /// Whether some shape differs in more than the rank.
+    other_base: bool,
+}
+
+impl Folder {
+    fn open(dir: &Path, trainable: bool) -> Result<Self, Error> {
+        let path = dir.join(TENSOR_FILE);
+        if !path.is_file() {
+            let what = if dir.join("adapter_model.bin").is_file() {
+                "holds only adapter_model.bin, a pickle, which taper does not read since loading one runs code: load it in \
+                 PEFT and save it again with safe_serialization=True"
+                    .to_owned()
+            } else {
+                format!("holds no {TENSOR_FILE}")
+            };
+            return Err(Error::file(dir, what));
+        }
+        let file = Checkpoint::open_files(std::slice::from_ref(&path))?;
+        let mut names = BTreeMap::new();
+        for name in file.names() {
+            if let Some(other) = names.insert(plain(name), name.to_owned()) {
+                return Err(Error::file(path, format!("`{name}` and `{other}` are the same tensor")));
+            }
+        }
+        let left = names.keys().cloned().collect();
+        Ok(Self { path, file, names, left, trainable, vars: BTreeMap::new(), problems: Problems::default() })
+    }
+
+    /// The key under which the file has the tensor: a bias may bear the name that older PEFT gave it.
+    fn find(&self, key: &str) -> Option<String> {
+        let plain = key.strip_prefix(PREFIX).unwrap_or(key);
+        let older = plain.replace(".base_layer.", ".");
+        [plain.to_owned(), older].into_iter().find(|name| self.left.contains(name))
+    }
+
+    fn values(&self, plain: &str) -> Result<Vec<f32>, Error> {
+        let shape = self.shape(plain);
+        Ok(self.file.tensor(&self.names[plain], &shape)?.flatten_all()?.to_vec1()?)
+    }
+
+    fn shape(&self, plain: &str) -> Vec<usize> {
+        let info = self.names.get(plain).and_then(|name| self.file.info(name));
+        info.map(|info| info.shape.clone()).unwrap_or_default()
+    }
+
+    /// Passes over the copy of a saved embedding that PEFT writes for the head tied to it.
+    fn skip_copy(&mut self, copy: &str, original: &str) -> Result<(), Error> {
+        if self.left.contains(copy) && self.names.contains_key(original) && self.values(copy)? == self.values(original)? {
+            self.left.remove(copy);
+        }
+        Ok(())
+    }
+
+    /// Passes over whole base weights that PEFT writes beside an adapter of the embedding or the head, where they are this
+    /// base's.
+    fn skip_base_copies(&mut self, base: &BaseModules<'_>, warnings: &mut Vec<String>) -> Result<(), Error> {
+        for key in self.left.clone() {
+            let name = key.replace(".base_layer.", ".");
+            let named = |module: &&Module<'_>| name.strip_suffix(".weight") == Some(module.path());
+            let weight = match base.modules.iter().find(named) {
+                Some(Module::Linear(layer)) => &layer.weight,
+                Some(Module::Embedding(layer)) => &layer.weight,
+                _ => continue,
+            };
+            if self.shape(&key) != [weight.rows(), weight.cols()] {
+                continue;
+            }
+            match difference(&self.values(&key)?, &weight.to_f32()) {
+                Difference::None => {}
+                Difference::Rounding => warnings.push(format!(
+                    "{TENSOR_FILE}: `{key}` is the base's `{name}` up to rounding: the base's is used"
+                )),
+                Difference::Values => continue,
+            }
+            self.left.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// The trainable parameters, unless something is wrong.
+    fn finish(self, adapter: &LoraAdapter) -> Result<BTreeMap<String, Var>, Error> {
+        let Problems { missing, misshaped, not_finite, other_base } = self.problems;
+        let unexpected: Vec<String> = self.left.iter().map(|key| describe_left_over(key)).collect();
+        let mut text = String::new();
+        let kinds =
+            [("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped), ("not finite", not_finite)];
+        let mut room = LISTED;
+        for (kind, list) in kinds.iter().filter(|(_, list)| !list.is_empty()) {
+            let shown = &list[..list.len().min(room)];
+            room -= shown.len();
+            text += &format!("\n  {} {kind}: {}", list.len(), shown.join(", "));
+            if shown.len() < list.len() {
+                text += if shown.is_empty() { "…" } else { ", …" };
+            }
+        }
+        if text.is_empty() {
+            return Ok(self.vars);
+        }
+        let [(_, missing), (_, unexpected), (_, misshaped), _] = &kinds;
+        let hint = if other_base || (!missing.is_empty() && !unexpected.is_empty()) {
+            let made_for = adapter.config.base_model_name_or_path.as_deref().unwrap_or("a base it does not name");
+            format!("\n  is this the adapter of another base? it was made for {made_for}")
+        } else if !misshaped.is_empty() {
+            format!("\n  do `r` and `rank_pattern` of {CONFIG_FILE} belong to this file?")
+        } else {
+            String::new()
+        };
+        Err(Error::file(self.path, format!("the tensors are not those of this base and {CONFIG_FILE}:{text}{hint}")))
+    }
+}
+
+impl Source for Folder {
+    /// Takes the tensor out of the file; in its place, zeros where something is wrong, which [`Folder::finish`] reports.
+    fn tensor(&mut self, key: &str, shape: &[usize], _: Start<'_>) -> Result<Tensor, Error> {
+        let placeholder = || Ok(Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?);
+        let Some(found) = self.find(key) else {
+            self.problems.missing.push(format!("`{key}`"));
+            return placeholder();
+        };
+        self.left.remove(&found);
+        let stored = self.shape(&found);
+        if stored != shape {
+            self.problems.misshaped.push(format!("`{key}` {stored:?} for {shape:?}"));
+            self.problems.other_base |= !differ_by_rank(key, &stored, shape);
+            return placeholder();
+        }
+        let values = self.values(&found)?;
+        if !values.iter().all(|value| value.is_finite()) {
+            self.problems.not_finite.push(format!("`{key}`"));
+        }
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        if !self.trainable {
+            return Ok(tensor);
+        }
+        let var = Var::from_tensor(&tensor)?;
+        self.vars.insert(key.to_owned(), var.clone());
+        Ok(var.into_inner())
+    }
+}
+
+/// A key without the prefixes of PEFT's wrapper and of `torch.compile`.
+fn plain(name: &str) -> String {
+    let name = name.replace("_orig_mod.", "");
+    name.strip_prefix(PREFIX).map(str::to_owned).unwrap_or(name)
+}
+
+/// Whether the shapes differ in the rank alone.
+fn differ_by_rank(key: &str, stored: &[usize], expected: &[usize]) -> bool {
+    let side = if key.ends_with("lora_A.weight") || key.ends_with("lora_embedding_A") { 1 } else { 0 };
+    key.contains(".lora_") && stored.len() == 2 && expected.len() == 2 && stored[side] == expected[side]
+}
+
+fn describe_left_over(key: &str) -> String {
+    let whole = key.ends_with("embed_tokens.weight") || key.ends_with("lm_head.weight") || key.ends_with("base_layer.weight");
+    if whole && !key.contains(".lora_") {
+        return format!("`{key}` (a base weight that differs from this base's: another base, or a resized vocabulary)");
+    }
+    format!("`{key}`")
+}
+
+enum Difference {
+    None,
+    /// At most what rounding to bfloat16 or half precision does.
+    Rounding,
+    Values,
+}
+
+fn difference(found: &[f32], base: &[f32]) -> Difference {
+    if found == base {
+        return Difference::None;
+    }
+    let rounding = found.iter().zip(base).all(|(f, b)| (f - b).abs() <= b.abs() / 256.0 + f32::from(half::f16::MIN_POSITIVE));
+    if rounding { Difference::Rounding } else { Difference::Values }
+}

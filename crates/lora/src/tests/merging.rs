@@ -1,0 +1,121 @@
+//! The merged model computes what base and adapter do, however it is cut into blocks of rows.
+
+use super::*;
+
+/// The base with every tensor merged, `block` rows at a time.
+fn merged(toy: &Toy, adapter: &LoraAdapter, block: usize) -> Toy {
+    let rows = |name: &str, mut values: Vec<f32>, width: usize| {
+        for (i, values) in values.chunks_mut(block * width).enumerate() {
+            let first = i * block;
+            adapter.merge_rows(name, first..first + values.len() / width, values).unwrap();
+        }
+        values
+    };
+    let weight = |path: &str, weight: &Weight| {
+        let values = rows(&format!("{path}.weight"), weight.to_f32(), weight.cols());
+        Weight::dense(values, weight.rows(), weight.cols()).unwrap()
+    };
+    let vector = |name: &str, tensor: &Tensor| {
+        Tensor::from_vec(rows(name, flat(tensor), 1), tensor.shape(), &Device::Cpu).unwrap()
+    };
+    let linear = |layer: &Linear| Linear {
+        path: layer.path.clone(),
+        weight: weight(&layer.path, &layer.weight),
+        bias: layer.bias.as_ref().map(|bias| vector(&format!("{}.bias", layer.path), bias)),
+    };
+    let embed = Embedding { path: toy.embed.path.clone(), weight: weight(&toy.embed.path, &toy.embed.weight) };
+    let mut head = linear(&toy.head);
+    if toy.tied && !adapter.unties() {
+        head.weight = embed.weight.clone();
+    }
+    let norm = RmsNorm { gain: vector(&toy.norm.gain_path, &toy.norm.gain), ..toy.norm.clone() };
+    Toy { embed, norm, up: linear(&toy.up), down: linear(&toy.down), head, tied: toy.tied }
+}
+
+#[test]
+fn merged_is_adapted() {
+    for (name, config) in configs() {
+        let toy = Toy::new(false);
+        let adapter = toy.trained(&config);
+        for block in [1, 3, 100] {
+            let found = merged(&toy, &adapter, block).logits(&());
+            assert_close(name, &found, &toy.logits(&adapter), TOLERANCE);
+        }
+        let change = toy.logits(&adapter).iter().zip(toy.logits(&())).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(change > 0.05, "{name}: the adapter does next to nothing");
+    }
+}
+
+#[test]
+fn merged_is_adapted_on_a_tied_base_too() {
+    for (name, config) in configs() {
+        let toy = Toy::new(true);
+        let adapter = toy.trained(&config);
+        assert_close(name, &merged(&toy, &adapter, 4).logits(&()), &toy.logits(&adapter), TOLERANCE);
+        let touched = config.modules_to_save.iter().any(|name| name == "lm_head")
+            || matches!(&config.target_modules, Some(Names::List(l)) if l.iter().any(|n| n == "lm_head" || n == "embed_tokens"));
+        assert_eq!(adapter.unties(), touched, "{name}");
+    }
+}
+
+#[test]
+fn the_changed_tensors_are_exactly_those_that_merging_changes() {
+    for (name, config) in configs() {
+        let toy = Toy::new(false);
+        let adapter = toy.trained(&config);
+        let after = merged(&toy, &adapter, 2);
+        let mut changed = Vec::new();
+        for (old, new) in toy.modules().modules.into_iter().zip(after.modules().modules) {
+            let path = old.path();
+            let differs = match (old, new) {
+                (Module::Linear(a), Module::Linear(b)) => {
+                    let bias = |layer: &Linear| layer.bias.as_ref().map(flat);
+                    if bias(a) != bias(b) {
+                        changed.push(format!("{path}.bias"));
+                    }
+                    a.weight.to_f32() != b.weight.to_f32()
+                }
+                (Module::Embedding(a), Module::Embedding(b)) => a.weight.to_f32() != b.weight.to_f32(),
+                (Module::Norm(a), Module::Norm(b)) => flat(&a.gain) != flat(&b.gain),
+                _ => unreachable!(),
+            };
+            if differs {
+                changed.push(format!("{path}.weight"));
+            }
+        }
+        changed.sort();
+        assert_eq!(adapter.changed_tensors(), changed, "{name}");
+    }
+}
+
+#[test]
+fn a_weight_multiplies_the_low_rank_term() {
+    let toy = Toy::new(false);
+    let (_, config) = configs().swap_remove(0);
+    let adapter = toy.trained(&config);
+    let doubled = LoraConfig { lora_alpha: 2.0 * config.lora_alpha, ..config };
+    assert_close("2 ×", &toy.logits(&adapter.with_weight(2.0).unwrap()), &toy.logits(&toy.trained(&doubled)), TOLERANCE);
+    assert_close("0 ×", &toy.logits(&adapter.with_weight(0.0).unwrap()), &toy.logits(&()), TOLERANCE);
+}
+
+#[test]
+fn parameters_trained_whole_have_no_multiple() {
+    let toy = Toy::new(false);
+    let config = LoraConfig {
+        target_modules: Some(list(&["up_proj"])),
+        modules_to_save: strings(&["norm"]),
+        ..LoraConfig::default()
+    };
+    let adapter = toy.trained(&config);
+    assert!(adapter.with_weight(1.0).is_ok());
+    let error = adapter.with_weight(0.5).unwrap_err().to_string();
+    assert_eq!(error, "`model.norm.weight` is trained whole: such an adapter cannot be taken 0.5 times");
+}
+
+#[test]
+fn rows_of_another_length_are_refused() {
+    let toy = Toy::new(false);
+    let config = LoraConfig { modules_to_save: strings(&["norm"]), target_modules: Some(list(&[])), ..LoraConfig::default() };
+    let error = toy.trained(&config).merge_rows("model.norm.weight", 0..2, &mut [0.0; 3]).unwrap_err().to_string();
+    assert!(error.contains("are 3 values in the base and 2 in the adapter"), "{error}");
+}

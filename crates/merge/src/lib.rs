@@ -1,0 +1,20 @@
+//! Folding adapters into the weights of their base, checking the result, and telling what a folder holds.
+//!
+//! [`merge`] streams: row blocks of the base's mapped files are changed in f32, rounded once and written at their final
+//! offsets; the rest is copied by the kernel. The arithmetic of each LoRA variant is `taper-lora`'s; files, folders and
+//! rounding are here. [`verify`] runs base + adapter and the merged model side by side. [`inspect`] reads an adapter's or a
+//! model's folder and lists its problems.
+
+mod error;
+mod folder;
+mod inspect;
+mod merge;
+mod plan;
+mod values;
+mod verify;
+mod write;
+
+pub use error::Error;
+pub use inspect::{FileFacts, Inspection, Kind, ModelFacts, ModuleFacts, TensorFacts, inspect};
+pub use merge::{Merged, Progress, Source, Weighted, merge};
+pub use verify::{Verification, sample, verify};

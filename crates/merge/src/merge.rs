@@ -1,0 +1,206 @@
+//! Merging: the base's files with adapters in them, as a folder of the same kind.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use taper_base::{Base, Checkpoint};
+use taper_lora::LoraAdapter;
+
+use crate::folder::Partial;
+use crate::plan::{EMBEDDING, HEAD, OutFile, Plan};
+use crate::write::Writer;
+use crate::Error;
+
+const CONFIG: &str = "config.json";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Weights in any format, and what belongs to a training run: never copied beside merged weights.
+const WEIGHTS: &[&str] = &[
+    "safetensors", "bin", "pt", "pth", "ckpt", "gguf", "ggml", "h5", "msgpack", "onnx", "ot", "npz", "pkl", "partial", "lock",
+];
+
+/// The base as the merge needs it: files, not a network.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The model's folder.
+    pub dir: &'a Path,
+    /// Its mapped weight files.
+    pub checkpoint: &'a Checkpoint,
+    /// Whether its head is its embedding's matrix.
+    pub tied: bool,
+}
+
+impl<'a> From<&'a Base> for Source<'a> {
+    fn from(base: &'a Base) -> Self {
+        Self { dir: &base.dir.path, checkpoint: &base.checkpoint, tied: base.model.config().tie_word_embeddings }
+    }
+}
+
+/// An adapter and how much of it: `W + weight · (what the adapter makes of W - W)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Weighted<'a> {
+    /// The adapter, loaded on the base that is merged.
+    pub adapter: &'a LoraAdapter,
+    /// 1 for the adapter as it was trained.
+    pub weight: f64,
+}
+
+/// How far a merge is, in bytes of weight files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Written.
+    pub done: u64,
+    /// To write in all.
+    pub total: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// The folder, absolute.
+    pub path: PathBuf,
+    /// Bytes of weight files.
+    pub bytes: u64,
+    /// Names of the tensors that differ from the base's.
+    pub changed: Vec<String>,
+    /// Number of tensors in the folder.
+    pub tensors: usize,
+    /// Whether `lm_head.weight` was parted from the embedding, in the files and in `config.json`.
+    pub untied: bool,
+}
+
+/// Merges `adapters` into the weights of `base` and puts the resulting model into the new folder `out`.
+///
+/// Every weight file keeps its name, header, metadata and offsets; a tensor that no adapter changes keeps its bytes. A
+/// changed one is summed in f32 and rounded once, to nearest-even, to the type that it is stored in. With several adapters
+/// it is `W + Σ weight · (adapted - W)`, each `adapted` taken on the base: what PEFT computes with all of them active, in
+/// any order (PEFT 0.21.2, `tuners/lora/layer.py` `Linear.forward`, `variants.py`). Other files of the base's folder are
+/// copied, `config.json` byte for byte unless a tied head has to part from its embedding.
+///
+/// The folder is built under a hidden name beside `out` and renamed when it is whole and on the disk: whatever goes wrong,
+/// nothing that looks finished is left. `on_progress` may stop it. Memory: a few blocks of rows a thread.
+///
+/// # Errors
+/// [`Error::Out`] where `out` exists and `force` is false, or `out` and the base lie in each other;
+/// [`Error::NotFinite`] for a merged value that is not; [`Error::Io`] with the file that could not be read or written.
+pub fn merge<'a>(
+    base: impl Into<Source<'a>>,
+    adapters: &[Weighted<'_>],
+    out: &Path,
+    force: bool,
+    on_progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
+) -> Result<Merged, Error> {
+    let source = base.into();
+    if let Some(Weighted { weight, .. }) = adapters.iter().find(|a| !a.weight.is_finite()) {
+        return Err(Error::unsupported(format!("an adapter's weight is {weight}: it must be a number")));
+    }
+    let unties = source.tied && adapters.iter().any(|a| a.adapter.unties());
+    let changes = changes(adapters, unties);
+    let parameters: Vec<&str> = changes.keys().map(String::as_str).collect();
+    let plan = Plan::new(&source, &parameters, unties)?;
+    let partial = Partial::create(out, force, &[source.dir])?;
+    let writer = Writer { plan: &plan, checkpoint: source.checkpoint, adapters, changes: &changes, dir: partial.path() };
+    writer.run(on_progress)?;
+    copy_small_files(&source, &plan, partial.path())?;
+    let bytes = plan.files.iter().map(OutFile::len).sum();
+    let mut changed: Vec<String> = plan.targets.iter().map(|target| target.name.clone()).collect();
+    changed.sort_unstable();
+    let tensors = source.checkpoint.names().count() + plan.added().count();
+    let path = partial.publish()?;
+    Ok(Merged { path, bytes, changed, tensors, untied: unties })
+}
+
+/// Which adapters change each parameter, by their place in the list. When embedding and head part, every adapter is asked
+/// about both: one that keeps them tied names only one of them.
+fn changes(adapters: &[Weighted<'_>], unties: bool) -> BTreeMap<String, Vec<usize>> {
+    let mut changes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (i, weighted) in adapters.iter().enumerate() {
+        for parameter in weighted.adapter.changed_tensors() {
+            changes.entry(parameter).or_default().push(i);
+        }
+    }
+    if unties {
+        changes.extend([EMBEDDING, HEAD].map(|parameter| (parameter.to_owned(), (0..adapters.len()).collect())));
+    }
+    changes
+}
+
+/// Copies everything beside the weights, `config.json` last.
+fn copy_small_files(source: &Source<'_>, plan: &Plan, to: &Path) -> Result<(), Error> {
+    let entries = fs::read_dir(source.dir).map_err(Error::io(source.dir))?;
+    for entry in entries {
+        let from = entry.map_err(Error::io(source.dir))?.path();
+        let name = from.file_name().unwrap_or_default();
+        if from.is_file() && name != CONFIG && is_small_file(&from) {
+            let edit = if name == INDEX { index_with(&from, plan)? } else { None };
+            write_file(&from, edit, &to.join(name))?;
+        }
+    }
+    let config = source.dir.join(CONFIG);
+    if config.is_file() {
+        let edit = if plan.unties { Some(untied_config(&config)?) } else { None };
+        write_file(&config, edit, &to.join(CONFIG))?;
+    }
+    Ok(())
+}
+
+fn is_small_file(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let index_of_others = name.ends_with(".index.json") && name != INDEX;
+    let adapter = name == "adapter_config.json";
+    !name.starts_with('.') && !index_of_others && !adapter && !WEIGHTS.contains(&extension.as_str())
+}
+
+/// Writes `text`, or else what is in `from`, to the new file `to`, and syncs it.
+fn write_file(from: &Path, text: Option<String>, to: &Path) -> Result<(), Error> {
+    let mut source = File::open(from).map_err(Error::io(from))?;
+    let mut write = || {
+        let mut file = File::create_new(to)?;
+        match &text {
+            Some(text) => io::copy(&mut text.as_bytes(), &mut file)?,
+            None => io::copy(&mut source, &mut file)?,
+        };
+        file.sync_all()
+    };
+    write().map_err(Error::io(to))
+}
+
+/// The index with the added tensors in it; none if there are none.
+fn index_with(path: &Path, plan: &Plan) -> Result<Option<String>, Error> {
+    if plan.added().next().is_none() {
+        return Ok(None);
+    }
+    let mut json = read_json(path)?;
+    for (file, added) in plan.added() {
+        let file_name = file.source.file_name().unwrap_or_default().to_string_lossy();
+        json["weight_map"][added.name.as_str()] = file_name.as_ref().into();
+        for (count, more) in [("total_size", added.bytes), ("total_parameters", added.values)] {
+            if let Some(before) = json["metadata"][count].as_f64() {
+                json["metadata"][count] = (before as u64 + more).into();
+            }
+        }
+    }
+    Ok(Some(pretty(&json)))
+}
+
+/// `config.json` with `tie_word_embeddings` false, its other fields and their order kept.
+fn untied_config(path: &Path) -> Result<String, Error> {
+    let mut json = read_json(path)?;
+    json["tie_word_embeddings"] = false.into();
+    Ok(pretty(&json))
+}
+
+fn read_json(path: &Path) -> Result<Value, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let json: Value = serde_json::from_str(&text).map_err(|source| Error::file(path, format!("not JSON: {source}")))?;
+    if json.is_object() { Ok(json) } else { Err(Error::file(path, "not a JSON object")) }
+}
+
+fn pretty(json: &Value) -> String {
+    format!("{json:#}\n")
+}

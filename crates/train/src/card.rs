@@ -1,0 +1,89 @@
+//! `README.md`: the model card of a trained adapter, its front matter as PEFT writes it (`notes/peft.md` §2.4).
+
+use std::fmt::Write;
+
+use crate::{DoneReport, Recipe, SplitResult, Summary};
+
+/// The card's text.
+pub(crate) fn card(recipe: &Recipe, summary: &Summary, done: &DoneReport) -> String {
+    let name = recipe.out.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    let name = name.unwrap_or_else(|| "adapter".into());
+    let model = &summary.model;
+    let mut text = front_matter(model);
+    let kind = if recipe.use_dora { "DoRA" } else { "LoRA" };
+    let _ = write!(
+        text,
+        "# {name}\n\nA {kind} adapter for [`{model}`], trained with [taper].\n\n\
+         [`{model}`]: {}\n[taper]: https://crates.io/crates/taper\n\n",
+        link(model)
+    );
+    text += &training(recipe, summary, done);
+    text += &results(&done.results);
+    text += &usage(&name, model);
+    text
+}
+
+fn front_matter(model: &str) -> String {
+    // A JSON string is a YAML string, whatever the path holds.
+    let quoted = |text: String| serde_json::Value::String(text).to_string();
+    let base = quoted(model.to_owned());
+    let tag = quoted(format!("base_model:adapter:{model}"));
+    format!(
+        "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- {tag}\n- lora\n- taper\n- \
+         transformers\n---\n\n"
+    )
+}
+
+fn link(model: &str) -> String {
+    let hub = model.matches('/').count() == 1 && !model.starts_with(['.', '/']);
+    if hub { format!("https://huggingface.co/{model}") } else { "#use".into() }
+}
+
+fn training(recipe: &Recipe, summary: &Summary, done: &DoneReport) -> String {
+    let train = &summary.train;
+    let kept = done.kept_step.unwrap_or(done.step);
+    let rows = [
+        ("Training rows", format!("{} ({} read as {})", train.kept(), train.rows, summary.format)),
+        ("Tokens an epoch", format!("{}, {:.1} % learned", train.tokens, 100.0 * summary.learned_share())),
+        (
+            "Trained parameters",
+            format!("{} ({:.2} %)", summary.trainable_parameters, 100.0 * summary.trainable_share()),
+        ),
+        ("Steps", format!("{kept} of {} rows", summary.step_rows)),
+        ("Learning rate", format!("{} ({:?})", recipe.lr, recipe.schedule).to_lowercase()),
+        ("Seed", recipe.seed.to_string()),
+    ];
+    let mut text = String::from("## Training\n\n| | |\n|---|---|\n");
+    for (what, value) in rows {
+        let _ = writeln!(text, "| {what} | {value} |");
+    }
+    text + "\nThe whole recipe is in `recipe.toml`, every step in `metrics.jsonl`.\n\n![loss](loss.svg)\n\n"
+}
+
+fn results(results: &[SplitResult]) -> String {
+    let mut text = String::from("## Results\n\n");
+    if results.is_empty() {
+        return text + "There were no rows to evaluate on.\n\n";
+    }
+    text += "| split | rows | labels | base loss | adapted loss | base perplexity | adapted perplexity |\n";
+    text += "|---|---|---|---|---|---|---|\n";
+    for SplitResult { split, base, adapted } in results {
+        let _ = writeln!(
+            text,
+            "| {split} | {} | {} | {:.4} | {:.4} | {:.3} | {:.3} |",
+            adapted.examples, adapted.tokens, base.loss, adapted.loss, base.perplexity, adapted.perplexity
+        );
+    }
+    text + "\nLoss is in nats per label.\n\n"
+}
+
+fn usage(name: &str, model: &str) -> String {
+    format!(
+        "## Use\n\nWith taper:\n\n```sh\ntaper generate --model {model} --adapter {name} --prompt \"…\"\n\
+         taper chat --model {model} --adapter {name}\n```\n\nWith PEFT:\n\n```python\n\
+         from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+         base = AutoModelForCausalLM.from_pretrained(\"{model}\")\n\
+         model = PeftModel.from_pretrained(base, \"{name}\")\n\
+         tokenizer = AutoTokenizer.from_pretrained(\"{model}\")\n```\n"
+    )
+}

@@ -1,0 +1,155 @@
+//! Rows of tables: CSV and TSV with a header line, and Parquet.
+//!
+//! CSV follows RFC 4180. TSV has no quotes: a quotation mark in it is one, as in the IANA registration, so that a stray one
+//! cannot swallow lines.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use parquet::file::reader::SerializedFileReader;
+use parquet::record::reader::RowIter;
+use serde_json::Value;
+
+use super::Found;
+use crate::Error;
+use crate::data::format::Fields;
+
+/// The records of a CSV or TSV file as texts, keyed by the names in its first line.
+pub(super) fn csv(path: &Path, delimiter: u8) -> Result<impl Iterator<Item = Found> + use<>, Error> {
+    let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(Error::io(path))?);
+    let crlf = ends_crlf(file.fill_buf().map_err(Error::io(path))?);
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(delimiter).quoting(delimiter != b'\t').from_reader(file);
+    let path = path.to_path_buf();
+    let header = reader.headers().map_err(|error| csv_error(&path, error, (0, crlf)))?;
+    let names: Vec<String> = header.iter().map(|name| name.trim().to_owned()).collect();
+    if names.iter().all(String::is_empty) {
+        return Err(Error::row(&path, 1, "names no column, expected a first line such as prompt,completion"));
+    }
+    if let Some(name) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        return Err(Error::row(&path, 1, format!("names the column {:?} twice", name.1)));
+    }
+    Ok(reader.into_records().map(move |record| {
+        let record = record.map_err(|error| csv_error(&path, error, (names.len(), crlf)))?;
+        let line = record.position().map_or(0, |position| line(position, crlf));
+        let cells = record.iter().map(|cell| Value::String(cell.to_owned()));
+        Ok((line, names.iter().cloned().zip(cells).collect()))
+    }))
+}
+
+/// Whether the first line of `start` ends with a carriage return and a line feed.
+fn ends_crlf(start: &[u8]) -> bool {
+    let end = start.iter().position(|byte| *byte == b'\n');
+    end.and_then(|end| end.checked_sub(1)).is_some_and(|before| start[before] == b'\r')
+}
+
+/// The line of a record: of two characters that end a line, the csv crate counts the second to the next record.
+fn line(position: &csv::Position, crlf: bool) -> usize {
+    position.line() as usize + usize::from(crlf && position.byte() > 0)
+}
+
+fn csv_error(path: &Path, error: csv::Error, (columns, crlf): (usize, bool)) -> Error {
+    let line = error.position().map_or(1, |position| line(position, crlf));
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => Error::io(path)(error),
+        csv::ErrorKind::Utf8 { err, .. } => {
+            let what = format!("cell {} is not UTF-8: save the file as UTF-8", err.field() + 1);
+            Error::row(path, line, what)
+        }
+        csv::ErrorKind::UnequalLengths { len, .. } => {
+            let cells = if len == 1 { "cell" } else { "cells" };
+            let what = format!(
+                "has {len} {cells}, the first line names {columns} columns: put quotes around cells that hold the separator"
+            );
+            Error::row(path, line, what)
+        }
+        other => Error::row(path, line, format!("{other:?}")),
+    }
+}
+
+/// The rows of a Parquet file. Nulls are left out, as if their columns were not there.
+pub(super) fn parquet(path: &Path) -> Result<impl Iterator<Item = Found> + use<>, Error> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let unreadable = |error: parquet::errors::ParquetError| {
+        Error::file(path, format!("is not a readable Parquet file ({error}): download or write it again"))
+    };
+    let reader = SerializedFileReader::new(file).map_err(unreadable)?;
+    let path = path.to_path_buf();
+    Ok(RowIter::from_file_into(Box::new(reader)).zip(1..).map(move |(row, number)| {
+        let row =
+            row.map_err(|error| Error::row(&path, number, format!("this row cannot be read ({error})")))?;
+        match without_nulls(row.to_json_value()) {
+            Value::Object(fields) => Ok((number, fields)),
+            _ => Ok((number, Fields::new())),
+        }
+    }))
+}
+
+/// Parquet gives every object every key of its column; what is null was not there.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Array(list) => Value::Array(list.into_iter().map(without_nulls).collect()),
+        Value::Object(fields) => {
+            let kept = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(kept.map(|(key, value)| (key, without_nulls(value))).collect())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    /// A file with a text column that may be null, a number column and a list of objects.
+    fn write(path: &Path) {
+        let schema = "message rows { optional binary text (utf8); required int64 id; required group messages (list) { \
+                      repeated group list { required group element { required binary role (utf8); } } } }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let file = File::create(path).unwrap();
+        let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let bytes = |texts: &[&str]| texts.iter().map(|text| ByteArray::from(*text)).collect::<Vec<_>>();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&bytes(&["one"]), Some(&[1, 0]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[7, 8], None, None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let roles = bytes(&["user", "assistant", "user"]);
+        column.typed::<ByteArrayType>().write_batch(&roles, Some(&[1, 1, 1]), Some(&[0, 1, 0])).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+    }
+
+    #[test]
+    fn parquet_rows_are_objects_without_nulls() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.parquet");
+        write(&path);
+        let rows: Vec<_> = parquet(&path).unwrap().map(|row| row.unwrap()).collect();
+        let texts: Vec<_> = rows.iter().map(|(at, row)| (*at, serde_json::to_string(row).unwrap())).collect();
+        let first = r#"{"text":"one","id":7,"messages":[{"role":"user"},{"role":"assistant"}]}"#;
+        assert_eq!(texts[0], (1, first.to_owned()));
+        assert_eq!(texts[1], (2, r#"{"id":8,"messages":[{"role":"user"}]}"#.to_owned()));
+    }
+
+    #[test]
+    fn a_cut_parquet_file_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.parquet");
+        write(&path);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        assert!(parquet(&path).err().unwrap().to_string().contains("not a readable Parquet file"));
+    }
+}

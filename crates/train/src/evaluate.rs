@@ -1,0 +1,63 @@
+//! The loss of a base with an adapter on examples, nothing learned.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use taper_base::{Adapter, Decoder};
+
+use crate::packing::micro_batches;
+use crate::{Error, Example};
+
+/// What an evaluation found.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Examples looked at.
+    pub examples: usize,
+    /// Labels of those examples.
+    pub tokens: usize,
+    /// Mean over labels, in nats.
+    pub loss: f64,
+    /// e to the loss.
+    pub perplexity: f64,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// `tokens` / `seconds`.
+    pub tokens_per_s: f64,
+}
+
+/// Evaluates `examples`, at most `budget` tokens (but at least one example) at a time. `&()` evaluates the base alone; an
+/// adapter in training is best passed frozen, so that nothing is kept for gradients.
+///
+/// # Errors
+/// [`Error::Data`] without a label, [`Error::Training`] where the loss is not finite.
+pub fn evaluate(
+    model: &Decoder,
+    adapter: &dyn Adapter,
+    examples: &[Example],
+    budget: usize,
+) -> Result<Evaluation, Error> {
+    let start = Instant::now();
+    let (mut sum, mut tokens) = (0f64, 0usize);
+    for micro in micro_batches(examples, budget) {
+        let hidden = model.hidden(&micro.batch, &mut [], adapter)?;
+        let losses = adapter.nll(model.head(), &hidden, &micro.labelled)?;
+        sum += losses.iter().copied().map(f64::from).sum::<f64>();
+        tokens += losses.len();
+    }
+    if tokens == 0 {
+        return Err(Error::data("nothing to evaluate: no row has a label"));
+    }
+    let loss = sum / tokens as f64;
+    if !loss.is_finite() {
+        return Err(Error::training(format!("the evaluation's loss is {loss}")));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Evaluation {
+        examples: examples.len(),
+        tokens,
+        loss,
+        perplexity: loss.exp(),
+        seconds,
+        tokens_per_s: tokens as f64 / seconds.max(f64::MIN_POSITIVE),
+    })
+}

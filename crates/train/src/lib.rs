@@ -1,0 +1,43 @@
+//! Training and evaluation of adapters: rows to examples, ragged batches, loss, gradients, optimiser, adapter folder.
+//!
+//! A [`Recipe`] says what to do, [`train`] does it, reporting each [`Event`] to its caller; nothing here prints or reads
+//! arguments. The base stays what it is: all that a run changes are the adapter's parameters.
+//!
+//! The flow, one file a stage: `data` turns rows into examples, `packing` cuts a step into micro-batches, `gradients`
+//! runs them forward and backward, `optim` updates the parameters at the rate that `schedule` gives, `checkpoint` and
+//! `outputs` write what remains. `trainer` is the loop that calls them.
+
+mod budget;
+mod card;
+mod checkpoint;
+mod data;
+mod error;
+mod evaluate;
+mod events;
+mod files;
+mod gradients;
+mod memory;
+mod optim;
+mod outputs;
+mod packing;
+mod plot;
+mod prepare;
+mod recipe;
+mod schedule;
+mod trainer;
+
+pub use data::*;
+pub use error::Error;
+pub use evaluate::{Evaluation, evaluate};
+pub use events::{
+    Best, DoneReport, Ending, EvalReport, Event, SavedReport, SplitResult, StepReport, Summary,
+};
+pub use gradients::{StepGrads, step_grads};
+pub use memory::{available_bytes, peak_rss_bytes};
+pub use optim::{AdamW, AdamWConfig, Grads, Params, clip_grad_norm};
+pub use outputs::Start;
+pub use packing::*;
+pub use prepare::data_options;
+pub use recipe::{Dtype, Init, NoDecay, Recipe, Targets, Task};
+pub use schedule::{Schedule, Shape};
+pub use trainer::train;

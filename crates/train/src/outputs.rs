@@ -1,0 +1,200 @@
+//! The output folder of a run: whether it may be written to, and the files that are neither adapter nor checkpoint.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::checkpoint::Checkpoints;
+use crate::files::{clean, remove_folder, write_whole};
+use crate::plot::{Curves, draw};
+use crate::{Error, Event, Recipe, SplitResult};
+
+/// How a run deals with what is in its output folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// It is refused if there is an adapter or an unfinished run.
+    #[default]
+    New,
+    /// What an earlier run wrote is replaced.
+    Force,
+    /// An unfinished run goes on from its last checkpoint.
+    Resume,
+}
+
+/// Files that a run writes, besides `recipe.toml`.
+const WRITTEN: [&str; 6] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "README.md",
+    "metrics.jsonl",
+    "loss.svg",
+    "eval.json",
+];
+
+/// Checks that `out` may be written to, so that a refusal comes before any work.
+pub(crate) fn check(out: &Path, start: Start) -> Result<(), Error> {
+    if out.exists() && !out.is_dir() {
+        return Err(Error::output(format!("{}: is a file, the output has to be a folder", out.display())));
+    }
+    let finished = out.join("adapter_model.safetensors").exists();
+    let unfinished = !Checkpoints::new(out).steps()?.is_empty();
+    let refuse = |what: &str| Err(Error::output(format!("{}: {what}", out.display())));
+    match start {
+        Start::New if finished => {
+            refuse("holds an adapter already: give another --out, or --force to replace it")
+        }
+        Start::New if unfinished => {
+            refuse("holds a run that was not finished: --resume goes on with it, --force starts anew")
+        }
+        Start::Resume if !out.exists() => refuse("there is no such folder, so nothing to resume"),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the folder ready: removes what killed runs left, and with [`Start::Force`] what earlier runs wrote; writes
+/// `recipe.toml`, which shows whether it can be written to at all.
+pub(crate) fn prepare(recipe: &Recipe, start: Start) -> Result<(), Error> {
+    let out = &recipe.out;
+    fs::create_dir_all(out).map_err(Error::io(out))?;
+    let checkpoints = Checkpoints::new(out);
+    clean(out)?;
+    clean(checkpoints.dir())?;
+    write_whole(&out.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
+    if start == Start::Force {
+        for path in WRITTEN.map(|name| out.join(name)).iter().filter(|path| path.exists()) {
+            fs::remove_file(path).map_err(Error::io(path))?;
+        }
+        remove_folder(checkpoints.dir())?;
+    }
+    Ok(())
+}
+
+/// `metrics.jsonl`, one row an event.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Metrics {
+    /// Opens the file of `out` and forgets all beyond its first `keep` bytes.
+    pub(crate) fn open(out: &Path, keep: u64) -> Result<Self, Error> {
+        let path = out.join("metrics.jsonl");
+        let open = || -> std::io::Result<(File, u64)> {
+            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let bytes = keep.min(file.metadata()?.len());
+            file.set_len(bytes)?;
+            Ok((file, bytes))
+        };
+        let (file, bytes) = open().map_err(Error::io(&path))?;
+        Ok(Self { path, file, bytes })
+    }
+
+    /// Appends a row; the plan is none.
+    pub(crate) fn append(&mut self, event: &Event) -> Result<(), Error> {
+        if matches!(event, Event::Plan(_)) {
+            return Ok(());
+        }
+        let row = to_json(event, |row| serde_json::to_string(row))? + "\n";
+        self.file.write_all(row.as_bytes()).map_err(Error::io(&self.path))?;
+        self.bytes += row.len() as u64;
+        Ok(())
+    }
+
+    /// Length of the file, with all that was appended on the disk.
+    pub(crate) fn sync(&self) -> Result<u64, Error> {
+        self.file.sync_data().map_err(Error::io(&self.path))?;
+        Ok(self.bytes)
+    }
+}
+
+/// Draws `loss.svg` from `metrics.jsonl`.
+pub(crate) fn write_plot(out: &Path, title: &str, base: Option<f64>) -> Result<(), Error> {
+    let path = out.join("metrics.jsonl");
+    let metrics = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let curves = Curves { base, ..Curves::read(&metrics) };
+    write_whole(&out.join("loss.svg"), draw(title, &curves)?.as_bytes())
+}
+
+/// Writes `eval.json`: base and adapter side by side on each split. It holds no times: the same run writes the same bytes.
+pub(crate) fn write_eval(recipe: &Recipe, step: usize, results: &[SplitResult]) -> Result<(), Error> {
+    let splits: serde_json::Map<String, serde_json::Value> = (results.iter())
+        .map(|result| {
+            let side = |e: &crate::Evaluation| json!({"loss": e.loss, "perplexity": e.perplexity});
+            let (base, adapted) = (&result.base, &result.adapted);
+            let row = json!({
+                "examples": adapted.examples,
+                "tokens": adapted.tokens,
+                "base": side(base),
+                "adapted": side(adapted),
+            });
+            (result.split.to_owned(), row)
+        })
+        .collect();
+    let all = json!({"task": recipe.task.name(), "model": recipe.model, "step": step, "splits": splits});
+    let text = to_json(&all, |all| serde_json::to_string_pretty(all))? + "\n";
+    write_whole(&recipe.out.join("eval.json"), text.as_bytes())
+}
+
+fn to_json<T: Serialize>(
+    value: &T,
+    write: impl Fn(&T) -> serde_json::Result<String>,
+) -> Result<String, Error> {
+    write(value).map_err(|error| Error::output(format!("cannot be written as JSON: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SavedReport;
+
+    fn saved(step: usize) -> Event {
+        Event::Saved(SavedReport { step, path: format!("checkpoints/step-{step}").into() })
+    }
+
+    #[test]
+    fn metrics_are_cut_to_where_a_checkpoint_left_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(dir.path(), 0).unwrap();
+        metrics.append(&saved(1)).unwrap();
+        let keep = metrics.sync().unwrap();
+        metrics.append(&saved(2)).unwrap();
+        Metrics::open(dir.path(), keep).unwrap().append(&saved(3)).unwrap();
+        let text = fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
+        let expected = "{\"event\":\"saved\",\"step\":1,\"path\":\"checkpoints/step-1\"}\n\
+                        {\"event\":\"saved\",\"step\":3,\"path\":\"checkpoints/step-3\"}\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_adapter_or_an_unfinished_run_is_not_overwritten_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        check(dir.path(), Start::New).unwrap();
+        fs::create_dir_all(dir.path().join("checkpoints/step-3")).unwrap();
+        assert!(check(dir.path(), Start::New).unwrap_err().to_string().contains("--resume"));
+        fs::write(dir.path().join("adapter_model.safetensors"), "x").unwrap();
+        assert!(check(dir.path(), Start::New).unwrap_err().to_string().contains("--force"));
+        check(dir.path(), Start::Force).unwrap();
+        check(dir.path(), Start::Resume).unwrap();
+        let missing = dir.path().join("nothing");
+        assert!(check(&missing, Start::Resume).unwrap_err().to_string().contains("nothing to resume"));
+    }
+
+    #[test]
+    fn force_removes_what_an_earlier_run_wrote_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["eval.json", "notes.txt"] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        fs::create_dir_all(dir.path().join("checkpoints/step-3")).unwrap();
+        let recipe = Recipe { data: "d".into(), out: dir.path().into(), ..Recipe::default() };
+        prepare(&recipe, Start::Force).unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["notes.txt", "recipe.toml"]);
+    }
+}

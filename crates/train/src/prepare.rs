@@ -1,0 +1,278 @@
+//! What stands before the first step: data, adapter, effective recipe, and the plan that is shown.
+
+use std::path::Path;
+
+use taper_base::{Base, ModelDir, ModelSource};
+use taper_kernels::pool;
+use taper_lora::{LoraAdapter, LoraConfig, Names};
+
+use crate::checkpoint::{Checkpoints, Origin, State};
+use crate::recipe::Init;
+use crate::{
+    DataFiles, DataOptions, DataSet, Error, Recipe, Split, Start, Summary, available_bytes, budget, outputs,
+};
+
+/// Tokens at which rows are cut where the recipe does not say and the model could take more.
+const MAX_LENGTH: usize = 1024;
+
+/// Share of labels among the tokens below which something is likely wrong with the rows.
+const FEW_LABELS: f64 = 0.01;
+
+/// The rows of a run.
+pub(crate) struct Rows {
+    pub(crate) train: DataSet,
+    pub(crate) valid: Option<DataSet>,
+    pub(crate) test: Option<DataSet>,
+}
+
+impl Rows {
+    /// Reads every split there is. Of a single file all rows are training rows.
+    pub(crate) fn load(base: &Base, recipe: &Recipe) -> Result<Self, Error> {
+        let options = data_options(base, recipe);
+        let load = |files: &[_]| DataSet::load(files, &base.tokenizer, &options);
+        let files = DataFiles::named(&recipe.data)?;
+        let valid = match &recipe.eval_data {
+            Some(place) => Some(load(DataFiles::named(place)?.first(&[Split::Valid, Split::Test])?)?),
+            None => files.get(Split::Valid).map(load).transpose()?,
+        };
+        let test = files.get(Split::Test).map(load).transpose()?;
+        let rows = Self { train: load(files.first(&[Split::Train])?)?, valid, test };
+        if recipe.early_stopping.is_some() && rows.valid.is_none() {
+            return Err(Error::recipe(
+                "`early_stopping` is set, but there are no rows to evaluate on: give `eval_data` (--eval-data)",
+            ));
+        }
+        Ok(rows)
+    }
+}
+
+/// How a run on `base` reads its rows.
+pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
+    DataOptions {
+        format: recipe.format.clone(),
+        columns: recipe.column.clone(),
+        max_length: Some(max_length(base, recipe)),
+        threads: pool::threads(),
+    }
+}
+
+/// Tokens at which rows are cut.
+pub(crate) fn max_length(base: &Base, recipe: &Recipe) -> usize {
+    recipe.max_length.unwrap_or_else(|| MAX_LENGTH.min(base.model.config().max_position_embeddings))
+}
+
+/// A run with nothing missing but its first step.
+pub(crate) struct Prepared {
+    /// The recipe with everything filled in that depends on base, adapter and machine.
+    pub(crate) recipe: Recipe,
+    pub(crate) adapter: LoraAdapter,
+    pub(crate) origin: Origin,
+    /// The state that the run goes on from.
+    pub(crate) state: Option<State>,
+}
+
+/// Builds or loads the adapter and completes the recipe. Nothing is written.
+pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -> Result<Prepared, Error> {
+    outputs::check(&recipe.out, start)?;
+    let checkpoints = Checkpoints::new(&recipe.out);
+    let state = if start == Start::Resume { checkpoints.last()? } else { None };
+    let adapter = match (&state, &recipe.init_adapter) {
+        (Some(state), _) => LoraAdapter::load_trainable(&checkpoints.folder(state.progress.step), base)?,
+        (None, Some(text)) => {
+            let dir = ModelDir::resolve_adapter(&ModelSource::parse(text)?)?;
+            let adapter = LoraAdapter::load_trainable(&dir, base)?;
+            agree(recipe, adapter.config(), text)?;
+            adapter
+        }
+        (None, None) => LoraAdapter::fresh(config(base, recipe)?, base, recipe.seed)?,
+    };
+    let mut recipe = recipe.clone();
+    if recipe.init_adapter.is_none() {
+        recipe.rank = Some(recipe.rank());
+        recipe.alpha = Some(recipe.alpha());
+        recipe.dropout = Some(recipe.dropout());
+        recipe.target_modules = Some(recipe.targets());
+    }
+    recipe.max_length = Some(max_length(base, &recipe));
+    if recipe.micro_batch_tokens.is_none() {
+        let before =
+            state.as_ref().map(State::recipe).transpose()?.and_then(|recipe| recipe.micro_batch_tokens);
+        let automatic = || budget::automatic(&base.model, trainable(&adapter), available_bytes());
+        recipe.micro_batch_tokens = Some(before.unwrap_or_else(automatic));
+    }
+    let origin = origin(base, &recipe, rows)?;
+    if let Some(changes) = state.as_ref().map(|state| state.origin.changes(&origin))
+        && !changes.is_empty()
+    {
+        let what = changes.join("; ");
+        let out = recipe.out.display();
+        return Err(Error::output(format!(
+            "{out}: cannot resume, as {what}. Undo that, or start anew with --force"
+        )));
+    }
+    Ok(Prepared { recipe, adapter, origin, state })
+}
+
+/// The configuration of a fresh adapter.
+fn config(base: &Base, recipe: &Recipe) -> Result<LoraConfig, Error> {
+    let revision = match ModelSource::parse(&recipe.model) {
+        Ok(ModelSource::Hub { revision, .. }) => revision,
+        _ => None,
+    };
+    Ok(LoraConfig {
+        task_type: Some("CAUSAL_LM".into()),
+        base_model_name_or_path: Some(base.dir.name.clone()),
+        revision,
+        r: recipe.rank(),
+        lora_alpha: recipe.alpha(),
+        lora_dropout: recipe.dropout(),
+        target_modules: Some(Names::from(&recipe.targets())),
+        modules_to_save: recipe.modules_to_save.clone(),
+        use_rslora: recipe.use_rslora,
+        use_dora: recipe.use_dora,
+        init_lora_weights: match recipe.init {
+            Init::Default => taper_lora::Init::Default,
+            Init::Gaussian => taper_lora::Init::Gaussian,
+            Init::Random => taper_lora::Init::Random,
+        },
+        ..LoraConfig::default()
+    })
+}
+
+/// Checks that what the recipe says of the adapter is so of the adapter that it goes on from.
+fn agree(recipe: &Recipe, config: &LoraConfig, adapter: &str) -> Result<(), Error> {
+    let mut wrong = Vec::new();
+    let mut check = |field: &str, given: Option<String>, has: String| {
+        if let Some(given) = given.filter(|given| *given != has) {
+            wrong.push(format!("`{field}` is {given}, the adapter's is {has}"));
+        }
+    };
+    let whole = (!recipe.modules_to_save.is_empty()).then(|| format!("{:?}", recipe.modules_to_save));
+    check("rank", recipe.rank.map(|r| r.to_string()), config.r.to_string());
+    check("alpha", recipe.alpha.map(|alpha| alpha.to_string()), config.lora_alpha.to_string());
+    check("dropout", recipe.dropout.map(|p| p.to_string()), config.lora_dropout.to_string());
+    check("use_rslora", recipe.use_rslora.then(|| "true".into()), config.use_rslora.to_string());
+    check("use_dora", recipe.use_dora.then(|| "true".into()), config.use_dora.to_string());
+    check("modules_to_save", whole, format!("{:?}", config.modules_to_save));
+    let same = |targets| config.target_modules.as_ref() == Some(&Names::from(targets));
+    if !recipe.target_modules.as_ref().is_none_or(same) {
+        wrong.push("`target_modules` are others than the adapter's".into());
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let wrong = wrong.join("; ");
+    Err(Error::recipe(format!("`init_adapter` is {adapter}, but {wrong}: leave these out of the recipe")))
+}
+
+/// Values that are trained.
+fn trainable(adapter: &LoraAdapter) -> u64 {
+    adapter.params().values().map(|var| var.elem_count() as u64).sum()
+}
+
+/// What a run of `recipe` depends on.
+fn origin(base: &Base, recipe: &Recipe, rows: &Rows) -> Result<Origin, Error> {
+    let recipe = serde_json::to_value(recipe)
+        .map_err(|error| Error::recipe(format!("cannot be written as JSON: {error}")))?;
+    let set = |set: &DataSet| {
+        let mut print = Fingerprint::new();
+        for example in &set.examples {
+            print.add(&example.key.to_le_bytes());
+            print.add(&(example.tokens.len() as u64).to_le_bytes());
+        }
+        print.hex()
+    };
+    let valid = rows.valid.as_ref().map(set);
+    Ok(Origin { recipe, base: base_fingerprint(base), train: set(&rows.train), valid })
+}
+
+/// Over configuration, names, shapes, and the first bytes of every tensor: enough to tell bases apart without reading them.
+fn base_fingerprint(base: &Base) -> String {
+    let mut print = Fingerprint::new();
+    print.add(base.config.to_string().as_bytes());
+    for name in base.checkpoint.names() {
+        print.add(name.as_bytes());
+        let bytes = base.checkpoint.bytes(name).unwrap_or_default();
+        print.add(&(bytes.len() as u64).to_le_bytes());
+        print.add(&bytes[..bytes.len().min(256)]);
+    }
+    print.hex()
+}
+
+/// FNV-1a, 64 bits: the same on every machine and in every version.
+struct Fingerprint(u64);
+
+impl Fingerprint {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn hex(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// What will happen.
+pub(crate) fn summary(base: &Base, prepared: &Prepared, rows: &Rows, steps_per_epoch: usize) -> Summary {
+    let Prepared { recipe, adapter, state, .. } = prepared;
+    let checkpoint = &base.checkpoint;
+    let infos = || checkpoint.names().filter_map(|name| checkpoint.info(name));
+    let trainable = trainable(adapter);
+    let tokens = recipe.micro_batch_tokens.unwrap_or_default().max(rows.train.stats.longest);
+    let mut summary = Summary {
+        model: base.dir.name.clone(),
+        model_type: base.model_type().to_owned(),
+        base_parameters: infos().map(|info| info.shape.iter().product::<usize>() as u64).sum(),
+        trainable_parameters: trainable,
+        trainable_tensors: adapter.params().len(),
+        adapted_modules: adapter.ranks().len(),
+        format: rows.train.format.name.to_owned(),
+        train: rows.train.stats,
+        valid: rows.valid.as_ref().map(|set| set.stats),
+        test: rows.test.as_ref().map(|set| set.stats),
+        max_length: recipe.max_length.unwrap_or_default(),
+        steps_per_epoch,
+        steps: steps(recipe, steps_per_epoch),
+        resumed_at: state.as_ref().map(|state| state.progress.step),
+        step_rows: recipe.step_rows(),
+        micro_batch_tokens: recipe.micro_batch_tokens.unwrap_or_default(),
+        memory_bytes: budget::memory_bytes(&base.model, tokens, trainable),
+        base_bytes: infos().map(|info| info.range.len() as u64).sum(),
+        available_bytes: available_bytes(),
+        threads: pool::threads(),
+        warnings: adapter.warnings().to_vec(),
+    };
+    summary.warnings.extend(warnings(base, recipe, &summary));
+    summary
+}
+
+/// Steps of the whole run.
+pub(crate) fn steps(recipe: &Recipe, steps_per_epoch: usize) -> usize {
+    recipe.max_steps.unwrap_or(recipe.epochs * steps_per_epoch)
+}
+
+fn warnings(base: &Base, recipe: &Recipe, summary: &Summary) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let made_for = base.model.config().max_position_embeddings;
+    if recipe.max_length.is_some_and(|length| length > made_for) && summary.train.longest > made_for {
+        let longest = summary.train.longest;
+        warnings.push(format!("rows have up to {longest} tokens, the model was made for {made_for}"));
+    }
+    if summary.learned_share() < FEW_LABELS {
+        let share = 100.0 * summary.learned_share();
+        warnings.push(format!("only {share:.2} % of the tokens are learned: look at `taper data show`"));
+    }
+    if summary.available_bytes.is_some_and(|available| summary.memory_bytes > available) {
+        warnings.push(
+            "training is likely to need more memory than is free: lower `micro_batch_tokens` or `max_length`"
+                .into(),
+        );
+    }
+    warnings
+}

@@ -1,0 +1,319 @@
+//! The training loop.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use taper_base::{Adapter, Base};
+use taper_kernels::pool;
+use taper_lora::LoraAdapter;
+
+use crate::checkpoint::{Checkpoints, Origin, Progress, State};
+use crate::files::write_whole;
+use crate::gradients::mix;
+use crate::optim::{AdamW, AdamWConfig, clip_grad_norm};
+use crate::outputs::{self, Metrics, Start};
+use crate::packing::{Epoch, PackOptions, Plan};
+use crate::prepare::{self, Prepared, Rows};
+use crate::schedule::Schedule;
+use crate::{
+    Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Recipe, SavedReport,
+    SplitResult, StepReport, Summary, card, evaluate, peak_rss_bytes, step_grads,
+};
+
+/// Random stream of dropout; fresh factors and the order of rows have their own from the same seed.
+const DROPOUT: u64 = 0x6472_6f70_6f75_7421;
+
+/// Trains an adapter on `base` as `recipe` says and writes it to the recipe's `out`.
+///
+/// `on_event` hears of the plan before the first step, and then of every step, evaluation and checkpoint. Once `interrupt`
+/// is set the run ends after the step it is in, with a checkpoint from which [`Start::Resume`] goes on; the resumed run
+/// writes the same adapter, byte for byte, that an uninterrupted one would have.
+///
+/// # Errors
+/// Anything wrong with recipe, data, adapter or output folder is found before the first step. A loss or gradient that is
+/// not finite ends the run; the last checkpoint stays.
+pub fn train(
+    base: &Base,
+    recipe: &Recipe,
+    start: Start,
+    on_event: &mut dyn FnMut(&Event),
+    interrupt: &AtomicBool,
+) -> Result<DoneReport, Error> {
+    recipe.check()?;
+    if let Some(threads) = recipe.threads {
+        pool::set_threads(threads);
+    }
+    let rows = Rows::load(base, recipe)?;
+    let mut run = Run::begin(base, recipe, &rows, start, on_event)?;
+    while run.progress.step < run.schedule.steps && !run.is_stale() {
+        run.step()?;
+        let new_best = run.is_due(run.recipe.eval_every) && run.evaluate()?;
+        if new_best || run.is_due(run.recipe.save_every) {
+            run.save(true)?;
+        }
+        if interrupt.load(Ordering::Relaxed) && run.progress.step < run.schedule.steps {
+            return run.interrupted();
+        }
+    }
+    run.finish()
+}
+
+/// A run under way.
+struct Run<'a> {
+    base: &'a Base,
+    rows: &'a Rows,
+    recipe: Recipe,
+    summary: Summary,
+    origin: Origin,
+    adapter: LoraAdapter,
+    optim: AdamW,
+    schedule: Schedule,
+    plan: Plan<'a>,
+    /// The epoch under way and its order of rows.
+    epoch: (usize, Epoch<'a>),
+    progress: Progress,
+    /// The last evaluation of this process, and the step it was made at.
+    last: Option<(usize, Evaluation)>,
+    checkpoints: Checkpoints,
+    saved: Option<usize>,
+    metrics: Metrics,
+    on_event: &'a mut dyn FnMut(&Event),
+    began: Instant,
+}
+
+impl<'a> Run<'a> {
+    /// Prepares everything, shows the plan, and opens the output folder.
+    fn begin(
+        base: &'a Base,
+        recipe: &Recipe,
+        rows: &'a Rows,
+        start: Start,
+        on_event: &'a mut dyn FnMut(&Event),
+    ) -> Result<Self, Error> {
+        let began = Instant::now();
+        let prepared = prepare::prepare(base, recipe, rows, start)?;
+        let plan = Plan::new(&rows.train.examples, pack_options(&prepared.recipe));
+        let summary = prepare::summary(base, &prepared, rows, plan.steps_per_epoch());
+        let Prepared { recipe, adapter, origin, state } = prepared;
+        on_event(&Event::Plan(Box::new(summary.clone())));
+        outputs::prepare(&recipe, start)?;
+        let metrics = Metrics::open(&recipe.out, state.as_ref().map_or(0, |state| state.metrics_bytes))?;
+        let checkpoints = Checkpoints::new(&recipe.out);
+        let mut optim = AdamW::new(adapter.params(), adamw_config(&recipe));
+        if let Some(state) = &state {
+            checkpoints.restore(state.progress.step, &mut optim)?;
+        }
+        let progress = state.as_ref().map(|state| state.progress).unwrap_or_default();
+        let schedule = Schedule::new(recipe.lr, recipe.schedule, recipe.warmup_ratio, summary.steps);
+        let number = progress.step / summary.steps_per_epoch;
+        let epoch = (number, plan.epoch(number));
+        let saved = state.as_ref().filter(|state| state.due).map(|state| state.progress.step);
+        let mut run = Self {
+            base,
+            rows,
+            recipe,
+            summary,
+            origin,
+            adapter,
+            optim,
+            schedule,
+            plan,
+            epoch,
+            progress,
+            last: None,
+            checkpoints,
+            saved,
+            metrics,
+            on_event,
+            began,
+        };
+        if saved.is_some() {
+            run.report(run.saved_event())?;
+        }
+        Ok(run)
+    }
+
+    /// One update: its gradient, clipped, at the rate that the schedule gives.
+    fn step(&mut self) -> Result<(), Error> {
+        let start = Instant::now();
+        let done = self.progress.step;
+        let (number, index) = (done / self.summary.steps_per_epoch, done % self.summary.steps_per_epoch);
+        if self.epoch.0 != number {
+            self.epoch = (number, self.plan.epoch(number));
+        }
+        let step = self.epoch.1.step(index);
+        let lr = self.schedule.lr_at(done);
+        let seed = mix(self.recipe.seed ^ DROPOUT, done as u64);
+        let in_step = |error| at_step(error, done + 1);
+        let mut sum = step_grads(&self.base.model, &self.adapter, &step.micro, seed).map_err(in_step)?;
+        let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
+        self.optim.step(self.adapter.params(), &sum.grads, lr)?;
+        self.progress.step += 1;
+        let seconds = start.elapsed().as_secs_f64();
+        self.report(Event::Step(StepReport {
+            step: self.progress.step,
+            epoch: self.epochs(),
+            loss: sum.loss(),
+            lr,
+            grad_norm,
+            tokens: step.tokens,
+            seconds,
+            tokens_per_s: step.tokens as f64 / seconds,
+            peak_rss_bytes: peak_rss_bytes(),
+        }))
+    }
+
+    /// Looks at the validation rows, if there are any; says whether the loss is the lowest so far.
+    fn evaluate(&mut self) -> Result<bool, Error> {
+        let Some(valid) = &self.rows.valid else { return Ok(false) };
+        let result = self.loss_on(&self.adapter.frozen(), valid)?;
+        let step = self.progress.step;
+        let best = self.progress.best.is_none_or(|best| result.loss < best.loss);
+        if best {
+            self.progress.best = Some(Best { step, loss: result.loss });
+            self.progress.stale = 0;
+        } else {
+            self.progress.stale += 1;
+        }
+        self.last = Some((step, result));
+        self.report(Event::Eval(EvalReport { step, epoch: self.epochs(), result, best }))?;
+        Ok(best)
+    }
+
+    fn loss_on(&self, adapter: &dyn Adapter, set: &DataSet) -> Result<Evaluation, Error> {
+        let budget = self.recipe.micro_batch_tokens.unwrap_or(1);
+        evaluate(&self.base.model, adapter, &set.examples, budget)
+    }
+
+    /// Writes a checkpoint; one that is due is told of.
+    fn save(&mut self, due: bool) -> Result<(), Error> {
+        let state = State::new(self.progress, self.metrics.sync()?, due, self.origin.clone());
+        self.checkpoints.save(&state, &self.adapter, &self.optim)?;
+        self.saved = Some(self.progress.step);
+        if due { self.report(self.saved_event()) } else { Ok(()) }
+    }
+
+    fn saved_event(&self) -> Event {
+        let step = self.progress.step;
+        Event::Saved(SavedReport { step, path: format!("checkpoints/step-{step}").into() })
+    }
+
+    /// Leaves a checkpoint and ends.
+    fn interrupted(mut self) -> Result<DoneReport, Error> {
+        if self.saved != Some(self.progress.step) {
+            self.save(false)?;
+        }
+        outputs::write_plot(&self.recipe.out, &self.title(), None)?;
+        self.done(Ending::Interrupted, None, Vec::new())
+    }
+
+    /// Compares base and adapter, and writes the adapter with all that goes with it. The adapter's own files come last:
+    /// where they are, everything is.
+    fn finish(self) -> Result<DoneReport, Error> {
+        let ending = if self.is_stale() { Ending::EarlyStopping } else { Ending::Finished };
+        let kept = self.progress.best.filter(|_| self.recipe.early_stopping.is_some());
+        let kept = kept.map_or(self.progress.step, |best| best.step);
+        let adapter = match kept == self.progress.step {
+            true => self.adapter.frozen(),
+            false => LoraAdapter::load(&self.checkpoints.folder(kept), self.base)?,
+        };
+        let results = self.compare(&adapter, kept)?;
+        let base_loss = results.iter().find(|result| result.split == "valid").map(|result| result.base.loss);
+        outputs::write_eval(&self.recipe, kept, &results)?;
+        outputs::write_plot(&self.recipe.out, &self.title(), base_loss)?;
+        let (recipe, summary) = (self.recipe.clone(), self.summary.clone());
+        let done = self.done(ending, Some(kept), results)?;
+        write_whole(&recipe.out.join("README.md"), card::card(&recipe, &summary, &done).as_bytes())?;
+        adapter.save(&recipe.out)?;
+        Ok(done)
+    }
+
+    /// Base and adapter side by side on every split there is.
+    fn compare(&self, adapter: &LoraAdapter, step: usize) -> Result<Vec<SplitResult>, Error> {
+        let mut results = Vec::new();
+        for (split, set) in [("valid", &self.rows.valid), ("test", &self.rows.test)] {
+            let Some(set) = set else { continue };
+            let known = self.last.filter(|(at, _)| split == "valid" && *at == step);
+            let adapted = known.map_or_else(|| self.loss_on(adapter, set), |(_, result)| Ok(result))?;
+            results.push(SplitResult { split, base: self.loss_on(&(), set)?, adapted });
+        }
+        Ok(results)
+    }
+
+    fn done(
+        mut self,
+        ending: Ending,
+        kept_step: Option<usize>,
+        results: Vec<SplitResult>,
+    ) -> Result<DoneReport, Error> {
+        let done = DoneReport {
+            step: self.progress.step,
+            ending,
+            best: self.progress.best,
+            kept_step,
+            results,
+            seconds: self.began.elapsed().as_secs_f64(),
+            peak_rss_bytes: peak_rss_bytes(),
+        };
+        self.report(Event::Done(Box::new(done.clone())))?;
+        Ok(done)
+    }
+
+    /// A row of `metrics.jsonl`, and the caller's to know.
+    fn report(&mut self, event: Event) -> Result<(), Error> {
+        self.metrics.append(&event)?;
+        (self.on_event)(&event);
+        Ok(())
+    }
+
+    /// Whether something that happens every so many steps, by default once an epoch, happens after this one. After the
+    /// last step everything does.
+    fn is_due(&self, every: Option<usize>) -> bool {
+        let step = self.progress.step;
+        step.is_multiple_of(every.unwrap_or(self.summary.steps_per_epoch)) || step == self.schedule.steps
+    }
+
+    /// Whether the validation loss has not fallen for long enough to stop.
+    fn is_stale(&self) -> bool {
+        self.recipe.early_stopping.is_some_and(|patience| self.progress.stale >= patience)
+    }
+
+    fn epochs(&self) -> f64 {
+        self.progress.step as f64 / self.summary.steps_per_epoch as f64
+    }
+
+    fn title(&self) -> String {
+        let out = self.recipe.out.canonicalize().unwrap_or_else(|_| self.recipe.out.clone());
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        format!("{name}: LoRA on {}", self.summary.model)
+    }
+}
+
+fn pack_options(recipe: &Recipe) -> PackOptions {
+    PackOptions {
+        rows: recipe.step_rows(),
+        micro_batch_tokens: recipe.micro_batch_tokens.unwrap_or(1),
+        shuffle: recipe.shuffle,
+        seed: recipe.seed,
+    }
+}
+
+fn adamw_config(recipe: &Recipe) -> AdamWConfig {
+    AdamWConfig {
+        weight_decay: recipe.weight_decay,
+        no_decay: recipe.no_decay.clone(),
+        lora_plus_ratio: recipe.lora_plus_ratio,
+        ..AdamWConfig::default()
+    }
+}
+
+/// Says at which step a run failed.
+fn at_step(error: Error, step: usize) -> Error {
+    match error {
+        Error::Training { what } => Error::training(format!("step {step}: {what}")),
+        error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,6 @@
+//! The integration tests, one binary so that everything is linked once: `oracle` against PyTorch + PEFT's numbers, `traps` for
+//! the mistakes that others shipped, `program` and `bad_input` through the built binary.
+
+mod support;
+
+mod oracle_cases;

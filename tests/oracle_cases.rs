@@ -1,0 +1,174 @@
+//! Every Llama-type oracle case: logits, loss, every gradient, the losses of six AdamW steps and the merged tensors that
+//! PyTorch 2.15 + PEFT 0.21.2 compute. `oracle/make_oracle.py` made the fixtures.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use candle_core::{DType, Tensor};
+use taper_base::{Adapter, Base, Batch};
+use taper_kernels::Labelled;
+use taper_lora::LoraAdapter;
+use taper_train::{AdamW, AdamWConfig, MicroBatch, step_grads};
+
+use crate::support::{LOGITS, Tolerance, assert_close, assert_gradient, fixtures, open, tensors, values};
+
+/// A case: the base, where its adapter lies, its batch without padding, and what PyTorch makes of them.
+struct Case {
+    base: Base,
+    dir: PathBuf,
+    micro: MicroBatch,
+    /// Rows of the padded batch that are tokens.
+    rows: Vec<u32>,
+    expected: BTreeMap<String, Tensor>,
+}
+
+impl Case {
+    fn open(name: &str) -> Self {
+        let dir = fixtures().join("oracle").join(name);
+        let expected = tensors(&dir.join("expected.safetensors"));
+        let matrix = |key: &str| expected[key].to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>()).expect("a matrix");
+        let (ids, mask, labels) = (matrix("input_ids"), matrix("attention_mask"), matrix("labels"));
+        let (mut micro, mut rows) = (MicroBatch::default(), Vec::new());
+        for (b, row) in ids.iter().enumerate() {
+            let len = mask[b].iter().sum::<i64>() as usize;
+            let start = micro.batch.len();
+            let tokens: Vec<u32> = row[..len].iter().map(|&id| id as u32).collect();
+            micro.batch.push(&tokens);
+            rows.extend((b * row.len()..b * row.len() + len).map(|row| row as u32));
+            for t in (1..len).filter(|&t| labels[b][t] >= 0) {
+                micro.labelled.rows.push((start + t - 1) as u32);
+                micro.labelled.labels.push(labels[b][t] as u32);
+            }
+        }
+        Self { base: open(&dir.join("model")), dir, micro, rows, expected }
+    }
+
+    fn adapter(&self) -> LoraAdapter {
+        LoraAdapter::load_trainable(&self.dir.join("adapter"), &self.base).expect("the adapter that PEFT saved")
+    }
+
+    fn logits(&self, adapter: &dyn Adapter) -> Vec<f32> {
+        let hidden = self.base.model.hidden(&self.micro.batch, &mut [], adapter).expect("hidden states");
+        values(&self.base.model.head().forward(&hidden, adapter).expect("logits"))
+    }
+
+    /// The rows of a padded `(B, T, V)` tensor that are tokens.
+    fn unpadded(&self, key: &str) -> Vec<f32> {
+        let padded = self.expected[key].flatten(0, 1).expect("rows");
+        let rows = Tensor::new(self.rows.as_slice(), padded.device()).expect("row numbers");
+        values(&padded.index_select(&rows, 0).expect("rows of tokens"))
+    }
+}
+
+fn logits_and_loss(case: &Case) {
+    let adapter = case.adapter();
+    assert_close("base logits", &case.logits(&()), &case.unpadded("base_logits"), LOGITS);
+    assert_close("adapter logits", &case.logits(&adapter), &case.unpadded("adapter_logits"), LOGITS);
+    let hidden = case.base.model.hidden(&case.micro.batch, &mut [], &adapter).expect("hidden states");
+    let Labelled { labels, .. } = &case.micro.labelled;
+    let sum = adapter.cross_entropy(case.base.model.head(), &hidden, &case.micro.labelled).expect("a loss");
+    let mean = sum.to_scalar::<f32>().expect("a scalar") / labels.len() as f32;
+    assert_close("loss", &[mean], &values(&case.expected["loss"]), Tolerance { relative: 2e-5, absolute: 0.0 });
+    let nll = adapter.nll(case.base.model.head(), &hidden, &case.micro.labelled).expect("losses");
+    let mean = nll.iter().sum::<f32>() / labels.len() as f32;
+    assert_close("nll", &[mean], &values(&case.expected["loss"]), Tolerance { relative: 2e-5, absolute: 0.0 });
+}
+
+fn gradients(case: &Case) {
+    let adapter = case.adapter();
+    let found = step_grads(&case.base.model, &adapter, std::slice::from_ref(&case.micro), 0).expect("gradients");
+    let expected = case.expected.keys().filter_map(|key| key.strip_prefix("grad."));
+    assert_eq!(found.grads.keys().map(String::as_str).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    for (name, gradient) in &found.grads {
+        assert_gradient(name, gradient, &values(&case.expected[&format!("grad.{name}")]));
+    }
+}
+
+fn adamw_losses(case: &Case) {
+    let text = std::fs::read_to_string(case.dir.join("train.json")).expect("train.json");
+    let train: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let expected: Vec<f32> = train["losses"].as_array().expect("losses").iter().filter_map(|v| v.as_f64()).map(|v| v as f32).collect();
+    let adapter = case.adapter();
+    let config = AdamWConfig { weight_decay: train["weight_decay"].as_f64().expect("a number"), ..AdamWConfig::default() };
+    let mut optimiser = AdamW::new(adapter.params(), config);
+    let mut losses = Vec::new();
+    for _ in &expected {
+        let step = step_grads(&case.base.model, &adapter, std::slice::from_ref(&case.micro), 0).expect("gradients");
+        losses.push((step.loss_sum / step.labels as f64) as f32);
+        optimiser.step(adapter.params(), &step.grads, train["lr"].as_f64().expect("a number")).expect("an update");
+    }
+    // Six updates carry the differences of the gradients (1e-4) into the parameters.
+    assert_close("losses", &losses, &expected, Tolerance { relative: 5e-5, absolute: 0.0 });
+}
+
+fn merged(case: &Case) {
+    let out = tempfile::tempdir().expect("a folder");
+    let out = out.path().join("merged");
+    taper_merge::merge(&case.base, &[(case.adapter(), 1.0)], &out, &taper_merge::MergeOptions::default()).expect("a merge");
+    let found = tensors(&out.join("model.safetensors"));
+    let before = tensors(&case.dir.join("model/model.safetensors"));
+    for (name, tensor) in &found {
+        match case.expected.get(&format!("merged.{name}")) {
+            Some(expected) => assert_close(name, &values(tensor), &values(expected), Tolerance { relative: 1e-6, absolute: 1e-6 }),
+            None => assert_eq!(values(tensor), before.get(name).map(values).expect("a tensor of the base"), "{name}"),
+        }
+    }
+    let expected = case.expected.keys().filter_map(|key| key.strip_prefix("merged."));
+    assert!(expected.clone().count() > 0);
+    for name in expected {
+        assert!(found.contains_key(name), "{name} is missing");
+    }
+    let merged = open(&out);
+    let hidden = merged.model.hidden(&case.micro.batch, &mut [], &()).expect("hidden states");
+    let logits = values(&merged.model.head().forward(&hidden, &()).expect("logits"));
+    assert_close("merged logits", &logits, &case.unpadded("merged_logits"), LOGITS);
+}
+
+macro_rules! oracle {
+    ($($module:ident: $name:literal;)*) => {$(
+        mod $module {
+            use super::Case;
+
+            #[test]
+            fn logits_and_loss() {
+                super::logits_and_loss(&Case::open($name));
+            }
+
+            #[test]
+            fn gradients() {
+                super::gradients(&Case::open($name));
+            }
+
+            #[test]
+            fn adamw_losses() {
+                super::adamw_losses(&Case::open($name));
+            }
+
+            #[test]
+            fn merged() {
+                super::merged(&Case::open($name));
+            }
+        }
+    )*};
+}
+
+oracle! {
+    llama: "llama";
+    llama_all_linear: "llama-all-linear";
+    llama_bias_lora_only: "llama-bias-lora-only";
+    llama_dora: "llama-dora";
+    llama_embedding: "llama-embedding";
+    llama_head_dim: "llama-head-dim";
+    llama_layers: "llama-layers";
+    llama_lm_head: "llama-lm-head";
+    llama_lora_bias: "llama-lora-bias";
+    llama_modules_to_save: "llama-modules-to-save";
+    llama_patterns: "llama-patterns";
+    llama_regex: "llama-regex";
+    llama_rope_scaled: "llama-rope-scaled";
+    llama_rslora: "llama-rslora";
+    mistral: "mistral";
+    qwen2: "qwen2";
+    qwen3: "qwen3";
+    smollm3: "smollm3";
+}
