@@ -4,3 +4,10 @@
 mod support;
 
 mod oracle_cases;
+mod program_eval;
+mod program_generate;
+mod program_merge;
+mod program_models;
+mod program_peft;
+mod program_resume;
+mod program_train;

@@ -104,7 +104,9 @@ fn adamw_losses(case: &Case) {
 fn merged(case: &Case) {
     let out = tempfile::tempdir().expect("a folder");
     let out = out.path().join("merged");
-    taper_merge::merge(&case.base, &[(case.adapter(), 1.0)], &out, &taper_merge::MergeOptions::default()).expect("a merge");
+    let adapter = case.adapter();
+    let whole = [taper_merge::Weighted { adapter: &adapter, weight: 1.0 }];
+    taper_merge::merge(&case.base, &whole, &out, false, &mut |_| std::ops::ControlFlow::Continue(())).expect("a merge");
     let found = tensors(&out.join("model.safetensors"));
     let before = tensors(&case.dir.join("model/model.safetensors"));
     for (name, tensor) in &found {

@@ -25,7 +25,7 @@ pub struct Grammar {
 }
 
 impl Grammar {
-    /// Reads the rules of several files. A rule that stands in two of them has the alternatives of both.
+    /// Reads the rules of several files. A name that stands twice is refused: the two would run into each other unseen.
     pub fn parse(files: &[&str]) -> Result<Self> {
         let mut grammar = Self::default();
         let mut current = String::new();
@@ -40,6 +40,12 @@ impl Grammar {
                     line: index + 1,
                     why: format!("expected `name: alternatives`, found `{line}`"),
                 })?;
+                if grammar.rules.contains_key(name) {
+                    return Err(Error::Syntax {
+                        line: index + 1,
+                        why: format!("the rule `{name}` stands twice"),
+                    });
+                }
                 name.clone_into(&mut current);
                 items
             };
@@ -117,14 +123,19 @@ mod tests {
 
     #[test]
     fn rules_go_on_over_lines_and_files() {
-        let grammar = Grammar::parse(&["# c\na: x (y|z) | {b}\n   w\nshe_x: Ada\n", "a: v"]).unwrap();
-        assert_eq!(grammar.rule("a").unwrap(), ["x (y|z)", "{b}", "w", "v"]);
+        let grammar = Grammar::parse(&["# c\na: x (y|z) | {b}\n   w\n", "she_x: Ada"]).unwrap();
+        assert_eq!(grammar.rule("a").unwrap(), ["x (y|z)", "{b}", "w"]);
         assert!(grammar.genders()[0].contains("Ada"));
     }
 
     #[test]
     fn special_tokens_are_not_choices() {
         assert_eq!(alternatives("<|user|> a | b"), ["<|user|> a", "b"]);
+    }
+
+    #[test]
+    fn a_rule_that_stands_twice_is_refused() {
+        assert!(matches!(Grammar::parse(&["a: x", "a: y"]), Err(Error::Syntax { line: 2, .. })));
     }
 
     #[test]

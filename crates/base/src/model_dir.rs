@@ -1,7 +1,9 @@
 //! Where a model comes from: a folder, a hub id, or the base inside the binary. It finds the files and leaves reading them to
 //! others; downloads are the [`hub`]'s.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, hub, tiny};
 
@@ -108,14 +110,18 @@ fn looks_like_path(text: &str) -> bool {
     text.starts_with(['.', '/', '~'])
         || text.ends_with('/')
         || text.contains('\\')
-        || text.ends_with(".gguf")
+        || is_gguf(Path::new(text))
         || text.split('@').next().is_some_and(|id| id.matches('/').count() > 1)
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// Checks that `path` is a folder that holds `file`, without which it is not `kind`.
 fn check_folder(path: &Path, file: &str, kind: &str) -> Result<(), Error> {
     let fail = |what: String| Err(Error::Source { what: format!("{}: {what}", path.display()) });
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+    if is_gguf(path) {
         return fail(
             "GGUF files are not read yet: give the folder or hub id of the safetensors model".to_string(),
         );
@@ -139,6 +145,32 @@ fn check_folder(path: &Path, file: &str, kind: &str) -> Result<(), Error> {
         return fail("is a model's folder, not an adapter's: give it with --model".into());
     }
     fail(format!("has no {file}, so it is not {kind}"))
+}
+
+/// Writes a file whole or not at all, making its folder: to a temporary name beside it, synced, then renamed. Others may
+/// write it at the same time, and may have mapped the file that it replaces.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let temporary = beside(path);
+    let written = make_parent(path)
+        .and_then(|()| std::fs::File::create(&temporary))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(|source| {
+        let _ = std::fs::remove_file(&temporary);
+        Error::Io { path: path.to_path_buf(), source }
+    })
+}
+
+/// Makes the folder that `path` will lie in.
+pub(crate) fn make_parent(path: &Path) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)
+}
+
+/// A name in the folder of `path` that no other thread or process uses at the same time.
+pub(crate) fn beside(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".taper-{}-{count}.part", std::process::id()))
 }
 
 #[cfg(test)]

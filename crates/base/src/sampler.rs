@@ -55,7 +55,7 @@ struct Candidate {
 }
 
 /// Likeliest first; of equals the lower id.
-fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
+fn likelier(a: Candidate, b: Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 
@@ -80,11 +80,11 @@ impl Sampler {
     /// Order as `GenerationMixin._get_logits_processor` of transformers 5: repetition penalty, temperature, top-k, top-p,
     /// min-p. Greedy takes the first maximum. NaN or no finite logit is an error: the model or its input is broken.
     pub(crate) fn sample(&mut self, logits: &mut [f32], seen: &[u32]) -> Result<u32, Error> {
-        if let Some(penalty) = self.sampling.repetition_penalty.filter(|penalty| *penalty != 1.0) {
+        if let Some(penalty) = self.sampling.repetition_penalty {
             penalise(logits, seen, penalty);
         }
         let best = first_maximum(logits)?;
-        if self.sampling.temperature == 0.0 {
+        if self.sampling.temperature <= 0.0 {
             return Ok(best.id);
         }
         self.collect(logits, best.logit);
@@ -114,12 +114,12 @@ impl Sampler {
 
     /// One of the candidates by its probability; `fallback` only if rounding leaves none.
     fn draw(&mut self, fallback: u32) -> u32 {
-        let total: f64 = self.candidates.iter().map(weight).sum();
+        let total: f64 = self.candidates.iter().map(|candidate| weight(*candidate)).sum();
         // 53 random bits: every value is exact in f64 and below 1.
         let uniform = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
         let mut left = uniform * total;
         for candidate in &self.candidates {
-            left -= weight(candidate);
+            left -= weight(*candidate);
             if left < 0.0 {
                 return candidate.id;
             }
@@ -129,7 +129,7 @@ impl Sampler {
 }
 
 /// Unnormalised probability.
-fn weight(candidate: &Candidate) -> f64 {
+fn weight(candidate: Candidate) -> f64 {
     f64::from(candidate.logit).exp()
 }
 
@@ -167,7 +167,7 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) {
     if k >= candidates.len() {
         return;
     }
-    let (_, last, _) = candidates.select_nth_unstable_by(k - 1, likelier);
+    let (_, last, _) = candidates.select_nth_unstable_by(k - 1, |a, b| likelier(*a, *b));
     let floor = last.logit;
     candidates.retain(|candidate| candidate.logit >= floor);
 }
@@ -176,18 +176,18 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) {
 ///
 /// Sorts only the head of the list, a longer one while it does not hold `p`: the nucleus is small against a vocabulary.
 fn keep_top_p(candidates: &mut Vec<Candidate>, p: f32) {
-    let target = f64::from(p) * candidates.iter().map(weight).sum::<f64>();
+    let target = f64::from(p) * candidates.iter().map(|candidate| weight(*candidate)).sum::<f64>();
     let mut head = 64;
     loop {
         head = head.min(candidates.len());
         if head < candidates.len() {
-            candidates.select_nth_unstable_by(head, likelier);
+            candidates.select_nth_unstable_by(head, |a, b| likelier(*a, *b));
         }
-        candidates[..head].sort_unstable_by(likelier);
+        candidates[..head].sort_unstable_by(|a, b| likelier(*a, *b));
         let mut mass = 0.0;
         let outside = candidates[..head].iter().position(|candidate| {
             let out = mass >= target;
-            mass += weight(candidate);
+            mass += weight(*candidate);
             out
         });
         match outside {

@@ -1,10 +1,10 @@
 //! The small base inside the binary: its files, and the cache folder where they are laid out so that everything else treats
 //! them as any model folder (the weights are mapped from there).
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::model_dir::write_whole;
 
 /// The files of the tiny base, by name, as the build embedded them. They are made by the recipe of the tree (see the
 /// repository's README); a table without entries is a build without the tiny base.
@@ -46,29 +46,9 @@ fn lay_out(files: &[(&str, &[u8])], roots: &[PathBuf]) -> Result<PathBuf, Error>
     Err(failure.unwrap_or(Error::Source { what: "no cache folder for the tiny base".to_string() }))
 }
 
-/// Writes `bytes` to `path` unless they stand there already. Whole or not at all: two processes may race, and another may
-/// have mapped the file that is replaced.
+/// Writes `bytes` to `path` unless they stand there already.
 fn ensure(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    if std::fs::read(path).is_ok_and(|found| found == bytes) {
-        return Ok(());
-    }
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let temporary = path.with_extension(format!("{}.part", unique()));
-    let written = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|source| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::Io { path: path.to_path_buf(), source }
-    })
-}
-
-/// A name that no other thread or process uses at the same time.
-fn unique() -> String {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    if std::fs::read(path).is_ok_and(|found| found == bytes) { Ok(()) } else { write_whole(path, bytes) }
 }
 
 /// FNV-1a, 64 bits, over names, lengths and contents: it only has to tell builds apart.

@@ -46,28 +46,28 @@ impl Tokenizer {
 
     /// Ids of `text` with whatever the post-processor adds (a BOS, an EOS), as `tokenizer(text)` in transformers.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self.inner.encode_fast(text, true).map_err(failed)?;
+        let encoding = self.inner.encode_fast(text, true).map_err(|source| failed(&*source))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// Ids of `text` with nothing added: for text that a chat template rendered, and for continuations. Special tokens that
     /// stand in the text are still recognised.
     pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self.inner.encode_fast(text, false).map_err(failed)?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|source| failed(&*source))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// As [`encode_bare`](Self::encode_bare), with the byte range of `text` that each id covers. Ids that share a character
     /// (the bytes of an emoji) cover all of it, each.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, Error> {
-        let encoding = self.inner.encode(text, false).map_err(failed)?;
+        let encoding = self.inner.encode(text, false).map_err(|source| failed(&*source))?;
         let ids = encoding.get_ids().iter().copied();
         Ok(ids.zip(encoding.get_offsets().iter().map(|(start, end)| *start..*end)).collect())
     }
 
     /// Text of `ids`, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        self.inner.decode(ids, true).map_err(failed)
+        self.inner.decode(ids, true).map_err(|source| failed(&*source))
     }
 
     /// The token of an id as it is written in the vocabulary, special tokens included.
@@ -111,7 +111,7 @@ impl Tokenizer {
     }
 }
 
-fn failed(source: tokenizers::Error) -> Error {
+fn failed(source: &dyn std::error::Error) -> Error {
     Error::Tokenizer { what: source.to_string() }
 }
 

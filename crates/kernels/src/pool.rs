@@ -63,6 +63,7 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], chunk: usize, task: impl Fn(usize,
 }
 
 /// The threads that a job started here would be spread over: one inside a task.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn width() -> usize {
     if INSIDE.get() { 1 } else { threads() }
 }

@@ -1,23 +1,24 @@
 //! Loops over slices of `f32` in the machine's widest registers: exponentials, sums, dot products.
 //!
-//! Written as plain code that the compiler vectorises, compiled once for each instruction set by [`wide`]. There is no
-//! fused multiply-add and each sum has a fixed order, so a result is the same on every machine.
+//! Element-wise loops are plain code that the compiler vectorises, compiled once for each instruction set by [`wide`].
+//! Sums name their vectors: the compiler may not reorder a sum by itself. The order depends on the machine's vectors and
+//! on the length alone.
 
 #![expect(
     clippy::inline_always,
     reason = "a body must be compiled inside the function that enables its instructions"
 )]
 
-use std::array::from_fn;
+use pulp::{Arch, Simd, WithSimd};
 
-/// Sums run in this many lanes: two 512-bit registers' worth, or four of 256 bits.
-const LANES: usize = 32;
+/// Independent sums, so that one need not wait for the one before.
+const CHAINS: usize = 4;
 
 /// Runs `body` compiled for the widest vectors this machine has. Pass a closure marked `#[inline(always)]`, which calls
 /// only functions marked so, or it may be compiled for the narrowest.
 #[inline]
 pub(crate) fn wide<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
+    Arch::new().dispatch(body)
 }
 
 /// `eˣ` to 2e-7 relative, branch-free so that a loop over it vectorises: 0 for -inf, inf where it overflows, NaN for NaN.
@@ -58,61 +59,27 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 
 /// `x = exp(x - max)`; returns the sum of the results.
 pub(crate) fn exp_sub_sum(x: &mut [f32], max: f32) -> f32 {
-    wide(
-        #[inline(always)]
-        || {
-            let mut sums = [0.0; LANES];
-            let (runs, rest) = x.as_chunks_mut::<LANES>();
-            for run in runs {
-                for (x, sum) in run.iter_mut().zip(&mut sums) {
-                    *x = exp(*x - max);
-                    *sum += *x;
-                }
-            }
-            for (x, sum) in rest.iter_mut().zip(&mut sums) {
-                *x = exp(*x - max);
-                *sum += *x;
-            }
-            fold(sums, |a, b| a + b)
-        },
-    )
+    // Each run is summed while it is in the L1 cache.
+    x.chunks_mut(2048)
+        .map(|run| {
+            wide(
+                #[inline(always)]
+                || run.iter_mut().for_each(|x| *x = exp(*x - max)),
+            );
+            Arch::new().dispatch(Sum(run))
+        })
+        .sum()
 }
 
-/// The largest value, NaNs not counted; -inf of none.
+/// The largest value, or -inf of none; whether a NaN counts depends on where it is.
 pub(crate) fn max(x: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    wide(
-        #[inline(always)]
-        || {
-            let mut tops = [f32::NEG_INFINITY; LANES];
-            let (runs, rest) = x.as_chunks::<LANES>();
-            for run in runs {
-                tops = from_fn(|i| larger(tops[i], run[i]));
-            }
-            rest.iter().fold(fold(tops, larger), |a, &b| larger(a, b))
-        },
-    )
+    Arch::new().dispatch(Max(x))
 }
 
 /// `Σ a·b`.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    wide(
-        #[inline(always)]
-        || {
-            let mut sums = [0.0; LANES];
-            let (a, b) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-            for (a, b) in a.0.iter().zip(b.0) {
-                for i in 0..LANES {
-                    sums[i] += a[i] * b[i];
-                }
-            }
-            for ((a, b), sum) in a.1.iter().zip(b.1).zip(&mut sums) {
-                *sum += a * b;
-            }
-            fold(sums, |a, b| a + b)
-        },
-    )
+    Arch::new().dispatch(Dot(a, b))
 }
 
 /// `y += alpha · x`.
@@ -124,17 +91,83 @@ pub(crate) fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
     );
 }
 
-/// The lanes in one, halving: a fixed order.
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES], with: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut n = LANES / 2;
-    while n > 0 {
-        for i in 0..n {
-            lanes[i] = with(lanes[i], lanes[i + n]);
+struct Sum<'a>(&'a [f32]);
+
+impl WithSimd for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let zero = simd.splat_f32s(0.0);
+        let (x, rest) = S::as_simd_f32s(self.0);
+        let (runs, single) = x.as_chunks::<CHAINS>();
+        let mut sums = [zero; CHAINS];
+        for run in runs {
+            for (sum, &x) in sums.iter_mut().zip(run) {
+                *sum = simd.add_f32s(*sum, x);
+            }
         }
-        n /= 2;
+        for &x in single {
+            sums[0] = simd.add_f32s(sums[0], x);
+        }
+        sums[1] = simd.add_f32s(sums[1], simd.partial_load_f32s(rest));
+        simd.reduce_sum_f32s(join(sums, |a, b| simd.add_f32s(a, b)))
     }
-    lanes[0]
+}
+
+struct Dot<'a>(&'a [f32], &'a [f32]);
+
+impl WithSimd for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let zero = simd.splat_f32s(0.0);
+        let (a, b) = (S::as_simd_f32s(self.0), S::as_simd_f32s(self.1));
+        let (a_runs, b_runs) = (a.0.as_chunks::<CHAINS>(), b.0.as_chunks::<CHAINS>());
+        let mut sums = [zero; CHAINS];
+        for (a, b) in a_runs.0.iter().zip(b_runs.0) {
+            for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+                *sum = simd.mul_add_e_f32s(a, b, *sum);
+            }
+        }
+        for (&a, &b) in a_runs.1.iter().zip(b_runs.1) {
+            sums[0] = simd.mul_add_e_f32s(a, b, sums[0]);
+        }
+        let (a, b) = (simd.partial_load_f32s(a.1), simd.partial_load_f32s(b.1));
+        sums[1] = simd.mul_add_e_f32s(a, b, sums[1]);
+        simd.reduce_sum_f32s(join(sums, |a, b| simd.add_f32s(a, b)))
+    }
+}
+
+struct Max<'a>(&'a [f32]);
+
+impl WithSimd for Max<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let least = simd.splat_f32s(f32::NEG_INFINITY);
+        let (x, rest) = S::as_simd_f32s(self.0);
+        let (runs, single) = x.as_chunks::<CHAINS>();
+        let mut tops = [least; CHAINS];
+        for run in runs {
+            for (top, &x) in tops.iter_mut().zip(run) {
+                *top = simd.max_f32s(x, *top);
+            }
+        }
+        for &x in single {
+            tops[0] = simd.max_f32s(x, tops[0]);
+        }
+        let top = simd.reduce_max_f32s(join(tops, |a, b| simd.max_f32s(a, b)));
+        rest.iter().fold(top, |top, &x| top.max(x))
+    }
+}
+
+/// The chains in one, in a fixed order.
+#[inline(always)]
+fn join<T: Copy>([a, b, c, d]: [T; CHAINS], with: impl Fn(T, T) -> T) -> T {
+    with(with(a, b), with(c, d))
 }
 
 #[cfg(test)]
@@ -199,7 +232,6 @@ mod tests {
         let mut x = [0.5; 70];
         x[40] = f32::NAN;
         assert!(dot(&x, &[1.0; 70]).is_nan());
-        assert_eq!(max(&x), 0.5);
         assert!(exp_sub_sum(&mut x, 0.5).is_nan());
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result as Tensors, Tensor, Var};
 use taper_base::{Adapter, Embedding, Linear};
-use taper_kernels::{Dropout, Labelled};
+use taper_kernels::{Dropout, Labelled, LowRank};
 
 use crate::embedding::EmbeddingLora;
 use crate::head::Head;
-use crate::mask::mix;
+use crate::ops::mix;
 use crate::plan::{BaseModules, Origin, Plan};
 use crate::source::{Fresh, fingerprint};
 use crate::variant::Variant;
@@ -61,6 +61,14 @@ pub(crate) enum AdaptedEmbedding {
     Whole(Tensor),
 }
 
+/// How the loss of the head is computed.
+enum HeadLoss<'a> {
+    /// In one operation: the head is a frozen weight with at most factors.
+    Fused(Option<LowRank<'a>>),
+    /// From logits, some rows at a time.
+    InChunks,
+}
+
 impl LoraAdapter {
     /// A new adapter, initialised as `config.init_lora_weights` says, its parameters ready to be trained.
     ///
@@ -78,7 +86,9 @@ impl LoraAdapter {
     /// [`Error::Config`] for a setting that is not possible, [`Error::Target`] for a name that matches nothing.
     pub fn fresh<'a>(config: LoraConfig, base: impl Into<BaseModules<'a>>, seed: u64) -> Result<Self, Error> {
         if let crate::Init::Other(name) = &config.init_lora_weights {
-            return Err(Error::config(format!("`init_lora_weights` is {name:?}; taper makes true, false and gaussian")));
+            return Err(Error::config(format!(
+                "`init_lora_weights` is {name:?}; taper makes true, false and gaussian"
+            )));
         }
         let base = base.into();
         let plan = Plan::new(config, &base, Origin::Fresh)?;
@@ -110,7 +120,8 @@ impl LoraAdapter {
 
     /// Path and rank of every module with low-rank factors, sorted.
     pub fn ranks(&self) -> Vec<(&str, usize)> {
-        let linears = self.linears.iter().filter_map(|(path, layer)| Some((path, layer.variant.as_ref()?.rank())));
+        let linears =
+            self.linears.iter().filter_map(|(path, layer)| Some((path, layer.variant.as_ref()?.rank())));
         let embeddings = self.embeddings.iter().filter_map(|(path, layer)| match layer {
             AdaptedEmbedding::Factors(lora) => Some((path, lora.rank())),
             AdaptedEmbedding::Whole(_) => None,
@@ -135,7 +146,8 @@ impl LoraAdapter {
     pub fn with_weight(&self, weight: f64) -> Result<Self, Error> {
         match self.whole.keys().next() {
             Some(name) if (weight - 1.0).abs() > f64::EPSILON => {
-                let what = format!("`{name}` is trained whole: such an adapter cannot be taken {weight} times");
+                let what =
+                    format!("`{name}` is trained whole: such an adapter cannot be taken {weight} times");
                 Err(Error::Merge { what })
             }
             _ => Ok(self.reweighted(weight)),
@@ -159,7 +171,11 @@ impl LoraAdapter {
             config: self.config.clone(),
             warnings: self.warnings.clone(),
             linears: self.linears.iter().map(|(path, layer)| (path.clone(), linear(layer))).collect(),
-            embeddings: self.embeddings.iter().map(|(path, layer)| (path.clone(), embedding(layer))).collect(),
+            embeddings: self
+                .embeddings
+                .iter()
+                .map(|(path, layer)| (path.clone(), embedding(layer)))
+                .collect(),
             whole: detached(&self.whole),
             tensors: detached(&self.tensors),
             params: BTreeMap::new(),
@@ -187,7 +203,12 @@ impl LoraAdapter {
     }
 
     /// What the head's loss needs where it is not one fused operation.
-    fn with_head<T>(&self, head: &Linear, dropout: Option<Dropout>, run: impl FnOnce(&Head<'_>) -> Tensors<T>) -> Tensors<T> {
+    fn with_head<T>(
+        &self,
+        head: &Linear,
+        dropout: Option<Dropout>,
+        run: impl FnOnce(&Head<'_>) -> Tensors<T>,
+    ) -> Tensors<T> {
         let tensors = match self.linears.get(&head.path) {
             None => Vec::new(),
             Some(adapted) => {
@@ -200,21 +221,27 @@ impl LoraAdapter {
         run(&Head { logits: &logits, tensors, outputs: head.out_features() })
     }
 
-    /// Whether the head is a frozen weight and at most factors: its own bias is not trained either.
-    fn fused_head(&self, head: &Linear, dropout: Option<Dropout>) -> Option<Option<taper_kernels::LowRank<'_>>> {
-        let Some(adapted) = self.linears.get(&head.path) else { return Some(None) };
-        match (&adapted.weight, &adapted.bias, &adapted.variant) {
-            (None, None, Some(variant)) => variant.low_rank(dropout).map(Some),
-            _ => None,
+    fn head_loss(&self, head: &Linear, dropout: Option<Dropout>) -> HeadLoss<'_> {
+        let Some(adapted) = self.linears.get(&head.path) else { return HeadLoss::Fused(None) };
+        let low_rank = adapted.variant.as_ref().and_then(|variant| variant.low_rank(dropout));
+        match (&adapted.weight, &adapted.bias, low_rank) {
+            (None, None, Some(low_rank)) => HeadLoss::Fused(Some(low_rank)),
+            _ => HeadLoss::InChunks,
         }
     }
 
-    fn loss(&self, head: &Linear, x: &Tensor, labelled: &Labelled, dropout: Option<Dropout>) -> Tensors<Tensor> {
-        match self.fused_head(head, dropout) {
-            Some(low_rank) => {
+    fn loss(
+        &self,
+        head: &Linear,
+        x: &Tensor,
+        labelled: &Labelled,
+        dropout: Option<Dropout>,
+    ) -> Tensors<Tensor> {
+        match self.head_loss(head, dropout) {
+            HeadLoss::Fused(low_rank) => {
                 taper_kernels::linear_cross_entropy(x, &head.weight, head.bias.as_ref(), low_rank, labelled)
             }
-            None => self.with_head(head, dropout, |head| head.cross_entropy(x, labelled)),
+            HeadLoss::InChunks => self.with_head(head, dropout, |head| head.cross_entropy(x, labelled)),
         }
     }
 
@@ -245,9 +272,11 @@ impl Adapter for LoraAdapter {
     }
 
     fn nll(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
-        match self.fused_head(head, None) {
-            Some(low_rank) => taper_kernels::linear_nll(hidden, &head.weight, head.bias.as_ref(), low_rank, labelled),
-            None => self.with_head(head, None, |head| head.nll(hidden, labelled)),
+        match self.head_loss(head, None) {
+            HeadLoss::Fused(low_rank) => {
+                taper_kernels::linear_nll(hidden, &head.weight, head.bias.as_ref(), low_rank, labelled)
+            }
+            HeadLoss::InChunks => self.with_head(head, None, |head| head.nll(hidden, labelled)),
         }
     }
 }

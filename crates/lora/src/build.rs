@@ -16,7 +16,11 @@ use crate::{Error, LoraAdapter};
 
 impl LoraAdapter {
     /// Takes every tensor of `plan` from `source`.
-    pub(crate) fn build(plan: Plan<'_>, base: &BaseModules<'_>, source: &mut dyn Source) -> Result<Self, Error> {
+    pub(crate) fn build(
+        plan: Plan<'_>,
+        base: &BaseModules<'_>,
+        source: &mut dyn Source,
+    ) -> Result<Self, Error> {
         let mut recorded = Recorded { source, tensors: BTreeMap::new() };
         let tied_to = base.modules.iter().find(|module| matches!(module, Module::Embedding(_)));
         let mut adapter = Self {
@@ -38,7 +42,7 @@ impl LoraAdapter {
         }
         if let Some((head, embedding)) = plan.tied {
             let weight = adapter.whole.get(&format!("{embedding}.weight")).cloned();
-            adapter.linears.insert(head.to_owned(), AdaptedLinear { weight, ..AdaptedLinear::default() });
+            adapter.linears.entry(head.to_owned()).or_default().weight = weight;
         }
         adapter.tensors = recorded.tensors;
         Ok(adapter)
@@ -52,14 +56,12 @@ impl LoraAdapter {
                 self.linears.insert(path.to_owned(), adapted);
             }
             Module::Embedding(layer) => {
-                let adapted = match &site.factors {
-                    Some(factors) => AdaptedEmbedding::Factors(EmbeddingLora::new(factors, layer, source)?),
-                    None => {
-                        let weight = &layer.weight;
-                        let shape = [weight.rows(), weight.cols()];
-                        let table = self.whole(source, &format!("{path}.weight"), &shape, &|| Ok(weight.to_f32()))?;
-                        AdaptedEmbedding::Whole(table)
-                    }
+                let adapted = if let Some(factors) = &site.factors {
+                    AdaptedEmbedding::Factors(EmbeddingLora::new(factors, layer, source)?)
+                } else {
+                    let (name, start) = (format!("{path}.weight"), || Ok(layer.weight.to_f32()));
+                    let shape = [layer.weight.rows(), layer.weight.cols()];
+                    AdaptedEmbedding::Whole(self.whole(source, &name, &shape, &start)?)
                 };
                 self.embeddings.insert(path.to_owned(), adapted);
             }
@@ -70,7 +72,12 @@ impl LoraAdapter {
         Ok(())
     }
 
-    fn linear(&mut self, layer: &Linear, site: &Site<'_>, source: &mut dyn Source) -> Result<AdaptedLinear, Error> {
+    fn linear(
+        &mut self,
+        layer: &Linear,
+        site: &Site<'_>,
+        source: &mut dyn Source,
+    ) -> Result<AdaptedLinear, Error> {
         let path = &layer.path;
         let mut adapted = AdaptedLinear::default();
         if let Some(factors) = &site.factors {
@@ -85,7 +92,8 @@ impl LoraAdapter {
             // PEFT's name for the bias of a layer that it has put its own around.
             let key = if site.factors.is_some() { "base_layer.bias" } else { "bias" };
             let start = || bias.detach().to_vec1();
-            let trained = source.tensor(&format!("{PREFIX}{path}.{key}"), bias.dims(), Start::Values(&start))?;
+            let trained =
+                source.tensor(&format!("{PREFIX}{path}.{key}"), bias.dims(), Start::Values(&start))?;
             self.whole.insert(format!("{path}.bias"), trained.clone());
             adapted.bias = Some(trained);
         }
@@ -108,10 +116,10 @@ impl LoraAdapter {
 
 /// The variant that `factors` asks for. A new one is a file, and an arm here.
 fn variant(factors: &Factors, layer: &Linear, source: &mut dyn Source) -> Result<Box<dyn Variant>, Error> {
-    Ok(match factors.use_dora {
-        true => Box::new(Dora::new(factors, layer, source)?),
-        false => Box::new(Lora::new(factors, layer, source)?),
-    })
+    if factors.use_dora {
+        return Ok(Box::new(Dora::new(factors, layer, source)?));
+    }
+    Ok(Box::new(Lora::new(factors, layer, source)?))
 }
 
 /// A source that keeps what it gave.

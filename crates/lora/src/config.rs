@@ -50,6 +50,7 @@ pub enum Init {
 
 /// PEFT's `LoraConfig`: the fields that taper honours, under PEFT's names.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are PEFT's fields")]
 pub struct LoraConfig {
     /// `CAUSAL_LM`, `SEQ_CLS`, …
     pub task_type: Option<String>,
@@ -109,11 +110,16 @@ impl LoraConfig {
         if let Some(task) = &self.task_type
             && !TASK_TYPES.contains(&task.as_str())
         {
-            return Err(Error::config(format!("`task_type` is {task:?}, expected one of {}", TASK_TYPES.join(", "))));
+            return Err(Error::config(format!(
+                "`task_type` is {task:?}, expected one of {}",
+                TASK_TYPES.join(", ")
+            )));
         }
         if matches!(self.target_modules, Some(Names::Pattern(_))) {
             if self.layers_to_transform.is_some() {
-                return Err(Error::config("`layers_to_transform` cannot be used when `target_modules` is a str"));
+                return Err(Error::config(
+                    "`layers_to_transform` cannot be used when `target_modules` is a str",
+                ));
             }
             if !self.layers_pattern.is_empty() {
                 return Err(Error::config("`layers_pattern` cannot be used when `target_modules` is a str"));
@@ -138,14 +144,18 @@ impl LoraConfig {
                 return Err(Error::config(format!("{what} is 0; a rank is at least 1")));
             }
         }
-        let alphas = self.alpha_pattern.iter().map(|(key, alpha)| (format!("`alpha_pattern` of `{key}`"), *alpha));
+        let alphas =
+            self.alpha_pattern.iter().map(|(key, alpha)| (format!("`alpha_pattern` of `{key}`"), *alpha));
         for (what, alpha) in std::iter::once(("`lora_alpha`".to_owned(), self.lora_alpha)).chain(alphas) {
             if !alpha.is_finite() {
                 return Err(Error::config(format!("{what} is {alpha}, not a number to scale with")));
             }
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(Error::config(format!("`lora_dropout` is {}; it must be in [0, 1)", self.lora_dropout)));
+            return Err(Error::config(format!(
+                "`lora_dropout` is {}; it must be in [0, 1)",
+                self.lora_dropout
+            )));
         }
         Ok(())
     }
@@ -188,7 +198,9 @@ impl std::str::FromStr for Names {
         if text.eq_ignore_ascii_case(ALL_LINEAR) || text.contains(|c| "*+?[](){}|^$\\".contains(c)) {
             return Ok(Self::Pattern(text.to_owned()));
         }
-        Ok(Self::List(text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()))
+        Ok(Self::List(
+            text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        ))
     }
 }
 
@@ -201,7 +213,9 @@ impl std::str::FromStr for Init {
             "true" | "default" => Ok(Self::Default),
             "false" | "random" => Ok(Self::Random),
             "gaussian" => Ok(Self::Gaussian),
-            _ => Err(Error::config(format!("`init_lora_weights` is {text:?}; taper makes true, false and gaussian"))),
+            _ => Err(Error::config(format!(
+                "`init_lora_weights` is {text:?}; taper makes true, false and gaussian"
+            ))),
         }
     }
 }

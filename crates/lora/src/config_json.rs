@@ -66,7 +66,8 @@ impl LoraConfig {
     /// # Errors
     /// [`Error::Config`] where it is not what PEFT writes, or holds something that cannot be honoured.
     pub fn from_json(text: &str) -> Result<(Self, Vec<String>), Error> {
-        let value: Value = serde_json::from_str(text).map_err(|source| Error::config(format!("not JSON: {source}")))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|source| Error::config(format!("not JSON: {source}")))?;
         let Value::Object(fields) = value else {
             return Err(Error::config("not a JSON object"));
         };
@@ -74,7 +75,8 @@ impl LoraConfig {
         fields.refuse()?;
         let config = fields.config()?;
         config.validate()?;
-        let warnings = fields.0.keys().map(|key| format!("{CONFIG_FILE}: unknown field `{key}` is ignored")).collect();
+        let warnings =
+            fields.0.keys().map(|key| format!("{CONFIG_FILE}: unknown field `{key}` is ignored")).collect();
         Ok((config, warnings))
     }
 
@@ -104,14 +106,16 @@ impl LoraConfig {
                 fields.insert(key, value);
             }
         }
-        let fields: Map<String, Value> = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let fields: Map<String, Value> =
+            fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         format!("{:#}", Value::Object(fields))
     }
 
     /// The fields that are written only when set.
     fn uncommon(&self) -> [(&'static str, Value); 9] {
         let ranks: BTreeMap<_, _> = self.rank_pattern.iter().map(|(key, r)| (key, json!(r))).collect();
-        let alphas: BTreeMap<_, _> = self.alpha_pattern.iter().map(|(key, alpha)| (key, number(*alpha))).collect();
+        let alphas: BTreeMap<_, _> =
+            self.alpha_pattern.iter().map(|(key, alpha)| (key, number(*alpha))).collect();
         [
             ("alpha_pattern", json!(alphas)),
             ("ensure_weight_tying", json!(self.ensure_weight_tying)),
@@ -138,7 +142,9 @@ impl Fields {
         }
         for (key, reason) in REFUSED {
             if let Some(value) = self.0.shift_remove(key).filter(|value| !is_off(value)) {
-                return Err(Error::config(format!("`{key}` is {value}, which taper does not honour: {reason}")));
+                return Err(Error::config(format!(
+                    "`{key}` is {value}, which taper does not honour: {reason}"
+                )));
             }
         }
         for key in IGNORED {
@@ -157,7 +163,9 @@ impl Fields {
             lora_alpha: self.take("lora_alpha", "a number")?.unwrap_or(default.lora_alpha),
             lora_dropout: self.take("lora_dropout", "a number")?.unwrap_or(default.lora_dropout),
             target_modules: self.take("target_modules", names)?,
-            exclude_modules: self.take("exclude_modules", names)?.filter(|names| *names != Names::List(Vec::new())),
+            exclude_modules: self
+                .take("exclude_modules", names)?
+                .filter(|names| *names != Names::List(Vec::new())),
             bias: self.take("bias", "none, all or lora_only")?.unwrap_or_default(),
             fan_in_fan_out: self.flag("fan_in_fan_out")?,
             use_rslora: self.flag("use_rslora")?,
@@ -192,7 +200,9 @@ impl Fields {
     fn one_or_more<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<Vec<T>>, Error> {
         match self.0.get(key) {
             Some(Value::Array(_)) => self.take(key, "a value or a list"),
-            Some(Value::String(text)) if text.is_empty() => self.take(key, "a value").map(|_: Option<Value>| None),
+            Some(Value::String(text)) if text.is_empty() => {
+                self.take(key, "a value").map(|_: Option<Value>| None)
+            }
             _ => Ok(self.take(key, "a value or a list")?.map(|value| vec![value])),
         }
     }
@@ -212,7 +222,9 @@ impl Fields {
             None | Some(Value::Null | Value::Bool(true)) => return Ok(Init::Default),
             Some(Value::Bool(false)) => return Ok(Init::Random),
             Some(Value::String(name)) => name,
-            Some(other) => return Err(Error::config(format!("`{key}` is {other}, expected true, false or a name"))),
+            Some(other) => {
+                return Err(Error::config(format!("`{key}` is {other}, expected true, false or a name")));
+            }
         };
         let changes_base = CHANGE_BASE.iter().any(|kind| name.starts_with(kind));
         match name.to_lowercase().as_str() {

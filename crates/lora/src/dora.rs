@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use taper_base::Linear;
 use taper_kernels::{Dropout, LowRank};
 
@@ -12,7 +12,7 @@ use crate::lora::{Factors, Lora, PREFIX};
 use crate::norms::{self, inverse, length};
 use crate::source::{Source, Start};
 use crate::variant::Variant;
-use crate::{Error, mask};
+use crate::{Error, ops};
 
 /// The factors and the magnitude of a linear layer.
 #[derive(Debug)]
@@ -27,7 +27,11 @@ pub(crate) struct Dora {
 }
 
 impl Dora {
-    pub(crate) fn new(factors: &Factors, layer: &Linear, source: &mut dyn Source) -> std::result::Result<Self, Error> {
+    pub(crate) fn new(
+        factors: &Factors,
+        layer: &Linear,
+        source: &mut dyn Source,
+    ) -> std::result::Result<Self, Error> {
         let lora = Lora::new(factors, layer, source)?;
         let squares = Arc::new(OnceLock::new());
         let start = || Ok(lengths(&lora, &squares, layer)?.into_iter().map(|n| n as f32).collect());
@@ -39,8 +43,8 @@ impl Dora {
     /// `m / n` `(out,)`.
     fn gain(&self, layer: &Linear) -> Result<Tensor> {
         let compute = || {
-            let inverse: Vec<f32> = lengths(&self.lora, &self.squares, layer)?.into_iter().map(inverse).collect();
-            &self.magnitude * Tensor::new(inverse, &Device::Cpu)?
+            let lengths = lengths(&self.lora, &self.squares, layer)?;
+            ops::times(&self.magnitude, lengths.into_iter().map(inverse).collect())
         };
         norms::kept(self.gain.as_ref(), compute)
     }
@@ -50,16 +54,25 @@ impl Variant for Dora {
     /// `y = g ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b` with `g = m / n`; the bias is not scaled.
     ///
     /// With dropout `d` in training `y = x Wᵀ + (g - 1) ⊙ d(x) Wᵀ + g ⊙ s·(d(x) Aᵀ) Bᵀ + b`.
-    fn forward(&self, layer: &Linear, bias: Option<&Tensor>, x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        layer: &Linear,
+        bias: Option<&Tensor>,
+        x: &Tensor,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor> {
         let (lora, gain) = (&self.lora, self.gain(layer)?);
         let low_rank = Some(LowRank { a: &lora.a, b: &lora.b, scaling: lora.scaling, dropout: None });
         let y = match dropout.filter(|dropout| dropout.p > 0.0) {
-            None => taper_kernels::scale_columns(&taper_kernels::linear(x, &layer.weight, None, low_rank)?, &gain)?,
+            None => taper_kernels::scale_columns(
+                &taper_kernels::linear(x, &layer.weight, None, low_rank)?,
+                &gain,
+            )?,
             Some(dropout) => {
-                let dropped = mask::apply(x, dropout)?;
+                let dropped = ops::dropped(x, dropout)?;
                 let adapted = taper_kernels::linear(&dropped, &layer.weight, None, low_rank)?;
                 let rest = taper_kernels::linear(&(x - &dropped)?, &layer.weight, None, None)?;
-                (rest + taper_kernels::scale_columns(&adapted, &gain)?)?
+                ops::plus(&taper_kernels::scale_columns(&adapted, &gain)?, &rest)?
             }
         };
         bias.map_or_else(|| Ok(y.clone()), |bias| taper_kernels::add_bias(&y, bias))
@@ -72,7 +85,9 @@ impl Variant for Dora {
         let width = weight.len() / rows.len().max(1);
         for (row, m) in weight.chunks_exact_mut(width.max(1)).zip(magnitudes) {
             let gain = m * inverse(length(row));
-            row.iter_mut().for_each(|w| *w *= gain);
+            for w in row {
+                *w *= gain;
+            }
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use taper_kernels::Weight;
 use crate::lora::{Factors, PREFIX};
 use crate::norms::{self, inverse};
 use crate::source::{Source, Start};
-use crate::{Error, Init};
+use crate::{Error, Init, ops};
 
 /// The low-rank factors of an embedding. Dropout does not apply to them, as in PEFT.
 #[derive(Debug)]
@@ -38,23 +38,26 @@ struct Columns {
 }
 
 impl EmbeddingLora {
-    pub(crate) fn new(factors: &Factors, layer: &Embedding, source: &mut dyn Source) -> std::result::Result<Self, Error> {
+    pub(crate) fn new(
+        factors: &Factors,
+        layer: &Embedding,
+        source: &mut dyn Source,
+    ) -> std::result::Result<Self, Error> {
         let (tokens, dim) = (layer.weight.rows(), layer.weight.cols());
         let path = format!("{PREFIX}{}", layer.path);
         let start_a = if factors.init == Init::Random { Start::Normal(1.0) } else { Start::Zeros };
         let a = source.tensor(&format!("{path}.lora_embedding_A"), &[factors.r, tokens], start_a)?;
         let b = source.tensor(&format!("{path}.lora_embedding_B"), &[dim, factors.r], Start::Normal(1.0))?;
         let scaling = factors.scaling;
-        let dora = match factors.use_dora {
-            false => None,
-            true => {
-                let (table, squares) = (layer.weight.clone(), Arc::new(OnceLock::new()));
-                let start = || Ok(lengths(&table, &squares, (&a, &b, scaling))?.iter().map(|n| *n as f32).collect());
-                let key = format!("{path}.lora_magnitude_vector");
-                let magnitude = source.tensor(&key, &[dim], Start::Values(&start))?;
-                Some(Columns { magnitude, table, squares, gain: None })
-            }
-        };
+        let mut dora = None;
+        if factors.use_dora {
+            let (table, squares) = (layer.weight.clone(), Arc::new(OnceLock::new()));
+            let start =
+                || Ok(lengths(&table, &squares, (&a, &b, scaling))?.iter().map(|n| *n as f32).collect());
+            let key = format!("{path}.lora_magnitude_vector");
+            let magnitude = source.tensor(&key, &[dim], Start::Values(&start))?;
+            dora = Some(Columns { magnitude, table, squares, gain: None });
+        }
         Ok(Self { a, b, scaling, dora })
     }
 
@@ -63,7 +66,7 @@ impl EmbeddingLora {
         let index = Tensor::new(ids, &Device::Cpu)?;
         let picked = self.a.index_select(&index, 1)?.t()?; // (N, R)
         let term = (picked.matmul(&self.b.t()?)? * self.scaling)?;
-        let y = (layer.frozen(ids)? + term)?;
+        let y = ops::plus(&term, &layer.frozen(ids)?)?;
         match &self.dora {
             None => Ok(y),
             Some(columns) => taper_kernels::scale_columns(&y, &columns.gain(self.factors())?),
@@ -113,15 +116,18 @@ impl Columns {
     fn gain(&self, factors: (&Tensor, &Tensor, f64)) -> Result<Tensor> {
         let compute = || {
             let lengths = lengths(&self.table, &self.squares, factors)?;
-            let inverse: Vec<f32> = lengths.into_iter().map(inverse).collect();
-            &self.magnitude * Tensor::new(inverse, &Device::Cpu)?
+            ops::times(&self.magnitude, lengths.into_iter().map(inverse).collect())
         };
         norms::kept(self.gain.as_ref(), compute)
     }
 }
 
 /// `‖Wᵀ + s·B·A‖` by row.
-fn lengths(table: &Weight, squares: &OnceLock<Vec<f64>>, factors: (&Tensor, &Tensor, f64)) -> Result<Vec<f64>> {
+fn lengths(
+    table: &Weight,
+    squares: &OnceLock<Vec<f64>>,
+    factors: (&Tensor, &Tensor, f64),
+) -> Result<Vec<f64>> {
     let squares = squares.get_or_init(|| norms::column_squares(table));
     norms::column_lengths(table, squares, factors)
 }

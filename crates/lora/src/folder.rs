@@ -9,12 +9,10 @@ use taper_base::{Checkpoint, Module};
 use crate::config_json::CONFIG_FILE;
 use crate::lora::PREFIX;
 use crate::plan::{BaseModules, Origin, Plan};
+use crate::problems::Problems;
 use crate::source::{Source, Start};
 use crate::tensor_file::{TENSOR_FILE, write, write_tensors};
 use crate::{Error, LoraAdapter, LoraConfig};
-
-/// Problems listed in an error; the rest are counted.
-const LISTED: usize = 10;
 
 impl LoraAdapter {
     /// Loads a PEFT folder for inference: nothing is tracked.
@@ -79,15 +77,6 @@ struct Folder {
     problems: Problems,
 }
 
-#[derive(Default)]
-struct Problems {
-    missing: Vec<String>,
-    misshaped: Vec<String>,
-    not_finite: Vec<String>,
-    /// Whether some shape differs in more than the rank.
-    other_base: bool,
-}
-
 impl Folder {
     fn open(dir: &Path, trainable: bool) -> Result<Self, Error> {
         let path = dir.join(TENSOR_FILE);
@@ -131,7 +120,10 @@ impl Folder {
 
     /// Passes over the copy of a saved embedding that PEFT writes for the head tied to it.
     fn skip_copy(&mut self, copy: &str, original: &str) -> Result<(), Error> {
-        if self.left.contains(copy) && self.names.contains_key(original) && self.values(copy)? == self.values(original)? {
+        if self.left.contains(copy)
+            && self.names.contains_key(original)
+            && self.values(copy)? == self.values(original)?
+        {
             self.left.remove(copy);
         }
         Ok(())
@@ -164,34 +156,14 @@ impl Folder {
     }
 
     /// The trainable parameters, unless something is wrong.
-    fn finish(self, adapter: &LoraAdapter) -> Result<BTreeMap<String, Var>, Error> {
-        let Problems { missing, misshaped, not_finite, other_base } = self.problems;
-        let unexpected: Vec<String> = self.left.iter().map(|key| describe_left_over(key)).collect();
-        let mut text = String::new();
-        let kinds =
-            [("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped), ("not finite", not_finite)];
-        let mut room = LISTED;
-        for (kind, list) in kinds.iter().filter(|(_, list)| !list.is_empty()) {
-            let shown = &list[..list.len().min(room)];
-            room -= shown.len();
-            text += &format!("\n  {} {kind}: {}", list.len(), shown.join(", "));
-            if shown.len() < list.len() {
-                text += if shown.is_empty() { "…" } else { ", …" };
-            }
+    fn finish(mut self, adapter: &LoraAdapter) -> Result<BTreeMap<String, Var>, Error> {
+        for key in &self.left {
+            self.problems.unexpected(key);
         }
-        if text.is_empty() {
-            return Ok(self.vars);
+        match self.problems.report(adapter.config.base_model_name_or_path.as_deref()) {
+            None => Ok(self.vars),
+            Some(what) => Err(Error::file(self.path, what)),
         }
-        let [(_, missing), (_, unexpected), (_, misshaped), _] = &kinds;
-        let hint = if other_base || (!missing.is_empty() && !unexpected.is_empty()) {
-            let made_for = adapter.config.base_model_name_or_path.as_deref().unwrap_or("a base it does not name");
-            format!("\n  is this the adapter of another base? it was made for {made_for}")
-        } else if !misshaped.is_empty() {
-            format!("\n  do `r` and `rank_pattern` of {CONFIG_FILE} belong to this file?")
-        } else {
-            String::new()
-        };
-        Err(Error::file(self.path, format!("the tensors are not those of this base and {CONFIG_FILE}:{text}{hint}")))
     }
 }
 
@@ -206,8 +178,7 @@ impl Source for Folder {
         self.left.remove(&found);
         let stored = self.shape(&found);
         if stored != shape {
-            self.problems.misshaped.push(format!("`{key}` {stored:?} for {shape:?}"));
-            self.problems.other_base |= !differ_by_rank(key, &stored, shape);
+            self.problems.misshaped(key, &stored, shape);
             return placeholder();
         }
         let values = self.values(&found)?;
@@ -230,20 +201,6 @@ fn plain(name: &str) -> String {
     name.strip_prefix(PREFIX).map(str::to_owned).unwrap_or(name)
 }
 
-/// Whether the shapes differ in the rank alone.
-fn differ_by_rank(key: &str, stored: &[usize], expected: &[usize]) -> bool {
-    let side = if key.ends_with("lora_A.weight") || key.ends_with("lora_embedding_A") { 1 } else { 0 };
-    key.contains(".lora_") && stored.len() == 2 && expected.len() == 2 && stored[side] == expected[side]
-}
-
-fn describe_left_over(key: &str) -> String {
-    let whole = key.ends_with("embed_tokens.weight") || key.ends_with("lm_head.weight") || key.ends_with("base_layer.weight");
-    if whole && !key.contains(".lora_") {
-        return format!("`{key}` (a base weight that differs from this base's: another base, or a resized vocabulary)");
-    }
-    format!("`{key}`")
-}
-
 enum Difference {
     None,
     /// At most what rounding to bfloat16 or half precision does.
@@ -255,6 +212,9 @@ fn difference(found: &[f32], base: &[f32]) -> Difference {
     if found == base {
         return Difference::None;
     }
-    let rounding = found.iter().zip(base).all(|(f, b)| (f - b).abs() <= b.abs() / 256.0 + f32::from(half::f16::MIN_POSITIVE));
+    let rounding = found
+        .iter()
+        .zip(base)
+        .all(|(f, b)| (f - b).abs() <= b.abs() / 256.0 + f32::from(half::f16::MIN_POSITIVE));
     if rounding { Difference::Rounding } else { Difference::Values }
 }

@@ -21,7 +21,8 @@ impl Head<'_> {
     ///
     /// Each chunk's gradients are formed with its loss, so that nothing but sums of gradients waits for backward.
     pub(crate) fn cross_entropy(&self, hidden: &Tensor, labelled: &Labelled) -> Result<Tensor> {
-        let tracked: Vec<&Tensor> = self.tensors.iter().copied().filter(|tensor| tensor.is_variable()).collect();
+        let tracked: Vec<&Tensor> =
+            self.tensors.iter().copied().filter(|tensor| tensor.is_variable()).collect();
         let mut sums = Sums::new(hidden, tracked)?;
         for (i, (rows, labels)) in self.chunks(labelled)?.enumerate() {
             sums.add(self, hidden, (i as u64, rows, labels))?;
@@ -36,7 +37,9 @@ impl Head<'_> {
             let x = gather(hidden, rows)?;
             let logits: Vec<Vec<f32>> = (self.logits)(&x, i as u64)?.detach().to_vec2()?;
             for (logits, label) in logits.iter().zip(labels) {
-                let Some(logit) = logits.get(*label as usize) else { bail!("label {label} of {} outputs", logits.len()) };
+                let Some(logit) = logits.get(*label as usize) else {
+                    bail!("label {label} of {} outputs", logits.len())
+                };
                 losses.push(log_sum_exp(logits) - logit);
             }
         }
@@ -78,7 +81,12 @@ impl<'a> Sums<'a> {
         Ok(Self { loss: 0.0, hidden: rows, tracked, gradients })
     }
 
-    fn add(&mut self, head: &Head<'_>, hidden: &Tensor, (i, rows, labels): (u64, &[u32], &[u32])) -> Result<()> {
+    fn add(
+        &mut self,
+        head: &Head<'_>,
+        hidden: &Tensor,
+        (i, rows, labels): (u64, &[u32], &[u32]),
+    ) -> Result<()> {
         let mut x = gather(hidden, rows)?;
         if self.hidden.is_some() {
             x = Var::from_tensor(&x)?.into_inner();
@@ -110,22 +118,27 @@ impl<'a> Sums<'a> {
 
     /// The loss, with the gradients waiting behind it.
     fn into_loss(self, hidden: &Tensor) -> Result<Tensor> {
-        let mut loss = Tensor::new(self.loss as f32, hidden.device())?;
+        let mut known = Vec::new();
         if let Some(sums) = self.hidden {
-            let gradient = Tensor::from_vec(sums, hidden.shape(), hidden.device())?;
-            loss = (loss + hidden.apply_op1(Known { gradient })?)?;
+            known.push((hidden, Tensor::from_vec(sums, hidden.shape(), hidden.device())?));
         }
-        for (tensor, gradient) in self.tracked.into_iter().zip(self.gradients) {
-            if let Some(gradient) = gradient {
-                loss = (loss + tensor.apply_op1(Known { gradient })?)?;
-            }
+        let gradients = self.tracked.into_iter().zip(self.gradients);
+        known.extend(gradients.filter_map(|(tensor, gradient)| Some((tensor, gradient?))));
+        let loss = self.loss as f32;
+        let mut sum: Option<Tensor> = None;
+        for (tensor, gradient) in known {
+            sum = Some(match sum {
+                None => tensor.apply_op1(Known { value: loss, gradient })?,
+                Some(sum) => (sum + tensor.apply_op1(Known { value: 0.0, gradient })?)?,
+            });
         }
-        Ok(loss)
+        sum.map_or_else(|| Tensor::new(loss, hidden.device()), Ok)
     }
 }
 
-/// Zero, with a gradient known beforehand.
+/// A number, with a gradient known beforehand.
 struct Known {
+    value: f32,
     gradient: Tensor,
 }
 
@@ -135,7 +148,7 @@ impl CustomOp1 for Known {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+        Ok((CpuStorage::F32(vec![self.value]), Shape::from(())))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {

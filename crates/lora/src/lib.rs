@@ -4,6 +4,31 @@
 //! [`taper_base::Adapter`], the seam at which base and adapter meet; [`LoraAdapter::training`] is the same adapter with
 //! its dropout. Behaviour matches PEFT 0.21.2 but for its known defects. Data, optimisers and HTTP are left to others;
 //! merged files to `taper-merge`, which asks [`LoraAdapter::merge_rows`] for the arithmetic.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use taper_base::{Adapter, Linear, Module};
+//! use taper_kernels::Weight;
+//! use taper_lora::{BaseModules, LoraAdapter, LoraConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let weight = Weight::dense(vec![0.5; 4 * 3], 4, 3)?;
+//! let layer = Linear { path: "model.layers.0.self_attn.q_proj".to_owned(), weight, bias: None };
+//! let modules = vec![Module::Linear(&layer)];
+//! let base = BaseModules { model_type: "llama", modules, head: "lm_head", tie_word_embeddings: false };
+//!
+//! let config = LoraConfig { r: 2, target_modules: Some("q_proj".parse()?), ..LoraConfig::default() };
+//! let adapter = LoraAdapter::fresh(config, base.clone(), 0)?;
+//! let x = Tensor::new(&[[1f32, 2.0, 3.0]], &Device::Cpu)?;
+//! let y = adapter.linear(&layer, &x)?; // a fresh adapter changes nothing
+//! assert_eq!(y.to_vec2::<f32>()?, layer.frozen(&x)?.to_vec2::<f32>()?);
+//!
+//! let dir = tempfile::tempdir()?;
+//! adapter.save(dir.path())?;
+//! assert_eq!(LoraAdapter::load(dir.path(), base)?.ranks(), [(layer.path.as_str(), 2)]);
+//! # Ok(())
+//! # }
+//! ```
 
 mod adapter;
 mod build;
@@ -15,12 +40,13 @@ mod error;
 mod folder;
 mod head;
 mod lora;
-mod mask;
 mod matching;
 mod merging;
 mod norms;
+mod ops;
 mod patterns;
 mod plan;
+mod problems;
 mod source;
 mod targets;
 mod tensor_file;

@@ -10,7 +10,7 @@ use taper_kernels::{Dropout, LowRank};
 
 use crate::source::{Source, Start};
 use crate::variant::Variant;
-use crate::{Error, Init};
+use crate::{Error, Init, ops};
 
 /// Key prefix of every tensor in a PEFT file.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -39,7 +39,11 @@ pub(crate) struct Lora {
 }
 
 impl Lora {
-    pub(crate) fn new(factors: &Factors, layer: &Linear, source: &mut dyn Source) -> std::result::Result<Self, Error> {
+    pub(crate) fn new(
+        factors: &Factors,
+        layer: &Linear,
+        source: &mut dyn Source,
+    ) -> std::result::Result<Self, Error> {
         let (inputs, outputs, r) = (layer.in_features(), layer.out_features(), factors.r);
         let path = &layer.path;
         let random = |size: usize| Start::Uniform(1.0 / (size as f64).sqrt());
@@ -50,10 +54,10 @@ impl Lora {
         };
         let a = source.tensor(&format!("{PREFIX}{path}.lora_A.weight"), &[r, inputs], start_a)?;
         let b = source.tensor(&format!("{PREFIX}{path}.lora_B.weight"), &[outputs, r], start_b)?;
-        let bias = match factors.lora_bias {
-            true => Some(source.tensor(&format!("{PREFIX}{path}.lora_B.bias"), &[outputs], start_bias)?),
-            false => None,
-        };
+        let mut bias = None;
+        if factors.lora_bias {
+            bias = Some(source.tensor(&format!("{PREFIX}{path}.lora_B.bias"), &[outputs], start_bias)?);
+        }
         Ok(Self { a, b, bias, scaling: factors.scaling })
     }
 
@@ -86,12 +90,18 @@ impl Lora {
 
 impl Variant for Lora {
     /// `y = x Wᵀ + b + s·((dropout(x) Aᵀ) Bᵀ + b_B)`.
-    fn forward(&self, layer: &Linear, bias: Option<&Tensor>, x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        layer: &Linear,
+        bias: Option<&Tensor>,
+        x: &Tensor,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor> {
         let low_rank = LowRank { a: &self.a, b: &self.b, scaling: self.scaling, dropout };
         match self.bias()? {
             None => taper_kernels::linear(x, &layer.weight, bias, Some(low_rank)),
             Some(added) => {
-                let bias = bias.map_or_else(|| Ok(added.clone()), |bias| bias + &added)?;
+                let bias = bias.map_or_else(|| Ok(added.clone()), |bias| ops::plus(&added, bias))?;
                 taper_kernels::linear(x, &layer.weight, Some(&bias), Some(low_rank))
             }
         }

@@ -110,7 +110,9 @@ impl Rule {
         Ok(match names {
             None => Self::Nothing,
             Some(Names::List(names)) => Self::List(names.clone()),
-            Some(Names::Pattern(text)) if field == "target_modules" && text.eq_ignore_ascii_case(ALL_LINEAR) => {
+            Some(Names::Pattern(text))
+                if field == "target_modules" && text.eq_ignore_ascii_case(ALL_LINEAR) =>
+            {
                 Self::AllLinear
             }
             Some(Names::Pattern(text)) => Self::Full(regex(field, text, &format!(r"\A(?:{text})\z"))?),
@@ -157,7 +159,8 @@ fn layer_patterns(names: &[String]) -> Result<Vec<Regex>, Error> {
     if names.is_empty() {
         return Ok(vec![regex("layers_to_transform", "", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?]);
     }
-    let compile = |name: &String| regex("layers_pattern", name, &format!(r"\A(?:^|.*?\.){name}\.(?P<idx>\d+)\."));
+    let compile =
+        |name: &String| regex("layers_pattern", name, &format!(r"\A(?:^|.*?\.){name}\.(?P<idx>\d+)\."));
     names.iter().map(compile).collect()
 }
 
@@ -175,9 +178,12 @@ fn any<'r>(mut patterns: impl Iterator<Item = &'r Regex>, path: &str) -> Result<
 }
 
 fn regex(field: &str, given: &str, whole: &str) -> Result<Regex, Error> {
-    Regex::new(whole).map_err(|source| Error::config(format!("`{field}`: {given:?} is not a regular expression: {source}")))
+    Regex::new(whole).map_err(|source| {
+        Error::config(format!("`{field}`: {given:?} is not a regular expression: {source}"))
+    })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn run_away(source: fancy_regex::Error) -> Error {
     Error::config(format!("a pattern of the configuration is too costly to match: {source}"))
 }

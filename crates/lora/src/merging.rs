@@ -24,7 +24,8 @@ impl LoraAdapter {
                 }
             }
         }
-        let factors = self.embeddings.iter().filter(|(_, layer)| matches!(layer, AdaptedEmbedding::Factors(_)));
+        let factors =
+            self.embeddings.iter().filter(|(_, layer)| matches!(layer, AdaptedEmbedding::Factors(_)));
         names.extend(factors.map(|(path, _)| format!("{path}.weight")));
         names.into_iter().collect()
     }
@@ -65,7 +66,8 @@ impl LoraAdapter {
     /// What is trained in the place of the base's `tensor`.
     fn whole_tensor(&self, tensor: &str) -> Option<&Tensor> {
         let tied = || {
-            let path = tensor.strip_suffix(".weight").filter(|path| self.head.follows && *path == self.head.head);
+            let path =
+                tensor.strip_suffix(".weight").filter(|path| self.head.follows && *path == self.head.head);
             self.linears.get(path?)?.weight.as_ref()
         };
         self.whole.get(tensor).or_else(tied)
@@ -73,7 +75,9 @@ impl LoraAdapter {
 
     fn add_bias(&self, tensor: &str, rows: Range<usize>, values: &mut [f32]) -> Result<(), Error> {
         let Some(path) = tensor.strip_suffix(".bias") else { return Ok(()) };
-        let Some(variant) = self.linears.get(path).and_then(|layer| layer.variant.as_ref()) else { return Ok(()) };
+        let Some(variant) = self.linears.get(path).and_then(|layer| layer.variant.as_ref()) else {
+            return Ok(());
+        };
         if let Some(bias) = variant.bias()? {
             let bias: Vec<f32> = bias.detach().narrow(0, rows.start, rows.len())?.to_vec1()?;
             values.iter_mut().zip(bias).for_each(|(value, b)| *value += b);
@@ -86,7 +90,8 @@ fn replace(name: &str, whole: &Tensor, rows: Range<usize>, values: &mut [f32]) -
     let trained: Vec<f32> = whole.detach().narrow(0, rows.start, rows.len())?.flatten_all()?.to_vec1()?;
     if trained.len() != values.len() {
         let (found, expected) = (values.len(), trained.len());
-        let what = format!("rows {rows:?} of `{name}` are {found} values in the base and {expected} in the adapter");
+        let what =
+            format!("rows {rows:?} of `{name}` are {found} values in the base and {expected} in the adapter");
         return Err(Error::Merge { what });
     }
     values.copy_from_slice(&trained);

@@ -76,7 +76,11 @@ pub(crate) fn row_lengths(weight: &Weight, squares: &[f64], lora: &Lora) -> Resu
 }
 
 /// `‖Wᵀ + s·B·A‖` by row: `W` `(V, D)`, `A` `(R, V)`, `B` `(D, R)`.
-pub(crate) fn column_lengths(weight: &Weight, squares: &[f64], lora: (&Tensor, &Tensor, f64)) -> Result<Vec<f64>> {
+pub(crate) fn column_lengths(
+    weight: &Weight,
+    squares: &[f64],
+    lora: (&Tensor, &Tensor, f64),
+) -> Result<Vec<f64>> {
     let (a, b) = (Matrix::new(lora.0)?, Matrix::new(lora.1)?);
     let mut products = vec![0f32; a.rows * weight.cols()];
     weight.clone().with_compute(Compute::F32).product_transposed(&a.values, &mut products);

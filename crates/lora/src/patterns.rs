@@ -3,6 +3,9 @@
 use crate::Error;
 use crate::matching::pattern_matches;
 
+/// Keys and values, in order.
+type Entries<T> = Vec<(String, T)>;
+
 /// Entries that give every module the value it has now in any order, and a complaint about each key that matches none.
 ///
 /// Sorted keys are kept where sorting changes nothing; otherwise every module whose value is not the default is named by
@@ -12,7 +15,7 @@ pub(crate) fn settle<T: Copy + PartialEq>(
     entries: &[(String, T)],
     modules: &[(&str, T)],
     default: T,
-) -> Result<(Vec<(String, T)>, Vec<String>), Error> {
+) -> Result<(Entries<T>, Vec<String>), Error> {
     let mut sorted = entries.to_vec();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     let mut unused: Vec<&str> = sorted.iter().map(|(key, _)| key.as_str()).collect();
@@ -32,12 +35,16 @@ pub(crate) fn settle<T: Copy + PartialEq>(
     Ok((if same { sorted } else { expand(modules, default) }, unused))
 }
 
-fn expand<T: Copy + PartialEq>(modules: &[(&str, T)], default: T) -> Vec<(String, T)> {
+fn expand<T: Copy + PartialEq>(modules: &[(&str, T)], default: T) -> Entries<T> {
     // A key matches longer paths that end in it, too, unless it is anchored.
-    let is_an_end = |path: &str| modules.iter().any(|(other, _)| other.len() > path.len() && other.ends_with(path));
+    let is_an_end =
+        |path: &str| modules.iter().any(|(other, _)| other.len() > path.len() && other.ends_with(path));
     let key = |path: &str| if is_an_end(path) { format!("^{path}") } else { path.to_owned() };
-    let mut entries: Vec<_> =
-        modules.iter().filter(|(_, value)| *value != default).map(|(path, value)| (key(path), *value)).collect();
+    let mut entries: Vec<_> = modules
+        .iter()
+        .filter(|(_, value)| *value != default)
+        .map(|(path, value)| (key(path), *value))
+        .collect();
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     entries
 }
@@ -46,7 +53,8 @@ fn expand<T: Copy + PartialEq>(modules: &[(&str, T)], default: T) -> Vec<(String
 mod tests {
     use super::*;
 
-    const MODULES: [(&str, usize); 3] = [("l.0.self_attn.q_proj", 4), ("l.0.cross.q_proj", 16), ("l.0.k_proj", 8)];
+    const MODULES: [(&str, usize); 3] =
+        [("l.0.self_attn.q_proj", 4), ("l.0.cross.q_proj", 16), ("l.0.k_proj", 8)];
 
     fn entries(keys: &[(&str, usize)]) -> Vec<(String, usize)> {
         keys.iter().map(|(key, r)| ((*key).to_owned(), *r)).collect()

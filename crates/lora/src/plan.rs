@@ -109,7 +109,8 @@ impl<'a> Plan<'a> {
                     base.names().join(", ")
                 )));
             };
-            self.config.target_modules = Some(Names::List(targets.iter().map(|name| (*name).to_owned()).collect()));
+            self.config.target_modules =
+                Some(Names::List(targets.iter().map(|name| (*name).to_owned()).collect()));
         }
         Ok(())
     }
@@ -118,7 +119,9 @@ impl<'a> Plan<'a> {
         let path = module.path();
         let (targeted, whole) = (matcher.targets(base.candidate(module))?, matcher.saves(path));
         if targeted && whole {
-            return Err(Error::target(format!("`{path}` is in `target_modules` and, by its end, in `modules_to_save`")));
+            return Err(Error::target(format!(
+                "`{path}` is in `target_modules` and, by its end, in `modules_to_save`"
+            )));
         }
         let has_bias = matches!(module, Module::Linear(layer) if layer.bias.is_some());
         let bias = has_bias
@@ -144,7 +147,9 @@ impl<'a> Plan<'a> {
                 )));
             }
             Module::Embedding(_) if self.config.lora_bias => {
-                return Err(Error::config(format!("`lora_bias` does not go with an embedding, and `{path}` is targeted")));
+                return Err(Error::config(format!(
+                    "`lora_bias` does not go with an embedding, and `{path}` is targeted"
+                )));
             }
             _ => {}
         }
@@ -179,10 +184,15 @@ impl<'a> Plan<'a> {
             self.config.ensure_weight_tying = true;
         }
         if self.config.ensure_weight_tying && (embedding_whole || head_whole) {
-            self.sites.retain(|site| site.module.path() != base.head);
+            self.sites.retain(|site| site.module.path() != base.head || !site.whole);
             if !embedding_whole {
                 let module = base.modules.iter().find(|module| module.path() == embedding).copied();
-                self.sites.extend(module.map(|module| Site { module, factors: None, whole: true, bias: false }));
+                self.sites.extend(module.map(|module| Site {
+                    module,
+                    factors: None,
+                    whole: true,
+                    bias: false,
+                }));
             }
             self.tied = Some((base.head, embedding));
         } else if embedding_whole && !head_whole {
@@ -203,7 +213,8 @@ impl<'a> Plan<'a> {
                     if base.modules.iter().any(|module| matching::ends_with(module.path(), name)) {
                         continue;
                     }
-                    let what = format!("target module `{name}` matches nothing: {}", suggestion(name, &names));
+                    let what =
+                        format!("target module `{name}` matches nothing: {}", suggestion(name, &names));
                     match origin {
                         Origin::Folder if !none => self.warnings.push(what),
                         _ => return Err(Error::target(what)),
@@ -236,14 +247,18 @@ impl<'a> Plan<'a> {
             if base.modules.iter().any(|module| matching::saved_by(module.path(), name)) {
                 continue;
             }
-            let what = format!("`modules_to_save` `{name}` matches nothing: {}", suggestion(name, &base.all_names()));
+            let what = format!(
+                "`modules_to_save` `{name}` matches nothing: {}",
+                suggestion(name, &base.all_names())
+            );
             match origin {
                 Origin::Fresh => return Err(Error::target(what)),
                 Origin::Folder => self.warnings.push(what),
             }
         }
         if let Some(Names::List(excluded)) = &self.config.exclude_modules {
-            let unused = |name: &&String| !base.modules.iter().any(|module| matching::ends_with(module.path(), name));
+            let unused =
+                |name: &&String| !base.modules.iter().any(|module| matching::ends_with(module.path(), name));
             let warn = |name: &String| format!("`exclude_modules` `{name}` matches nothing");
             self.warnings.extend(excluded.iter().filter(unused).map(warn));
         }
@@ -260,7 +275,8 @@ impl<'a> Plan<'a> {
         let paths: Vec<&str> = self.sites.iter().filter(adapted).map(|site| site.module.path()).collect();
         let short = last_names(paths.iter().copied());
         let others = base.modules.iter().map(|module| module.path()).filter(|path| !paths.contains(path));
-        let ambiguous = others.into_iter().any(|path| short.iter().any(|name| matching::ends_with(path, name)));
+        let ambiguous =
+            others.into_iter().any(|path| short.iter().any(|name| matching::ends_with(path, name)));
         let names = if ambiguous { paths } else { short };
         self.config.target_modules = Some(Names::List(names.into_iter().map(str::to_owned).collect()));
     }
@@ -274,9 +290,11 @@ impl<'a> Plan<'a> {
         }
         let ranks: Vec<_> = modules.iter().map(|(path, (r, _))| (*path, *r)).collect();
         let alphas: Vec<_> = modules.iter().map(|(path, (_, alpha))| (*path, *alpha)).collect();
-        let (rank_pattern, mut unused) = patterns::settle("rank_pattern", &self.config.rank_pattern, &ranks, self.config.r)?;
+        let (rank_pattern, mut unused) =
+            patterns::settle("rank_pattern", &self.config.rank_pattern, &ranks, self.config.r)?;
         let alpha = self.config.lora_alpha;
-        let (alpha_pattern, others) = patterns::settle("alpha_pattern", &self.config.alpha_pattern, &alphas, alpha)?;
+        let (alpha_pattern, others) =
+            patterns::settle("alpha_pattern", &self.config.alpha_pattern, &alphas, alpha)?;
         unused.extend(others);
         if origin == Origin::Fresh
             && let Some(what) = unused.into_iter().next()

@@ -46,7 +46,9 @@ impl Source for Fresh {
         let mut rng = stream(self.seed, key);
         let values = match start {
             Start::Zeros => vec![0.0; count],
-            Start::Uniform(bound) => (0..count).map(|_| (bound * (2.0 * unit(&mut rng) - 1.0)) as f32).collect(),
+            Start::Uniform(bound) => {
+                (0..count).map(|_| (bound * (2.0 * unit(&mut rng) - 1.0)) as f32).collect()
+            }
             Start::Normal(deviation) => normals(&mut rng, count, deviation),
             Start::Values(make) => make()?,
         };
@@ -66,7 +68,9 @@ fn stream(seed: u64, key: &str) -> ChaCha8Rng {
 
 /// FNV-1a, 64 bits: a number for a name, the same on every machine and in every release.
 pub(crate) fn fingerprint(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// Uniform in [0, 1), 53 bits.

@@ -4,13 +4,12 @@
 /// models that its table lacks.
 pub(crate) fn default_targets(model_type: &str) -> Option<&'static [&'static str]> {
     Some(match model_type {
-        "llama" | "llama4" | "mistral" | "mixtral" | "stablelm" | "gemma" | "gemma2" | "gemma3_text" | "qwen2" | "qwen3"
-        | "opt" | "gptj" | "gpt_neo" | "bart" => &["q_proj", "v_proj"],
-        // Not in PEFT's table.
+        "llama" | "llama4" | "mistral" | "mixtral" | "stablelm" | "gemma" | "gemma2" | "gemma3_text"
+        | "qwen2" | "qwen3" | "opt" | "gptj" | "gpt_neo" | "bart" => &["q_proj", "v_proj"],
+        // Not in PEFT's table; nor are distilbert and phi3.
         "smollm3" | "olmo2" | "qwen2_moe" | "qwen3_moe" | "granite" | "cohere" | "mistral3" | "gpt_oss" => {
             &["q_proj", "v_proj"]
         }
-        "phi3" => &["qkv_proj"],
         "distilbert" => &["q_lin", "v_lin"],
         "phi" => &["q_proj", "v_proj", "fc1", "fc2"],
         "t5" | "mt5" => &["q", "v"],
@@ -19,9 +18,11 @@ pub(crate) fn default_targets(model_type: &str) -> Option<&'static [&'static str
         "deberta" => &["in_proj"],
         "gpt2" | "gpt_bigcode" => &["c_attn"],
         "btlm" => &["c_proj", "c_attn"],
-        "gpt_neox" | "bloom" | "falcon" | "RefinedWeb" | "RefinedWebModel" | "chatglm" => &["query_key_value"],
+        "gpt_neox" | "bloom" | "falcon" | "RefinedWeb" | "RefinedWebModel" | "chatglm" => {
+            &["query_key_value"]
+        }
         "mpt" => &["Wqkv"],
-        "codegen" => &["qkv_proj"],
+        "codegen" | "phi3" => &["qkv_proj"],
         "blip-2" => &["q", "v", "q_proj", "v_proj"],
         "nemotron_h" => &["q_proj", "k_proj", "v_proj", "o_proj"],
         "rwkv" => &["key", "value", "receptance", "output"],
@@ -42,11 +43,12 @@ pub(crate) fn last_names<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<&'a st
     names
 }
 
-/// `did you mean `v_proj`? this base has q_proj, v_proj, …` for a `name` that selects nothing.
+/// The nearest of `names` to a `name` that selects nothing, as a question, and all of them.
 pub(crate) fn suggestion(name: &str, names: &[&str]) -> String {
     let last = name.rsplit('.').next().unwrap_or(name);
     let nearest = names.iter().min_by_key(|candidate| distance(last, candidate));
-    let close = nearest.filter(|candidate| **candidate != last && distance(last, candidate) <= last.len().div_ceil(2));
+    let close = nearest
+        .filter(|candidate| **candidate != last && distance(last, candidate) <= last.len().div_ceil(2));
     let question = close.map(|candidate| format!("did you mean `{candidate}`? ")).unwrap_or_default();
     format!("{question}this base has {}", names.join(", "))
 }
@@ -74,7 +76,10 @@ mod tests {
     #[test]
     fn a_typo_is_answered_with_the_nearest_name() {
         let names = ["q_proj", "v_proj", "down_proj"];
-        assert_eq!(suggestion("v_porj", &names), "did you mean `v_proj`? this base has q_proj, v_proj, down_proj");
+        assert_eq!(
+            suggestion("v_porj", &names),
+            "did you mean `v_proj`? this base has q_proj, v_proj, down_proj"
+        );
         assert_eq!(suggestion("self_attn.q_prj", &names[..1]), "did you mean `q_proj`? this base has q_proj");
         assert_eq!(suggestion("xx", &names[..1]), "this base has q_proj");
     }

@@ -13,7 +13,10 @@ use crate::Error;
 pub(crate) const TENSOR_FILE: &str = "adapter_model.safetensors";
 
 /// Writes `path` whole under a temporary name beside it, syncs it and renames it.
-pub(crate) fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), Error> {
+pub(crate) fn write(
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<(), Error> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let io = |source| Error::Io { path: path.to_path_buf(), source };
     let mut builder = tempfile::Builder::new();
@@ -42,7 +45,10 @@ pub(crate) fn write_tensors(tensors: &BTreeMap<String, Tensor>, out: &mut dyn Wr
     for (name, tensor) in tensors {
         let start = end;
         end += tensor.elem_count() * size_of::<f32>();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}));
+        header.insert(
+            name.clone(),
+            json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}),
+        );
     }
     let mut header = Value::Object(header).to_string();
     let padded = header.len().next_multiple_of(8);

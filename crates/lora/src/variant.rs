@@ -11,7 +11,13 @@ use taper_kernels::{Dropout, LowRank};
 /// Law, checked for every variant: `forward(layer, b, x)` is `x merge(W)ᵀ + bias(b)`.
 pub(crate) trait Variant: Send + Sync + std::fmt::Debug {
     /// `x` `(N, in)` to `(N, out)`, bias included: the layer's frozen one, or the one trained in its place.
-    fn forward(&self, layer: &Linear, bias: Option<&Tensor>, x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor>;
+    fn forward(
+        &self,
+        layer: &Linear,
+        bias: Option<&Tensor>,
+        x: &Tensor,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor>;
 
     /// Rows `rows` of `W` `(out, in)` into those of the weight that replaces it, f32.
     fn merge_rows(&self, rows: Range<usize>, weight: &mut [f32]) -> Result<()>;

@@ -22,10 +22,16 @@ impl Partial {
         for source in sources {
             let source = fs::canonicalize(source).map_err(Error::io(*source))?;
             if out.starts_with(&source) {
-                return Err(Error::out(&out, format!("lies in {}, which is being merged: choose another folder", source.display())));
+                return Err(Error::out(
+                    &out,
+                    format!("lies in {}, which is being merged: choose another folder", source.display()),
+                ));
             }
             if source.starts_with(&out) {
-                return Err(Error::out(&out, format!("holds {}, which is being merged: choose another folder", source.display())));
+                return Err(Error::out(
+                    &out,
+                    format!("holds {}, which is being merged: choose another folder", source.display()),
+                ));
             }
         }
         check_existing(&out, force)?;
@@ -122,7 +128,8 @@ fn remove_abandoned(out: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.strip_prefix(prefix)?.split('-').next()?.parse::<u32>().ok());
+        let process =
+            name.to_str().and_then(|name| name.strip_prefix(prefix)?.split('-').next()?.parse::<u32>().ok());
         let abandoned = |id: u32| id != std::process::id() && !processes.join(id.to_string()).exists();
         if processes.join("self").exists() && process.is_some_and(abandoned) {
             drop(fs::remove_dir_all(entry.path()));

@@ -10,6 +10,8 @@ mod folder;
 mod inspect;
 mod merge;
 mod plan;
+#[cfg(test)]
+mod tests;
 mod values;
 mod verify;
 mod write;

@@ -10,17 +10,31 @@ use serde_json::Value;
 use taper_base::{Base, Checkpoint};
 use taper_lora::LoraAdapter;
 
+use crate::Error;
 use crate::folder::Partial;
 use crate::plan::{EMBEDDING, HEAD, OutFile, Plan};
 use crate::write::Writer;
-use crate::Error;
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Weights in any format, and what belongs to a training run: never copied beside merged weights.
 const WEIGHTS: &[&str] = &[
-    "safetensors", "bin", "pt", "pth", "ckpt", "gguf", "ggml", "h5", "msgpack", "onnx", "ot", "npz", "pkl", "partial", "lock",
+    "safetensors",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "gguf",
+    "ggml",
+    "h5",
+    "msgpack",
+    "onnx",
+    "ot",
+    "npz",
+    "pkl",
+    "partial",
+    "lock",
 ];
 
 /// The base as the merge needs it: files, not a network.
@@ -36,7 +50,11 @@ pub struct Source<'a> {
 
 impl<'a> From<&'a Base> for Source<'a> {
     fn from(base: &'a Base) -> Self {
-        Self { dir: &base.dir.path, checkpoint: &base.checkpoint, tied: base.model.config().tie_word_embeddings }
+        Self {
+            dir: &base.dir.path,
+            checkpoint: &base.checkpoint,
+            tied: base.model.config().tie_word_embeddings,
+        }
     }
 }
 
@@ -103,7 +121,13 @@ pub fn merge<'a>(
     let parameters: Vec<&str> = changes.keys().map(String::as_str).collect();
     let plan = Plan::new(&source, &parameters, unties)?;
     let partial = Partial::create(out, force, &[source.dir])?;
-    let writer = Writer { plan: &plan, checkpoint: source.checkpoint, adapters, changes: &changes, dir: partial.path() };
+    let writer = Writer {
+        plan: &plan,
+        checkpoint: source.checkpoint,
+        adapters,
+        changes: &changes,
+        dir: partial.path(),
+    };
     writer.run(on_progress)?;
     copy_small_files(&source, &plan, partial.path())?;
     let bytes = plan.files.iter().map(OutFile::len).sum();
@@ -124,7 +148,8 @@ fn changes(adapters: &[Weighted<'_>], unties: bool) -> BTreeMap<String, Vec<usiz
         }
     }
     if unties {
-        changes.extend([EMBEDDING, HEAD].map(|parameter| (parameter.to_owned(), (0..adapters.len()).collect())));
+        changes
+            .extend([EMBEDDING, HEAD].map(|parameter| (parameter.to_owned(), (0..adapters.len()).collect())));
     }
     changes
 }
@@ -137,13 +162,13 @@ fn copy_small_files(source: &Source<'_>, plan: &Plan, to: &Path) -> Result<(), E
         let name = from.file_name().unwrap_or_default();
         if from.is_file() && name != CONFIG && is_small_file(&from) {
             let edit = if name == INDEX { index_with(&from, plan)? } else { None };
-            write_file(&from, edit, &to.join(name))?;
+            write_file(&from, edit.as_deref(), &to.join(name))?;
         }
     }
     let config = source.dir.join(CONFIG);
     if config.is_file() {
         let edit = if plan.unties { Some(untied_config(&config)?) } else { None };
-        write_file(&config, edit, &to.join(CONFIG))?;
+        write_file(&config, edit.as_deref(), &to.join(CONFIG))?;
     }
     Ok(())
 }
@@ -157,11 +182,11 @@ fn is_small_file(path: &Path) -> bool {
 }
 
 /// Writes `text`, or else what is in `from`, to the new file `to`, and syncs it.
-fn write_file(from: &Path, text: Option<String>, to: &Path) -> Result<(), Error> {
+fn write_file(from: &Path, text: Option<&str>, to: &Path) -> Result<(), Error> {
     let mut source = File::open(from).map_err(Error::io(from))?;
     let mut write = || {
         let mut file = File::create_new(to)?;
-        match &text {
+        match text {
             Some(text) => io::copy(&mut text.as_bytes(), &mut file)?,
             None => io::copy(&mut source, &mut file)?,
         };
@@ -197,7 +222,8 @@ fn untied_config(path: &Path) -> Result<String, Error> {
 
 fn read_json(path: &Path) -> Result<Value, Error> {
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
-    let json: Value = serde_json::from_str(&text).map_err(|source| Error::file(path, format!("not JSON: {source}")))?;
+    let json: Value =
+        serde_json::from_str(&text).map_err(|source| Error::file(path, format!("not JSON: {source}")))?;
     if json.is_object() { Ok(json) } else { Err(Error::file(path, "not a JSON object")) }
 }
 

@@ -3,7 +3,7 @@
 //! Merged files have the base's names, headers and offsets. Only a head that parts from its tied embedding is new: it goes
 //! to the end of the file that holds the embedding.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -90,13 +90,13 @@ impl Plan {
         if unties {
             plan.untie(checkpoint)?;
         }
-        let mut by_name = BTreeMap::new();
+        let mut seen = BTreeSet::new();
         for parameter in changed.iter().filter(|name| !(unties && [EMBEDDING, HEAD].contains(name))) {
             let Some(name) = checkpoint.stored_name(parameter, source.tied) else {
                 return Err(missing(source.dir, parameter));
             };
             // Embedding and head of a model that stays tied are one tensor, and change alike.
-            if by_name.insert(name.to_owned(), ()).is_none() {
+            if seen.insert(name) {
                 let target = plan.target(checkpoint, parameter, name, name)?;
                 plan.targets.push(target);
             }
@@ -106,7 +106,12 @@ impl Plan {
 
     /// Makes targets of the embedding and the head, both from the one matrix that the base has for them.
     fn untie(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let find = |name| checkpoint.stored_name(name, true).map(str::to_owned).ok_or_else(|| missing(&self.files[0].source, name));
+        let find = |name| {
+            checkpoint
+                .stored_name(name, true)
+                .map(str::to_owned)
+                .ok_or_else(|| missing(&self.files[0].source, name))
+        };
         let shared = find(EMBEDDING)?;
         let own = |name| checkpoint.stored_name(name, false);
         for parameter in [EMBEDDING, HEAD].into_iter().filter(|name| own(name).is_none()) {
@@ -133,17 +138,27 @@ impl Plan {
         Ok(())
     }
 
-    fn target(&self, checkpoint: &Checkpoint, parameter: &str, name: &str, from: &str) -> Result<Target, Error> {
+    fn target(
+        &self,
+        checkpoint: &Checkpoint,
+        parameter: &str,
+        name: &str,
+        from: &str,
+    ) -> Result<Target, Error> {
         let source = checkpoint.info(from).ok_or_else(|| missing(&self.files[0].source, from))?;
         let own = checkpoint.info(name);
         let at = own.unwrap_or(source);
         let file = &self.files[at.file];
         if (at.dtype, &at.shape) != (source.dtype, &source.shape) {
-            let what = format!("tensor `{name}` is {:?} {:?}, but `{from}`, to which it is tied, {:?} {:?}", at.dtype, at.shape, source.dtype, source.shape);
+            let what = format!(
+                "tensor `{name}` is {:?} {:?}, but `{from}`, to which it is tied, {:?} {:?}",
+                at.dtype, at.shape, source.dtype, source.shape
+            );
             return Err(Error::file(&file.source, what));
         }
         if values::size(at.dtype).is_none() {
-            let what = format!("tensor `{name}` is stored as {:?}: taper merges into F32, F16 and BF16", at.dtype);
+            let what =
+                format!("tensor `{name}` is stored as {:?}: taper merges into F32, F16 and BF16", at.dtype);
             return Err(Error::file(&file.source, what));
         }
         let replaces = own.map(|info| info.range.start as u64..info.range.end as u64);
@@ -191,7 +206,12 @@ impl OutFile {
         let mut file = std::fs::File::open(source).map_err(Error::io(source))?;
         std::io::Read::read_exact(&mut file, &mut length).map_err(Error::io(source))?;
         let source_len = file.metadata().map_err(Error::io(source))?.len();
-        Ok(Self { source: source.to_owned(), added: None, header: 8 + u64::from_le_bytes(length), source_len })
+        Ok(Self {
+            source: source.to_owned(),
+            added: None,
+            header: 8 + u64::from_le_bytes(length),
+            source_len,
+        })
     }
 }
 
@@ -204,7 +224,8 @@ fn extended_header(file: &OutFile, name: &str, like: &TensorInfo) -> Result<Vec<
         .map_err(|source| Error::file(&file.source, format!("its header is not JSON: {source}")))?;
     let end = file.source_len - file.header;
     let dtype = format!("{:?}", like.dtype);
-    let entry = json!({"dtype": dtype, "shape": like.shape, "data_offsets": [end, end + like.range.len() as u64]});
+    let entry =
+        json!({"dtype": dtype, "shape": like.shape, "data_offsets": [end, end + like.range.len() as u64]});
     header.insert(name.to_owned(), entry);
     let mut text = Value::Object(header).to_string().into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');
@@ -212,5 +233,14 @@ fn extended_header(file: &OutFile, name: &str, like: &TensorInfo) -> Result<Vec<
 }
 
 fn missing(place: &Path, parameter: &str) -> Error {
-    Error::file(place, format!("has no tensor for `{parameter}`, which the adapter changes: it belongs to another base"))
+    if let Some(module) = parameter.strip_suffix(".bias") {
+        let what = format!(
+            "has no bias `{parameter}` to merge into: `{module}` has none, as in PEFT the adapter stays one"
+        );
+        return Error::file(place, what);
+    }
+    Error::file(
+        place,
+        format!("has no tensor for `{parameter}`, which the adapter changes: it belongs to another base"),
+    )
 }

@@ -11,7 +11,7 @@ use crate::{Error, Weighted};
 /// What [`sample`] cuts its tokens from: prose, a number, a list and some code.
 const TEXT: &str = "The taper burns for 3 hours, 40 minutes at most. Why? Wax, wick and air:\n1. light it\n2. fn main() {}\n";
 /// Tokens that are enough to see a wrong merge, and few enough to cost little beside it.
-const SAMPLE: usize = 24;
+const SAMPLE: usize = 16;
 /// Rows whose logits are in memory at once.
 const ROWS: usize = 8;
 
@@ -24,8 +24,6 @@ pub struct Verification {
     pub max_logit_difference: f32,
     /// Largest absolute logit of base + adapters: what that difference is to be held against.
     pub max_logit: f32,
-    /// Largest absolute difference between a logit of base + adapters and the base's own.
-    pub max_adapter_effect: f32,
     /// Positions at which both think the same token the likeliest.
     pub argmax_agree: usize,
 }
@@ -51,18 +49,15 @@ pub fn verify(
         [Weighted { adapter, weight: 1.0 }] => *adapter,
         _ => &stack,
     };
-    let frozen = base.hidden(&batch, &mut [], &())?;
     let adapted = base.hidden(&batch, &mut [], adapter)?;
     let whole = merged.hidden(&batch, &mut [], &())?;
     let mut result = Verification { tokens: tokens.len(), ..Verification::default() };
     for start in (0..tokens.len()).step_by(ROWS) {
         let rows = |hidden: &Tensor| hidden.narrow(0, start, ROWS.min(tokens.len() - start))?.contiguous();
-        let before = base.head().forward(&rows(&frozen)?, &())?;
         let expected = base.head().forward(&rows(&adapted)?, adapter)?;
         let found = merged.head().forward(&rows(&whole)?, &())?;
         result.max_logit = result.max_logit.max(largest(&expected)?);
         result.max_logit_difference = result.max_logit_difference.max(largest(&(&expected - &found)?)?);
-        result.max_adapter_effect = result.max_adapter_effect.max(largest(&(&expected - &before)?)?);
         let [a, b] = [&expected, &found].map(|logits| logits.argmax(D::Minus1)?.to_vec1::<u32>());
         result.argmax_agree += a?.iter().zip(&b?).filter(|(a, b)| a == b).count();
     }
@@ -72,7 +67,10 @@ pub fn verify(
 /// Largest absolute value; infinite if one is not a number.
 fn largest(values: &Tensor) -> Result<f32> {
     let values = values.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values.iter().map(|value| if value.is_nan() { f32::INFINITY } else { value.abs() }).fold(0.0, f32::max))
+    Ok(values
+        .iter()
+        .map(|value| if value.is_nan() { f32::INFINITY } else { value.abs() })
+        .fold(0.0, f32::max))
 }
 
 /// Several weighted adapters as one: base + Σ weight · (adapted - base), as [`merge`](crate::merge()) has it.

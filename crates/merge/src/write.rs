@@ -71,8 +71,9 @@ impl Writer<'_> {
         let files = (0..self.plan.files.len()).map(|i| self.create(i)).collect::<Result<Vec<_>, _>>()?;
         let (to_sync, syncing) = channel();
         std::thread::scope(|scope| {
-            let synced = scope.spawn(|| sync(&files, syncing));
-            let written = self.write(&files, to_sync, on_progress);
+            let files = files.as_slice();
+            let synced = scope.spawn(move || sync(files, &syncing));
+            let written = self.write(files, to_sync, on_progress);
             let synced = synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             written.and(synced)
         })?;
@@ -147,7 +148,8 @@ impl Writer<'_> {
                 let mut buffers = lock(&state.buffers).pop().unwrap_or_default();
                 self.merge(target, rows.clone(), &mut buffers)?;
                 let (path, file) = &state.files[target.file];
-                let at = target.offset + (rows.start * target.cols * values::size(target.dtype).unwrap_or(1)) as u64;
+                let at = target.offset
+                    + (rows.start * target.cols * values::size(target.dtype).unwrap_or(1)) as u64;
                 write_at(file, &buffers.bytes, at).map_err(Error::io(path))?;
                 let written = buffers.bytes.len() as u64;
                 lock(&state.buffers).push(buffers);
@@ -210,7 +212,8 @@ impl Writer<'_> {
         let size = values::size(target.dtype).unwrap_or(1);
         let cols = target.cols.max(1);
         let lines = buffers.merged.chunks(cols).zip(buffers.bytes.chunks_mut(cols * size));
-        let row = lines.take_while(|(line, out)| values::round(line, target.dtype, &mut out.to_vec())).count();
+        let row =
+            lines.take_while(|(line, out)| values::round(line, target.dtype, &mut out.to_vec())).count();
         let merged = &buffers.merged[(row * cols).min(buffers.merged.len() - cols)..][..cols];
         let what = match merged.iter().find(|value| !value.is_finite()) {
             Some(value) => format!("the merged value is {value}: the adapter, or the base, is broken"),
@@ -240,7 +243,7 @@ impl Outcome<'_> {
                 if self.unsynced[file] >= SYNC {
                     self.unsynced[file] = 0;
                     // Whoever listened has failed, and will say so.
-                    drop(self.to_sync.send(file));
+                    let _ = self.to_sync.send(file);
                 }
                 if (self.on_progress)(self.progress).is_break() {
                     self.error.get_or_insert(Error::Stopped);
@@ -254,7 +257,7 @@ impl Outcome<'_> {
 }
 
 /// Brings the named files to the disk, as they come, then every file whole.
-fn sync(files: &[(PathBuf, File)], named: Receiver<usize>) -> Result<(), Error> {
+fn sync(files: &[(PathBuf, File)], named: &Receiver<usize>) -> Result<(), Error> {
     let bring = |(path, file): &(PathBuf, File)| file.sync_all().map_err(Error::io(path));
     while let Ok(first) = named.recv() {
         let mut waiting: Vec<usize> = named.try_iter().chain([first]).collect();

@@ -8,6 +8,7 @@
 //! (two norms, two projections back to D, two sums; q before and after its rotation, and what was attended; k likewise,
 //! and v; gate, up, and their product), and Q + K more where heads are normalised. To that come one chunk of logits and its
 //! gradient's rows, the adapter's parameters, gradients and two moments. The base's weights stay in their mapped file.
+//! Measured on smollm2-135m, rank 16 on all linear layers: 1.21 MiB a token against 1.19 by the formula.
 
 use taper_base::{Decoder, DecoderConfig};
 

@@ -9,6 +9,9 @@ use crate::Error;
 /// Beginning of every temporary name.
 const TEMPORARY: &str = ".taper-";
 
+/// Beginning of those that `taper-lora` gives.
+const LORA_TEMPORARY: &str = ".writing-";
+
 /// Writes `bytes` to `path`, replacing what is there.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = temporary(path);
@@ -18,7 +21,8 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         let _ = fs::remove_file(&temporary);
         return Err(Error::io(path)(source));
     }
-    sync_folder(path.parent())
+    sync_folder(path.parent());
+    Ok(())
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -33,14 +37,15 @@ pub(crate) fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E
     remove_folder(&temporary)?;
     fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
     let placed = fill(&temporary)
-        .and_then(|()| sync_folder(Some(&temporary)))
+        .inspect(|()| sync_folder(Some(&temporary)))
         .and_then(|()| remove_folder(path))
         .and_then(|()| fs::rename(&temporary, path).map_err(Error::io(path)));
     if placed.is_err() {
         let _ = fs::remove_dir_all(&temporary);
     }
     placed?;
-    sync_folder(path.parent())
+    sync_folder(path.parent());
+    Ok(())
 }
 
 /// Removes a folder, by way of a temporary name, so that half a folder never stands under its own.
@@ -61,7 +66,8 @@ pub(crate) fn clean(folder: &Path) -> Result<(), Error> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
     for entry in entries {
         let entry = entry.map_err(Error::io(folder))?;
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        let name = entry.file_name();
+        if [TEMPORARY, LORA_TEMPORARY].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             let path = entry.path();
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(Error::io(&path))?;
@@ -75,11 +81,10 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!("{TEMPORARY}{name}"))
 }
 
-/// Makes a rename in `folder` last through a power cut. Only Unix lets a folder be opened for that.
-fn sync_folder(folder: Option<&Path>) -> Result<(), Error> {
-    let Some(folder) = folder.filter(|_| cfg!(unix)) else { return Ok(()) };
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))
+/// Makes a rename in `folder` last through a power cut, where the file system can.
+fn sync_folder(folder: Option<&Path>) {
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 #[cfg(test)]
@@ -112,6 +117,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(".taper-step-2")).unwrap();
         fs::write(dir.path().join(".taper-eval.json"), "x").unwrap();
+        fs::write(dir.path().join(".writing-3xK"), "x").unwrap();
         fs::write(dir.path().join("eval.json"), "x").unwrap();
         clean(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

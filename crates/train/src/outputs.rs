@@ -99,7 +99,7 @@ impl Metrics {
         if matches!(event, Event::Plan(_)) {
             return Ok(());
         }
-        let row = to_json(event, |row| serde_json::to_string(row))? + "\n";
+        let row = to_json(event, serde_json::to_string)? + "\n";
         self.file.write_all(row.as_bytes()).map_err(Error::io(&self.path))?;
         self.bytes += row.len() as u64;
         Ok(())
@@ -136,7 +136,7 @@ pub(crate) fn write_eval(recipe: &Recipe, step: usize, results: &[SplitResult]) 
         })
         .collect();
     let all = json!({"task": recipe.task.name(), "model": recipe.model, "step": step, "splits": splits});
-    let text = to_json(&all, |all| serde_json::to_string_pretty(all))? + "\n";
+    let text = to_json(&all, serde_json::to_string_pretty)? + "\n";
     write_whole(&recipe.out.join("eval.json"), text.as_bytes())
 }
 

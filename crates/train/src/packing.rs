@@ -154,7 +154,7 @@ pub fn micro_batches(examples: &[Example], budget: usize) -> impl Iterator<Item 
     })
 }
 
-/// Fisher-Yates with one ChaCha stream an epoch: no epoch's order depends on another's having been made.
+/// Fisher-Yates with one `ChaCha8` stream an epoch: no epoch's order depends on another's having been made.
 fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(epoch);
@@ -173,7 +173,7 @@ mod tests {
     fn examples(lengths: &[usize]) -> Vec<Example> {
         let of = |(at, &length): (usize, &usize)| Example {
             tokens: (0..length as u32).map(|token| at as u32 * 100 + token).collect(),
-            learn: vec![(length / 2).max(1)..length],
+            learn: std::iter::once((length / 2).max(1)..length).collect(),
             ..Example::default()
         };
         lengths.iter().enumerate().map(of).collect()

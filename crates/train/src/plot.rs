@@ -129,14 +129,18 @@ mod tests {
 
     #[test]
     fn rows_become_curves_and_curves_a_picture_with_its_labels() {
-        let mut metrics = String::new();
+        let row = |event: &str, step: i32, loss: f64| {
+            serde_json::json!({"event": event, "step": step, "loss": loss}).to_string()
+        };
+        let mut rows = Vec::new();
         for step in 1..=200 {
             let loss = 1.0 + 2.0 * (-f64::from(step) / 50.0).exp() + 0.1 * f64::from(step * 37 % 11);
-            metrics += &format!("{{\"event\":\"step\",\"step\":{step},\"loss\":{loss}}}\n");
+            rows.push(row("step", step, loss));
             if step % 50 == 0 {
-                metrics += &format!("{{\"event\":\"eval\",\"step\":{step},\"loss\":{}}}\n", loss + 0.3);
+                rows.push(row("eval", step, loss + 0.3));
             }
         }
+        let metrics = rows.join("\n");
         let curves = Curves { base: Some(4.0), ..Curves::read(&metrics) };
         assert_eq!((curves.train.len(), curves.eval.len()), (200, 4));
         let svg = draw("sentiment on tiny", &curves).unwrap();

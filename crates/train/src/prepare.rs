@@ -1,7 +1,5 @@
 //! What stands before the first step: data, adapter, effective recipe, and the plan that is shown.
 
-use std::path::Path;
-
 use taper_base::{Base, ModelDir, ModelSource};
 use taper_kernels::pool;
 use taper_lora::{LoraAdapter, LoraConfig, Names};
@@ -84,7 +82,7 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
             agree(recipe, adapter.config(), text)?;
             adapter
         }
-        (None, None) => LoraAdapter::fresh(config(base, recipe)?, base, recipe.seed)?,
+        (None, None) => LoraAdapter::fresh(config(base, recipe), base, recipe.seed)?,
     };
     let mut recipe = recipe.clone();
     if recipe.init_adapter.is_none() {
@@ -114,12 +112,12 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
 }
 
 /// The configuration of a fresh adapter.
-fn config(base: &Base, recipe: &Recipe) -> Result<LoraConfig, Error> {
+fn config(base: &Base, recipe: &Recipe) -> LoraConfig {
     let revision = match ModelSource::parse(&recipe.model) {
         Ok(ModelSource::Hub { revision, .. }) => revision,
         _ => None,
     };
-    Ok(LoraConfig {
+    LoraConfig {
         task_type: Some("CAUSAL_LM".into()),
         base_model_name_or_path: Some(base.dir.name.clone()),
         revision,
@@ -136,7 +134,7 @@ fn config(base: &Base, recipe: &Recipe) -> Result<LoraConfig, Error> {
             Init::Random => taper_lora::Init::Random,
         },
         ..LoraConfig::default()
-    })
+    }
 }
 
 /// Checks that what the recipe says of the adapter is so of the adapter that it goes on from.

@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
             began,
         };
         if saved.is_some() {
-            run.report(run.saved_event())?;
+            run.report(&run.saved_event())?;
         }
         Ok(run)
     }
@@ -150,7 +150,7 @@ impl<'a> Run<'a> {
         self.optim.step(self.adapter.params(), &sum.grads, lr)?;
         self.progress.step += 1;
         let seconds = start.elapsed().as_secs_f64();
-        self.report(Event::Step(StepReport {
+        self.report(&Event::Step(StepReport {
             step: self.progress.step,
             epoch: self.epochs(),
             loss: sum.loss(),
@@ -176,7 +176,7 @@ impl<'a> Run<'a> {
             self.progress.stale += 1;
         }
         self.last = Some((step, result));
-        self.report(Event::Eval(EvalReport { step, epoch: self.epochs(), result, best }))?;
+        self.report(&Event::Eval(EvalReport { step, epoch: self.epochs(), result, best }))?;
         Ok(best)
     }
 
@@ -190,7 +190,7 @@ impl<'a> Run<'a> {
         let state = State::new(self.progress, self.metrics.sync()?, due, self.origin.clone());
         self.checkpoints.save(&state, &self.adapter, &self.optim)?;
         self.saved = Some(self.progress.step);
-        if due { self.report(self.saved_event()) } else { Ok(()) }
+        if due { self.report(&self.saved_event()) } else { Ok(()) }
     }
 
     fn saved_event(&self) -> Event {
@@ -213,9 +213,10 @@ impl<'a> Run<'a> {
         let ending = if self.is_stale() { Ending::EarlyStopping } else { Ending::Finished };
         let kept = self.progress.best.filter(|_| self.recipe.early_stopping.is_some());
         let kept = kept.map_or(self.progress.step, |best| best.step);
-        let adapter = match kept == self.progress.step {
-            true => self.adapter.frozen(),
-            false => LoraAdapter::load(&self.checkpoints.folder(kept), self.base)?,
+        let adapter = if kept == self.progress.step {
+            self.adapter.frozen()
+        } else {
+            LoraAdapter::load(&self.checkpoints.folder(kept), self.base)?
         };
         let results = self.compare(&adapter, kept)?;
         let base_loss = results.iter().find(|result| result.split == "valid").map(|result| result.base.loss);
@@ -255,14 +256,14 @@ impl<'a> Run<'a> {
             seconds: self.began.elapsed().as_secs_f64(),
             peak_rss_bytes: peak_rss_bytes(),
         };
-        self.report(Event::Done(Box::new(done.clone())))?;
+        self.report(&Event::Done(Box::new(done.clone())))?;
         Ok(done)
     }
 
     /// A row of `metrics.jsonl`, and the caller's to know.
-    fn report(&mut self, event: Event) -> Result<(), Error> {
-        self.metrics.append(&event)?;
-        (self.on_event)(&event);
+    fn report(&mut self, event: &Event) -> Result<(), Error> {
+        self.metrics.append(event)?;
+        (self.on_event)(event);
         Ok(())
     }
 

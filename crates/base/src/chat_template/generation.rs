@@ -20,10 +20,12 @@ pub(super) fn mark(text: &str) -> String {
     format!("{OPEN}{text}{CLOSE}")
 }
 
-/// Rewrites the tags; says whether there are any. Comments and raw blocks are left alone, and no line moves.
+/// Rewrites the tags; says whether there are any. Comments and raw blocks are left alone, and no line moves. Line ends become
+/// `\n`, as Jinja reads them.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len() + 16);
-    let (mut rest, mut found) = (source, false);
+    let (mut rest, mut found) = (source.as_str(), false);
     while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{#")).min() {
         let close = if rest[start..].starts_with("{#") { "#}" } else { "%}" };
         let Some(end) = rest[start + 2..].find(close).map(|end| start + 2 + end) else { break };
@@ -86,7 +88,7 @@ pub(super) fn split(marked: &str) -> Result<Rendered, Error> {
             open.push(text.len());
         } else if piece.ends_with(CLOSE) {
             match open.pop() {
-                Some(start) if open.is_empty() => generated.push(start..text.len()),
+                Some(start) if open.is_empty() && start < text.len() => generated.push(start..text.len()),
                 Some(_) => {}
                 None => balanced = false,
             }

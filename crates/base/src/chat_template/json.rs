@@ -15,6 +15,7 @@ struct Style {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`; keys keep their order.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands keyword arguments over by value")]
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent = options.get::<Option<usize>>("indent")?;
     let separators = options.get::<Option<Vec<String>>>("separators")?;
@@ -46,18 +47,22 @@ impl Style {
             ValueKind::String => self.text(out, value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
-                self.items(out, "[]", depth, &items, |out, item| self.write(out, item, depth + 1))?;
+                out.push('[');
+                self.items(out, depth, &items, |out, item| self.write(out, item, depth + 1))?;
+                out.push(']');
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
                 if self.sort_keys {
                     keys.sort();
                 }
-                self.items(out, "{}", depth, &keys, |out, key| {
+                out.push('{');
+                self.items(out, depth, &keys, |out, key| {
                     self.key(out, key)?;
                     out.push_str(&self.after_key);
                     self.write(out, &value.get_item(key)?, depth + 1)
                 })?;
+                out.push('}');
             }
             kind => {
                 let what = format!("tojson: a value of the kind `{kind}` cannot be written as JSON");
@@ -72,17 +77,14 @@ impl Style {
         Ok(())
     }
 
-    /// `[` … `]` or `{` … `}` around items, on lines of their own with an indent.
+    /// Items with separators between them, on lines of their own with an indent.
     fn items(
         &self,
         out: &mut String,
-        brackets: &str,
         depth: usize,
         items: &[Value],
         mut item: impl FnMut(&mut String, &Value) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let (open, close) = brackets.split_at(1);
-        out.push_str(open);
         for (index, value) in items.iter().enumerate() {
             if index > 0 {
                 out.push_str(&self.between_items);
@@ -93,7 +95,6 @@ impl Style {
         if !items.is_empty() {
             self.line(out, depth);
         }
-        out.push_str(close);
         Ok(())
     }
 

@@ -38,7 +38,8 @@ pub struct ChatTemplate {
 pub struct Rendered {
     /// The text, special tokens spelt out.
     pub text: String,
-    /// Byte ranges of `text` inside `{% generation %}` blocks; none if the template has no such block.
+    /// Byte ranges of `text` inside `{% generation %}` blocks, in order and none of them empty; `None` if the template has no
+    /// such block.
     pub generated: Option<Vec<Range<usize>>>,
 }
 
@@ -88,7 +89,7 @@ impl ChatTemplate {
         ]);
         let text = environment
             .get_template(NAME)
-            .and_then(|template| template.render(context.collect::<Value>()))
+            .and_then(|template| template.render(Value::from_pairs(context)))
             .map_err(|error| Error::Template { what: explain(&error) })?;
         if template.has_generation {
             return generation::split(&text);
@@ -120,6 +121,7 @@ fn environment() -> Environment<'static> {
     environment.add_filter("tojson", json::tojson);
     environment.add_filter(generation::FILTER, generation::mark);
     environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", is_iterable);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment
@@ -128,6 +130,11 @@ fn environment() -> Environment<'static> {
 /// In Python a string is a sequence, and so is whatever else has a length and can be indexed.
 fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
+}
+
+/// In Python `None` cannot be iterated over; for the engine it is empty.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
 }
 
 /// What a template says about messages that it refuses.
@@ -182,7 +189,7 @@ fn value(json: &serde_json::Value) -> Value {
         serde_json::Value::String(text) => Value::from(text.as_str()),
         serde_json::Value::Array(items) => Value::from(items.iter().map(value).collect::<Vec<_>>()),
         serde_json::Value::Object(fields) => {
-            fields.iter().map(|(key, field)| (key.as_str(), value(field))).collect()
+            Value::from_pairs(fields.iter().map(|(key, field)| (key.as_str(), value(field))))
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{INDEX, Kind, WEIGHTS};
 use crate::Error;
+use crate::model_dir::{beside, make_parent, write_whole};
 
 /// A repository's place in the cache, at a revision.
 #[derive(Clone, Debug)]
@@ -63,9 +64,12 @@ impl Cached {
 
     /// Whether a configuration and all weights are there.
     pub(super) fn holds_model(&self) -> bool {
-        let weights = || match self.has(INDEX) {
-            true => self.shards().is_ok_and(|shards| shards.iter().all(|shard| self.has(shard))),
-            false => self.has(WEIGHTS),
+        let weights = || {
+            if self.has(INDEX) {
+                self.shards().is_ok_and(|shards| shards.iter().all(|shard| self.has(shard)))
+            } else {
+                self.has(WEIGHTS)
+            }
         };
         self.has("config.json") && weights()
     }
@@ -101,7 +105,7 @@ impl Cached {
     /// The lock that whoever writes a blob holds, here and in `huggingface_hub`.
     pub(super) fn lock(&self, blob: &str) -> Result<fs::File, Error> {
         let path = self.locks.join(format!("{blob}.lock"));
-        let file = create_parent(&path).and_then(|()| fs::File::create(&path)).map_err(Error::io(&path))?;
+        let file = make_parent(&path).and_then(|()| fs::File::create(&path)).map_err(Error::io(&path))?;
         file.lock().map_err(Error::io(&path))?;
         Ok(file)
     }
@@ -109,14 +113,13 @@ impl Cached {
     /// Makes `file` of the snapshot a link to a blob.
     pub(super) fn link(&self, file: &str, blob: &str) -> Result<(), Error> {
         let path = self.folder()?.join(file);
-        create_parent(&path).map_err(Error::io(&path))?;
+        make_parent(&path).map_err(Error::io(&path))?;
         let up = "../".repeat(2 + file.matches('/').count());
         let target = PathBuf::from(format!("{up}blobs/{blob}"));
         if fs::read_link(&path).is_ok_and(|present| present == target) {
             return Ok(());
         }
-        let temporary = path.with_file_name(format!(".link-{}-{blob}", std::process::id()));
-        let _ = fs::remove_file(&temporary);
+        let temporary = beside(&path);
         make_link(&target, &self.blob(blob), &temporary)
             .and_then(|()| fs::rename(&temporary, &path))
             .map_err(Error::io(&path))
@@ -125,7 +128,7 @@ impl Cached {
     /// Notes that the repository has no `file` at this commit.
     pub(super) fn note_absent(&self, file: &str) -> Result<(), Error> {
         let Some(path) = self.absent(file) else { return Ok(()) };
-        create_parent(&path).and_then(|()| fs::write(&path, b"")).map_err(Error::io(&path))
+        write_whole(&path, b"")
     }
 
     fn absent(&self, file: &str) -> Option<PathBuf> {
@@ -136,11 +139,7 @@ impl Cached {
     pub(super) fn point(&self) -> Result<(), Error> {
         let Some(commit) = self.commit.as_ref().filter(|_| !is_commit(&self.revision)) else { return Ok(()) };
         let path = self.root.join("refs").join(&self.revision);
-        let temporary = path.with_extension(format!("{}.part", std::process::id()));
-        create_parent(&path)
-            .and_then(|()| fs::write(&temporary, commit))
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(Error::io(&path))
+        write_whole(&path, commit.as_bytes())
     }
 }
 
@@ -153,11 +152,6 @@ fn make_link(target: &Path, _blob: &Path, path: &Path) -> std::io::Result<()> {
 #[cfg(not(unix))]
 fn make_link(_target: &Path, blob: &Path, path: &Path) -> std::io::Result<()> {
     fs::copy(blob, path).map(|_| ())
-}
-
-/// Makes the folder that `path` will lie in.
-pub(super) fn create_parent(path: &Path) -> std::io::Result<()> {
-    path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
 /// Whether `file` stays inside the folder that it is joined to.

@@ -4,7 +4,7 @@
 //! only its requests are used here, and its cache layout is written by [`super::cache`].
 
 use std::fs;
-use std::io::{IsTerminal, Seek, Write};
+use std::io::{IsTerminal, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::cache::{self, Cached};
 use super::{Hub, Kind, failure};
 use crate::Error;
+use crate::model_dir::make_parent;
 
 /// Bytes asked for in one request: what an interruption loses at most.
 const PART: u64 = 32 << 20;
@@ -145,24 +146,26 @@ impl Remote {
         fs::rename(&partial, &blob).map_err(Error::io(&blob))
     }
 
+    /// Adds what `partial` lacks of a file.
     fn append(&self, file: &File, partial: &Path, bar: &ProgressBar) -> Result<(), Error> {
-        let io = || Error::io(partial);
-        cache::create_parent(partial).map_err(io())?;
-        let mut out =
-            fs::OpenOptions::new().create(true).write(true).truncate(false).open(partial).map_err(io())?;
-        let mut at = out.seek(std::io::SeekFrom::End(0)).map_err(io())?;
+        let mut at = fs::metadata(partial).map_or(0, |found| found.len());
         if at > file.size {
-            out.set_len(0).and_then(|()| out.rewind()).map_err(io())?;
+            fs::remove_file(partial).map_err(Error::io(partial))?;
             at = 0;
         }
         bar.inc(at);
-        while at < file.size {
+        loop {
             let end = file.size.min(at + PART);
-            let bytes = self.part(file, at..end, bar)?;
-            out.write_all(&bytes).map_err(io())?;
+            let bytes = if at < end { self.part(file, at..end, bar)? } else { Vec::new() };
+            make_parent(partial)
+                .and_then(|()| fs::OpenOptions::new().create(true).append(true).open(partial))
+                .and_then(|mut out| out.write_all(&bytes).and_then(|()| out.sync_all()))
+                .map_err(Error::io(partial))?;
             at = end;
+            if at == file.size {
+                return Ok(());
+            }
         }
-        out.sync_all().map_err(io())
     }
 
     /// Bytes `range` of a file.

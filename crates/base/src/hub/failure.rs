@@ -92,7 +92,7 @@ fn explain_at(error: &HFError, endpoint: &str, cached: &Cached) -> Error {
     Error::Source { what }
 }
 
-/// `hub model `org/name` at `revision``.
+/// The repository as a message names it.
 fn name(cached: &Cached) -> String {
     let kind = if cached.kind == Kind::Model { "model" } else { "data set" };
     match cached.revision.as_str() {

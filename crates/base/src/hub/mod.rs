@@ -85,10 +85,10 @@ impl Hub {
     /// `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`, as `constants.py` of `huggingface_hub` 1.x.
     fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let home = set("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
-            let user = || PathBuf::from(set("HOME").unwrap_or_else(|| ".".to_string())).join(".cache");
-            set("XDG_CACHE_HOME").map_or_else(user, PathBuf::from).join("huggingface")
-        });
+        let user_cache = || PathBuf::from(set("HOME").unwrap_or_else(|| ".".to_string())).join(".cache");
+        let default_home =
+            || set("XDG_CACHE_HOME").map_or_else(user_cache, PathBuf::from).join("huggingface");
+        let home = set("HF_HOME").map_or_else(default_home, PathBuf::from);
         let token_file = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let token = || std::fs::read_to_string(token_file).ok();
         let truth = |value: String| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str());

@@ -25,6 +25,8 @@ pub(super) struct Content {
     pub(super) broken_answers: usize,
     /// Ignores `Range`.
     pub(super) whole_files: bool,
+    /// Sends whoever asks for a file on to this address, as the hub does for large ones.
+    pub(super) store: Option<String>,
 }
 
 /// A running server; it ends with the process.
@@ -74,21 +76,26 @@ fn answer(mut stream: &TcpStream, content: &Mutex<Content>, log: &Mutex<Vec<Stri
     let Some(first) = lines.next() else { return };
     let headers: BTreeMap<String, String> = lines
         .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_string())))
+        .filter_map(|line| {
+            line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_string()))
+        })
         .collect();
     let mut words = first.split(' ');
     let (method, target) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
     let path = target.split('?').next().unwrap_or("").to_string();
     let range = headers.get("range").cloned();
-    log.lock().unwrap().push(format!("{method} {path} {}", range.as_deref().unwrap_or("")).trim_end().to_string());
+    log.lock()
+        .unwrap()
+        .push(format!("{method} {path} {}", range.as_deref().unwrap_or("")).trim_end().to_string());
     let mut content = content.lock().unwrap();
     let token = headers.get("authorization").and_then(|value| value.strip_prefix("Bearer "));
     let mut reply = reply(&content, &path, range.as_deref(), token);
-    let broken = method == "GET" && !reply.body.is_empty() && path.contains("/resolve/") && content.broken_answers > 0;
-    let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\nContent-Length: {}\r\n", reply.status, reply.body.len());
-    for (name, value) in &reply.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
+    let broken =
+        method == "GET" && !reply.body.is_empty() && path.contains("/resolve/") && content.broken_answers > 0;
+    reply.headers.push(("Content-Length", reply.body.len().to_string()));
+    let fields: String =
+        reply.headers.iter().map(|(name, value)| [name, ": ", value, "\r\n"].concat()).collect();
+    let head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n{fields}", reply.status);
     if broken {
         content.broken_answers -= 1;
         reply.body.truncate(reply.body.len() / 2);
@@ -109,7 +116,11 @@ fn refusal(status: u16, code: &str) -> Reply {
 }
 
 fn json(value: &serde_json::Value) -> Reply {
-    Reply { status: 200, headers: vec![("Content-Type", "application/json".into())], body: value.to_string().into_bytes() }
+    Reply {
+        status: 200,
+        headers: vec![("Content-Type", "application/json".into())],
+        body: value.to_string().into_bytes(),
+    }
 }
 
 fn reply(content: &Content, path: &str, range: Option<&str>, token: Option<&str>) -> Reply {
@@ -123,7 +134,9 @@ fn reply(content: &Content, path: &str, range: Option<&str>, token: Option<&str>
     match parts.as_slice() {
         ["api", kind, organisation, name, route, revision, ..] => {
             let id = format!("{organisation}/{name}");
-            let Some(files) = content.repositories.get(&format!("{kind}/{id}")) else { return refusal(404, "RepoNotFound") };
+            let Some(files) = content.repositories.get(&format!("{kind}/{id}")) else {
+                return refusal(404, "RepoNotFound");
+            };
             if !["main", "v1", COMMIT].contains(revision) {
                 return refusal(404, "RevisionNotFound");
             }
@@ -139,6 +152,13 @@ fn reply(content: &Content, path: &str, range: Option<&str>, token: Option<&str>
         [organisation, name, "resolve", COMMIT, file @ ..] => {
             self::file(content, &format!("models/{organisation}/{name}"), &file.join("/"), range)
         }
+        ["store", rest @ ..] => {
+            let held = rest.join("/");
+            let found = content.repositories.iter().find_map(|(repository, files)| {
+                files.get(held.strip_prefix(repository.as_str())?.strip_prefix('/')?)
+            });
+            found.map_or_else(|| refusal(404, ""), |bytes| send(content, bytes, Vec::new(), range))
+        }
         _ => refusal(404, ""),
     }
 }
@@ -149,7 +169,8 @@ fn entry(path: &str, bytes: &[u8]) -> serde_json::Value {
 
 /// A name for a content, as a git hash is.
 pub(super) fn blob(bytes: &[u8]) -> String {
-    let sum = bytes.iter().fold(7_u64, |sum, byte| sum.wrapping_mul(1_000_003).wrapping_add(u64::from(*byte)));
+    let sum =
+        bytes.iter().fold(7_u64, |sum, byte| sum.wrapping_mul(1_000_003).wrapping_add(u64::from(*byte)));
     format!("{sum:040x}")
 }
 
@@ -160,13 +181,22 @@ fn file(content: &Content, repository: &str, path: &str, range: Option<&str>) ->
     let Some(bytes) = content.repositories.get(repository).and_then(|files| files.get(path)) else {
         return refusal(404, "EntryNotFound");
     };
-    let headers = vec![("ETag", format!("\"{}\"", blob(bytes))), ("X-Repo-Commit", COMMIT.to_string())];
+    let mut headers = vec![("ETag", format!("\"{}\"", blob(bytes))), ("X-Repo-Commit", COMMIT.to_string())];
+    if let Some(store) = &content.store {
+        headers.push(("Location", format!("{store}/{repository}/{path}")));
+        return Reply { status: 302, headers, body: Vec::new() };
+    }
+    send(content, bytes, headers, range)
+}
+
+/// A file, or the asked part of it.
+fn send(content: &Content, bytes: &[u8], headers: Vec<(&'static str, String)>, range: Option<&str>) -> Reply {
     let bounds = range.and_then(|range| range.strip_prefix("bytes=")).and_then(|range| range.split_once('-'));
     match bounds.filter(|_| !content.whole_files) {
         Some((start, end)) => {
             let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
             Reply { status: 206, headers, body: bytes[start..bytes.len().min(end + 1)].to_vec() }
         }
-        None => Reply { status: 200, headers, body: bytes.clone() },
+        None => Reply { status: 200, headers, body: bytes.to_vec() },
     }
 }

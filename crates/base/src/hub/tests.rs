@@ -63,8 +63,15 @@ fn a_model_is_fetched_once_and_only_what_it_needs() {
     assert_eq!(hub.offline().model("org/name", None).unwrap(), folder);
     assert_eq!(hub.hub().model("org/name", Some(COMMIT)).unwrap(), folder);
     assert_eq!(hub.server.take_requests(), [] as [String; 0]);
-    assert_eq!(hub.hub().model("org/name", Some("v1")).unwrap(), folder, "another name of the commit is looked up");
-    assert!(hub.server.take_requests().iter().all(|request| request.contains("/api/")), "but no file is fetched again");
+    assert_eq!(
+        hub.hub().model("org/name", Some("v1")).unwrap(),
+        folder,
+        "another name of the commit is looked up"
+    );
+    assert!(
+        hub.server.take_requests().iter().all(|request| request.contains("/api/")),
+        "but no file is fetched again"
+    );
 }
 
 #[test]
@@ -87,7 +94,10 @@ fn shards_are_those_of_the_index() {
 
 #[test]
 fn an_index_cannot_point_outside() {
-    let hub = Fixture::model(&[("config.json", CONFIG), (INDEX, br#"{"weight_map": {"a": "../../../x.safetensors"}}"#)]);
+    let hub = Fixture::model(&[
+        ("config.json", CONFIG),
+        (INDEX, br#"{"weight_map": {"a": "../../../x.safetensors"}}"#),
+    ]);
     assert!(message(hub.hub().model("org/name", None)).contains("../../../x.safetensors"));
 }
 
@@ -120,6 +130,14 @@ fn a_server_without_ranges_works_too() {
     hub.server.change(|content| content.whole_files = true);
     std::fs::create_dir_all(hub.blobs()).unwrap();
     std::fs::write(hub.blobs().join(format!("{}.incomplete", blob(b"0123456789"))), b"0123").unwrap();
+    let folder = hub.hub().model("org/name", None).unwrap();
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), b"0123456789");
+}
+
+#[test]
+fn large_files_may_lie_elsewhere() {
+    let hub = Fixture::model(&[("config.json", CONFIG), ("model.safetensors", b"0123456789")]);
+    hub.server.change(|content| content.store = Some(format!("{}/store", hub.server.endpoint)));
     let folder = hub.hub().model("org/name", None).unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), b"0123456789");
 }
@@ -169,22 +187,24 @@ fn without_a_network_the_cache_is_used_as_far_as_it_goes() {
 
 #[test]
 fn adapters_and_data_sets() {
-    let hub = Fixture::new("models/org/lora", &[
-        ("adapter_config.json", b"{}"),
-        ("adapter_model.safetensors", b"ab"),
-        ("training_args.bin", b"x"),
-    ]);
+    let hub = Fixture::new(
+        "models/org/lora",
+        &[("adapter_config.json", b"{}"), ("adapter_model.safetensors", b"ab"), ("training_args.bin", b"x")],
+    );
     let folder = hub.hub().adapter("org/lora", None).unwrap();
     assert_eq!(names(&folder), ADAPTER_FILES);
     assert_eq!(hub.offline().adapter("org/lora", None).unwrap(), folder);
 
-    hub.server.add("datasets/org/data", &[
-        ("data/train-00000-of-00001.parquet", b"p"),
-        ("data/test-00000-of-00001.parquet", b"q"),
-        ("dataset_infos.json", b"{}"),
-        ("extra/notes.json", b"{}"),
-        ("README.md", b"card"),
-    ]);
+    hub.server.add(
+        "datasets/org/data",
+        &[
+            ("data/train-00000-of-00001.parquet", b"p"),
+            ("data/test-00000-of-00001.parquet", b"q"),
+            ("dataset_infos.json", b"{}"),
+            ("extra/notes.json", b"{}"),
+            ("README.md", b"card"),
+        ],
+    );
     let folder = hub.hub().dataset("org/data", None, &[]).unwrap();
     assert!(folder.ends_with("data"), "{}", folder.display());
     assert_eq!(names(&folder), ["test-00000-of-00001.parquet", "train-00000-of-00001.parquet"]);
@@ -197,14 +217,15 @@ fn adapters_and_data_sets() {
 
 #[test]
 fn two_processes_may_fetch_at_once() {
-    let hub = Fixture::model(&[("config.json", CONFIG), ("model.safetensors", &[3; 50_000])]);
+    let weights = vec![3; 50_000];
+    let hub = Fixture::model(&[("config.json", CONFIG), ("model.safetensors", &weights)]);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| hub.hub().model("org/name", None).unwrap());
         }
     });
     let folder = hub.offline().model("org/name", None).unwrap();
-    assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), [3; 50_000]);
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights);
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn real_tokenizers_give_the_ids_of_transformers() {
         ("qwen2", &[], &[9707, 1879, 11, 72858, 90316, 0]),
         ("mistral-v1", &[], &[22557, 1526, 28725, 28705, 28991, 28705, 30575, 28808]),
         ("gpt2", &[], &[15496, 995, 11, 220, 40792, 30325, 222, 0]),
-        ("gpt-neox-20b", &[], &[12092, 1533, 13, 209, 12843, 49042, 211, 2]),
+        ("gpt-neox-20b", &[], &[12092, 1533, 13, 209, 13609, 49042, 211, 2]),
         ("bert-base-uncased", &[101], &[7592, 2088, 1010, 1746, 100, 999]),
         ("t5", &[], &[8774, 296, 6, 3, 2, 3, 2, 55]),
     ];
@@ -109,6 +109,24 @@ fn models_put_one_bos_before_a_text() {
         assert!(!ids[1..].contains(&ids[0]), "{name}: {ids:?}");
         assert_eq!(tokenizer.encode_bare("Once upon a time").unwrap(), ids[1..], "{name}");
     }
+}
+
+/// Trap T4: a template that prints the BOS gets no second one, a plain text gets one.
+#[test]
+fn trap_t4_chat_text_has_the_bos_of_its_template_alone() {
+    let config = json!({"bos_token": "<s>", "add_bos_token": true, "chat_template": "{{ bos_token }}{{ messages[0].content }}"});
+    let tokenizer = made_up(|_| (), &[("tokenizer_config.json", config)]).unwrap();
+    let rendered =
+        tokenizer.chat().unwrap().render(&json!([{"role": "user", "content": "a b"}]), None, false).unwrap();
+    assert_eq!(tokenizer.encode_bare(&rendered.text).unwrap(), [1, 4, 5]);
+    assert_eq!(tokenizer.encode("a b").unwrap(), [1, 4, 5]);
+}
+
+#[test]
+fn it_may_be_shared_between_threads() {
+    fn shareable<T: Send + Sync>() {}
+    shareable::<Tokenizer>();
+    shareable::<ChatTemplate>();
 }
 
 #[test]

@@ -92,12 +92,11 @@ fn report(merged: &Merged, verification: Option<&Verification>, seconds: f64) ->
     }
     if let Some(found) = verification {
         print(format_args!(
-            "over {} tokens, base + adapter and merged differ by at most {:.2e} (logits up to {:.2}; the adapter moves them by \
-             up to {:.2}); {} of {} likeliest tokens agree",
+            "over {} tokens, base + adapter and merged differ by at most {:.2e} (logits up to {:.2}); {} of {} \
+             likeliest tokens agree",
             found.tokens,
             found.max_logit_difference,
             found.max_logit,
-            found.max_adapter_effect,
             found.argmax_agree,
             found.tokens
         ))?;

@@ -1,14 +1,19 @@
 //! The gradients of attention, from recomputed probabilities (arXiv:2205.14135, algorithm 4).
 //!
-//! One task owns a key and value head of a segment, and so both gradients of its keys and values: sums have one order.
+//! A task has a key and value head of a segment, and every block of the segment's queries or, where the segment is long,
+//! every n-th. The gradients of keys and values are then sums over tasks, in one order whatever the threads.
 
+use std::cmp::Reverse;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use super::forward::{grown, slice_rows};
 use super::{AttentionShape, Block, Rows};
 use crate::product::dense::{Dims, Write, nn, nt, tn};
 use crate::{parts, vector};
+
+/// Rows of a segment that are worth a task, and the most tasks to a head.
+const TASK_ROWS: usize = 256;
+const TASKS: usize = 8;
 
 pub(super) struct Inputs<'a> {
     pub(super) q: &'a [f32],
@@ -20,51 +25,111 @@ pub(super) struct Inputs<'a> {
     pub(super) log_sums: &'a [f32],
 }
 
-/// Gradients in the shapes of `q`, `k` and `v`.
+/// Gradients of `q`, `k` and `v`.
+#[derive(Default)]
 pub(super) struct Gradients {
     pub(super) q: Vec<f32>,
     pub(super) k: Vec<f32>,
     pub(super) v: Vec<f32>,
 }
 
-/// A segment's rows of the gradients. Its heads write their columns in turn.
-struct Written<'a> {
-    q: &'a mut [f32],
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-}
-
 pub(super) fn run(inputs: &Inputs<'_>, segments: &[Range<usize>], shape: &AttentionShape) -> Gradients {
-    let zeros = |like: &[f32]| vec![0.0; like.len()];
-    let mut found = Gradients { q: zeros(inputs.q), k: zeros(inputs.k), v: zeros(inputs.v) };
-    let (mut q_rest, mut k_rest, mut v_rest) = (&mut found.q[..], &mut found.k[..], &mut found.v[..]);
-    let mut rows = Vec::new();
-    for segment in segments {
-        let (q, k, v);
-        (q, q_rest) = q_rest.split_at_mut(segment.len() * shape.query_width());
-        (k, k_rest) = k_rest.split_at_mut(segment.len() * shape.key_width());
-        (v, v_rest) = v_rest.split_at_mut(segment.len() * shape.key_width());
-        rows.push(Mutex::new(Written { q, k, v }));
-    }
-    let all = 0..segments.len();
-    let mut tasks: Vec<_> =
-        all.flat_map(|segment| (0..shape.kv_heads).map(move |head| (segment, head))).collect();
+    let of_segment = |segment: &Range<usize>| {
+        let count = (segment.len() / TASK_ROWS).clamp(1, TASKS);
+        let task = |head, share| Task::new(segment.clone(), head, (share, count));
+        (0..shape.kv_heads).flat_map(|head| (0..count).map(move |share| task(head, share))).collect()
+    };
+    let mut tasks: Vec<Vec<Task>> = segments.iter().map(of_segment).collect();
+    let mut order: Vec<&mut Task> = tasks.iter_mut().flatten().collect();
     // The longest first, so that no thread is left alone with one.
-    tasks.sort_by_key(|(segment, _)| std::cmp::Reverse(segments[*segment].len()));
-    parts::for_each(&mut tasks, |(segment, head)| {
-        let mut task = Head::new(inputs, &segments[*segment], *shape, *head);
-        task.run();
-        // A panic elsewhere is the caller's to see.
-        task.write(&mut rows[*segment].lock().unwrap_or_else(PoisonError::into_inner));
-    });
-    drop(rows);
-    found
+    order.sort_by_key(|task| Reverse(task.segment.len() / task.shares.1));
+    parts::for_each(&mut order, |task| task.run(inputs, shape));
+    gather(inputs, &tasks, shape)
 }
 
-/// A key and value head of a segment of `T` rows.
+/// Puts together what the tasks of each segment found.
+fn gather(inputs: &Inputs<'_>, tasks: &[Vec<Task>], shape: &AttentionShape) -> Gradients {
+    let zeros = |like: &[f32]| vec![0.0; like.len()];
+    let mut all = Gradients { q: zeros(inputs.q), k: zeros(inputs.k), v: zeros(inputs.v) };
+    let rows = shape.block_rows();
+    let (mut q_rest, mut k_rest, mut v_rest) = (&mut all.q[..], &mut all.k[..], &mut all.v[..]);
+    let mut places = Vec::new();
+    for tasks in tasks {
+        let length = tasks.first().map_or(0, |task| task.segment.len());
+        for first in (0..length).step_by(rows) {
+            let block = Block { first, rows: rows.min(length - first) };
+            let (q, k, v);
+            (q, q_rest) = q_rest.split_at_mut(block.rows * shape.query_width());
+            (k, k_rest) = k_rest.split_at_mut(block.rows * shape.key_width());
+            (v, v_rest) = v_rest.split_at_mut(block.rows * shape.key_width());
+            places.push((tasks, block, q, k, v));
+        }
+    }
+    parts::for_each(&mut places, |(tasks, block, q, k, v)| {
+        for task in *tasks {
+            let width = shape.group() * shape.head_dim;
+            if let Some(start) = task.start_of(*block, shape) {
+                add_columns(&task.found.q[start..], width, q, (shape.query_width(), task.kv_head * width));
+            }
+            let (start, size) = (block.first * shape.head_dim, shape.head_dim);
+            add_columns(&task.found.k[start..], size, k, (shape.key_width(), task.kv_head * size));
+            add_columns(&task.found.v[start..], size, v, (shape.key_width(), task.kv_head * size));
+        }
+    });
+    all
+}
+
+/// Adds rows of `width` values to the columns from `to.1` on of `rows` of `to.0` values.
+fn add_columns(from: &[f32], width: usize, rows: &mut [f32], to: (usize, usize)) {
+    for (from, row) in from.chunks_exact(width).zip(rows.chunks_exact_mut(to.0)) {
+        for (r, f) in row[to.1..][..width].iter_mut().zip(from) {
+            *r += f;
+        }
+    }
+}
+
+/// A key and value head of a segment of `T` rows, and a share of the queries.
+struct Task {
+    segment: Range<usize>,
+    kv_head: usize,
+    /// Which share, of how many.
+    shares: (usize, usize),
+    /// `(blocks · M, E)` of the share's blocks, `(T, E)`, `(T, E)`.
+    found: Gradients,
+}
+
+impl Task {
+    fn new(segment: Range<usize>, kv_head: usize, shares: (usize, usize)) -> Self {
+        Self { segment, kv_head, shares, found: Gradients::default() }
+    }
+
+    /// Where in `found.q` the block's rows begin, if they are in the share.
+    fn start_of(&self, block: Block, shape: &AttentionShape) -> Option<usize> {
+        let number = block.first / shape.block_rows();
+        let width = shape.group() * shape.head_dim;
+        (number % self.shares.1 == self.shares.0)
+            .then_some(number / self.shares.1 * shape.block_rows() * width)
+    }
+
+    fn run(&mut self, inputs: &Inputs<'_>, shape: &AttentionShape) {
+        let (length, rows) = (self.segment.len(), shape.block_rows());
+        let mut head = Head::new(inputs, &self.segment, *shape, self.kv_head);
+        for first in (self.shares.0 * rows..length).step_by(self.shares.1 * rows) {
+            let block = Block { first, rows: rows.min(length - first) };
+            head.gather(block);
+            for run in block.key_runs(*shape) {
+                head.step(block, &run);
+            }
+            head.keep();
+        }
+        self.found = head.found;
+    }
+}
+
+/// The rows of one head, and the work on a block of `M` stacked queries.
 struct Head<'a> {
     shape: AttentionShape,
-    kv_head: usize,
+    heads: Range<usize>,
     /// `(T, E)`.
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -74,14 +139,13 @@ struct Head<'a> {
     upstream: Rows<'a>,
     /// `(T, H)`.
     log_sums: &'a [f32],
-    /// `(T, G·E)`, `(T, E)`, `(T, E)`.
     found: Gradients,
-    work: Work,
+    block: Stacked,
 }
 
-/// Buffers of one block of `M` stacked queries.
+/// Buffers of one block.
 #[derive(Default)]
-struct Work {
+struct Stacked {
     /// `(M, E)`: the queries times the scale, and the gradient of their results.
     queries: Vec<f32>,
     upstream: Vec<f32>,
@@ -105,101 +169,78 @@ impl<'a> Head<'a> {
                 .gather(0..segment.len(), &mut rows);
             rows
         };
-        let zeros = |width: usize| vec![0.0; segment.len() * width];
-        let size = shape.head_dim;
+        let zeros = || vec![0.0; segment.len() * shape.head_dim];
         Self {
             shape,
-            kv_head,
+            heads: kv_head * shape.group()..(kv_head + 1) * shape.group(),
             keys: narrow(inputs.k),
             values: narrow(inputs.v),
             queries: wide(inputs.q),
             result: wide(inputs.y),
             upstream: wide(inputs.g),
             log_sums: slice_rows(inputs.log_sums, segment, shape.heads),
-            found: Gradients { q: zeros(shape.group() * size), k: zeros(size), v: zeros(size) },
-            work: Work::default(),
+            found: Gradients { q: Vec::new(), k: zeros(), v: zeros() },
+            block: Stacked::default(),
         }
     }
 
-    fn run(&mut self) {
-        let rows = self.log_sums.len() / self.shape.heads;
-        for first in (0..rows).step_by(self.shape.block_rows()) {
-            let block = Block { first, rows: self.shape.block_rows().min(rows - first) };
-            self.gather(block);
-            for run in block.key_runs(self.shape) {
-                self.step(block, &run);
-            }
-            self.keep(block);
-        }
-    }
-
-    /// Stacks the block's rows.
+    /// Stacks the rows of `block`.
     fn gather(&mut self, block: Block) {
         let rows = block.first..block.first + block.rows;
-        let (group, size, work) = (self.shape.group(), self.shape.head_dim, &mut self.work);
-        self.queries.gather(rows.clone(), &mut work.queries);
-        self.upstream.gather(rows.clone(), &mut work.upstream);
-        work.queries.iter_mut().for_each(|q| *q *= self.shape.scale);
-        work.found.clear();
-        work.found.resize(work.queries.len(), 0.0);
-        work.log_sums.clear();
-        work.along.clear();
+        let stacked = &mut self.block;
+        self.queries.gather(rows.clone(), &mut stacked.queries);
+        self.upstream.gather(rows.clone(), &mut stacked.upstream);
+        stacked.queries.iter_mut().for_each(|q| *q *= self.shape.scale);
+        stacked.found.clear();
+        stacked.found.resize(stacked.queries.len(), 0.0);
+        stacked.log_sums.clear();
+        stacked.along.clear();
         for row in rows {
-            work.log_sums
-                .extend_from_slice(&self.log_sums[row * self.shape.heads + self.kv_head * group..][..group]);
-            let heads =
-                self.result.row(row).chunks_exact(size).zip(self.upstream.row(row).chunks_exact(size));
-            work.along.extend(heads.map(|(y, g)| vector::dot(y, g)));
+            stacked.log_sums.extend_from_slice(&self.log_sums[row * self.shape.heads..][self.heads.clone()]);
+            let (y, g) = (self.result.row(row), self.upstream.row(row));
+            let size = self.shape.head_dim;
+            stacked
+                .along
+                .extend(y.chunks_exact(size).zip(g.chunks_exact(size)).map(|(y, g)| vector::dot(y, g)));
         }
     }
 
     /// Adds what the block's queries and the keys of `run` have to do with each other. With `P = exp(S - L)`:
     /// `dV += Pᵀ g`, `dS = P ∘ (g Vᵀ - Σ g·y)`, `dQ += s · dS K`, `dK += s · dSᵀ Q`.
     fn step(&mut self, block: Block, run: &Range<usize>) {
-        let (size, work) = (self.shape.head_dim, &mut self.work);
-        let (stacked, keys) = (work.log_sums.len(), run.len());
+        let (size, group) = (self.shape.head_dim, self.shape.group());
+        let Stacked { queries, upstream, log_sums, along, weights, scores, found } = &mut self.block;
+        let (stacked, keys) = (log_sums.len(), run.len());
         let of_keys = run.start * size..run.end * size;
         let (k, v) = (&self.keys[of_keys.clone()], &self.values[of_keys.clone()]);
-        let weights = grown(&mut work.weights, keys * stacked);
-        let scores = grown(&mut work.scores, keys * stacked);
+        let (weights, scores) = (grown(weights, keys * stacked), grown(scores, keys * stacked));
 
         let dims = Dims { m: keys, n: stacked, k: size };
-        nt(weights, k, &work.queries, dims, Write::Set(1.0));
-        nt(scores, v, &work.upstream, dims, Write::Set(1.0));
+        nt(weights, k, queries, dims, Write::Set(1.0));
+        nt(scores, v, upstream, dims, Write::Set(1.0));
         let rows = weights.chunks_exact_mut(stacked).zip(scores.chunks_exact_mut(stacked));
         for (key, (weights, scores)) in run.clone().zip(rows) {
             let seeing = block.seeing(&self.shape, key);
-            let seeing = seeing.start * self.shape.group()..seeing.end * self.shape.group();
+            let seeing = seeing.start * group..seeing.end * group;
             for row in [&mut *weights, &mut *scores] {
                 row[..seeing.start].fill(0.0);
                 row[seeing.end..].fill(0.0);
             }
-            let (log_sums, along) = (&work.log_sums[seeing.clone()], &work.along[seeing.clone()]);
-            softmax_gradient(&mut weights[seeing.clone()], &mut scores[seeing], (log_sums, along));
+            let of_query = (&log_sums[seeing.clone()], &along[seeing.clone()]);
+            softmax_gradient(&mut weights[seeing.clone()], &mut scores[seeing], of_query);
         }
         let dims = Dims { m: keys, n: size, k: stacked };
-        nn(&mut self.found.v[of_keys.clone()], weights, &work.upstream, dims, Write::Add(1.0));
-        nn(&mut self.found.k[of_keys], scores, &work.queries, dims, Write::Add(1.0));
-        tn(&mut work.found, k, scores, Dims { m: size, n: stacked, k: keys }, Write::Add(1.0));
+        nn(&mut self.found.v[of_keys.clone()], weights, upstream, dims, Write::Add(1.0));
+        nn(&mut self.found.k[of_keys], scores, queries, dims, Write::Add(1.0));
+        tn(found, k, scores, Dims { m: size, n: stacked, k: keys }, Write::Add(1.0));
     }
 
-    /// Transposes the gradient of the block's queries to its place.
-    fn keep(&mut self, block: Block) {
-        let (size, stacked) = (self.shape.head_dim, self.work.log_sums.len());
-        let first = block.first * self.shape.group() * size;
-        for (i, row) in self.found.q[first..][..stacked * size].chunks_exact_mut(size).enumerate() {
-            for (j, to) in row.iter_mut().enumerate() {
-                *to = self.shape.scale * self.work.found[j * stacked + i];
-            }
+    /// Appends the gradient of the block's queries, transposed.
+    fn keep(&mut self) {
+        let (scale, stacked, found) = (self.shape.scale, self.block.log_sums.len(), &self.block.found);
+        for i in 0..stacked {
+            self.found.q.extend((0..self.shape.head_dim).map(|j| scale * found[j * stacked + i]));
         }
-    }
-
-    fn write(&self, rows: &mut Written<'_>) {
-        let size = self.shape.head_dim;
-        let width = self.shape.group() * size;
-        scatter(&self.found.q, width, rows.q, (self.shape.query_width(), self.kv_head * width));
-        scatter(&self.found.k, size, rows.k, (self.shape.key_width(), self.kv_head * size));
-        scatter(&self.found.v, size, rows.v, (self.shape.key_width(), self.kv_head * size));
     }
 }
 
@@ -214,11 +255,4 @@ fn softmax_gradient(weights: &mut [f32], g: &mut [f32], (log_sums, along): (&[f3
             }
         },
     );
-}
-
-/// Writes `from` `(T, width)` into the columns that begin at `to.1` of rows of `to.0` values.
-fn scatter(from: &[f32], width: usize, rows: &mut [f32], to: (usize, usize)) {
-    for (from, row) in from.chunks_exact(width).zip(rows.chunks_exact_mut(to.0)) {
-        row[to.1..][..width].copy_from_slice(from);
-    }
 }

@@ -47,7 +47,10 @@ pub(crate) fn tn(c: &mut [f32], a: &[f32], b: &[f32], dims: Dims, write: Write) 
 
 impl Kernels {
     /// `C (+)= alpha · A · B`, with A, B or none of them `transposed` in its slice.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(clippy::unused_self, reason = "there is one set of kernels"))]
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(clippy::unused_self, reason = "there is one set of kernels")
+    )]
     pub(super) fn dense(
         self,
         (c, a, b): (&mut [f32], &[f32], &[f32]),

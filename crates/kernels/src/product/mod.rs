@@ -18,8 +18,6 @@ mod tests;
 
 pub(crate) use portable::widen;
 
-use half::bf16;
-
 use crate::{Compute, Stored};
 
 /// A matrix as it is stored: `rows x cols` little-endian values, row-major, at any alignment.
@@ -47,6 +45,7 @@ impl<'a> Matrix<'a> {
         Self { bytes, stored, rows, cols }
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn dense(values: &'a [f32], rows: usize, cols: usize) -> Self {
         Self::new(bytemuck::cast_slice(values), Stored::F32, rows, cols)
     }
@@ -76,7 +75,10 @@ impl<'a> Right<'a> {
 
 /// The sets of kernels, by the instructions they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(all(not(test), not(target_arch = "x86_64")), expect(dead_code, reason = "other machines have no AVX-512"))]
+#[cfg_attr(
+    all(not(test), not(target_arch = "x86_64")),
+    expect(dead_code, reason = "other machines have no AVX-512")
+)]
 enum Kernels {
     Portable,
     /// AVX-512 F, BW, VL.
@@ -121,7 +123,9 @@ impl Kernels {
         let rounded: Vec<f32>;
         let (a, round) = match compute {
             Compute::Bf16 if self != Self::Avx512Bf16 => {
-                rounded = a.iter().map(|&a| bf16::from_f32(a).to_f32()).collect();
+                let mut copy = a.to_vec();
+                portable::to_bf16(&mut copy);
+                rounded = copy;
                 (&*rounded, right.w.stored != Stored::Bf16)
             }
             _ => (a, false),

@@ -6,17 +6,22 @@
 compile_error!("weights are little-endian, and read as the machine's own");
 
 use gemm::Parallelism;
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 
 use super::dense::Dims;
 use super::{Direction, Right};
 use crate::Stored;
 use crate::pool::{Disjoint, for_each};
-use crate::vector::wide;
+use crate::vector::{dot, wide};
 
 /// Values of W that a task widens at once, about.
 const WIDENED: usize = 1 << 18;
+
+/// Rows of A up to which a dot product each is faster than a call of `gemm`.
+const FEW: usize = 8;
+/// Values of W to a task that makes such dot products, about.
+const ROWS: usize = 1 << 16;
 
 /// A matrix in a slice, with its row and column strides.
 #[derive(Clone, Copy)]
@@ -46,12 +51,48 @@ pub(crate) fn widen(bytes: &[u8], stored: Stored, out: &mut [f32]) {
     }
 }
 
+/// Rounds to bf16, to nearest even; a NaN stays one.
+pub(super) fn to_bf16(x: &mut [f32]) {
+    let rounded = |x: f32| {
+        let bits = x.to_bits();
+        let up = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        f32::from_bits(if x.is_nan() { bits | 0x40_0000 } else { up } & 0xffff_0000)
+    };
+    wide(
+        #[inline(always)]
+        || x.iter_mut().for_each(|x| *x = rounded(*x)),
+    );
+}
+
 /// `C = A · B`; W is rounded to bf16 first where `round`.
 pub(super) fn product(right: Right<'_>, round: bool, a: &[f32], c: &mut [f32]) {
     match right.direction {
+        Direction::Forward if c.len() / right.w.rows <= FEW => few_rows(right, round, a, c),
         Direction::Forward => forward(right, round, a, c),
         Direction::Backward => backward(right, round, a, c),
     }
+}
+
+/// For a few rows of A: each row of W is widened in the L1 cache and multiplied with them.
+fn few_rows(right: Right<'_>, round: bool, a: &[f32], c: &mut [f32]) {
+    let (k, n) = right.dims();
+    let step = (ROWS / k).clamp(1, n);
+    let c = Disjoint::new(c);
+    for_each(n.div_ceil(step), |task| {
+        let mut widened = vec![0.0; k];
+        for row in task * step..n.min((task + 1) * step) {
+            let block = Block { rows: (row, 1), cols: (0, k) };
+            let w = block.in_place(right, round).unwrap_or_else(|| {
+                block.read_into(right, round, &mut widened);
+                &widened
+            });
+            for (i, a) in a.chunks_exact(k).enumerate() {
+                let at = i * n + row;
+                // SAFETY: this column of C belongs to this task.
+                unsafe { c.get(at..at + 1)[0] = dot(a, w) }
+            }
+        }
+    });
 }
 
 /// Each task makes some columns of C from as many rows of W.
@@ -107,19 +148,32 @@ struct Block {
 
 impl Block {
     fn read(&self, right: Right<'_>, round: bool) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows.1 * self.cols.1];
+        self.read_into(right, round, &mut out);
+        out
+    }
+
+    /// The row, where it need not be widened.
+    fn in_place<'a>(&self, right: Right<'a>, round: bool) -> Option<&'a [f32]> {
+        let usable = right.w.stored == Stored::F32 && !round && self.rows.1 == 1;
+        let first = 4 * (self.rows.0 * right.w.cols + self.cols.0);
+        if usable {
+            bytemuck::try_cast_slice(&right.w.bytes[first..first + 4 * self.cols.1]).ok()
+        } else {
+            None
+        }
+    }
+
+    fn read_into(&self, right: Right<'_>, round: bool, out: &mut [f32]) {
         let w = right.w;
         let size = w.stored.size();
-        let mut out = vec![0.0; self.rows.1 * self.cols.1];
         for (row, out) in (self.rows.0..).zip(out.chunks_exact_mut(self.cols.1)) {
             let first = (row * w.cols + self.cols.0) * size;
             widen(&w.bytes[first..first + self.cols.1 * size], w.stored, out);
         }
         if round {
-            for x in &mut out {
-                *x = bf16::from_f32(*x).to_f32();
-            }
+            to_bf16(out);
         }
-        out
     }
 }
 

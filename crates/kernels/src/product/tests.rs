@@ -2,6 +2,8 @@
 
 #![expect(clippy::float_cmp, reason = "same bits")]
 
+use half::bf16;
+
 use super::dense::{Dims, Write};
 use super::*;
 use crate::pool;
@@ -211,4 +213,17 @@ fn nothing_by_nothing() {
     product(none, Compute::F32, &[], &mut []);
     let empty = Right::new(Matrix::new(&[], Stored::F32, 0, 4), Direction::Forward);
     product(empty, Compute::F32, &[1.0; 8], &mut []);
+}
+
+#[test]
+fn rounding_is_that_of_half() {
+    let mut x = values(1000, 9);
+    x.extend([0.0, -0.0, f32::INFINITY, f32::MAX, 1e-40, 1.003_906_3, 1.011_718_8, f32::MIN_POSITIVE]);
+    let mut rounded = x.clone();
+    portable::to_bf16(&mut rounded);
+    let expected = x.iter().map(|&x| bf16::from_f32(x).to_f32().to_bits());
+    assert!(rounded.iter().map(|r| r.to_bits()).eq(expected));
+    let mut nan = [f32::from_bits(0x7f80_0001)];
+    portable::to_bf16(&mut nan);
+    assert!(nan[0].is_nan());
 }

@@ -94,7 +94,8 @@ fn the_classic_fields_are_written_and_others_only_when_set() {
 }"#;
     assert_eq!(config.to_json(), expected);
     let all = read(PATTERNS).to_json();
-    let keys: BTreeSet<String> = serde_json::from_str::<serde_json::Map<_, _>>(&all).unwrap().into_iter().map(|(k, _)| k).collect();
+    let keys: BTreeSet<String> =
+        serde_json::from_str::<serde_json::Map<_, _>>(&all).unwrap().into_iter().map(|(k, _)| k).collect();
     assert!(keys.contains("rank_pattern") && keys.contains("alpha_pattern") && !keys.contains("use_dora"));
 }
 
@@ -137,9 +138,15 @@ fn an_unknown_field_is_a_warning() {
 
 #[test]
 fn a_value_of_the_wrong_type_is_named() {
-    assert_eq!(error(r#"{"peft_type": "LORA", "lora_alpha": "x"}"#), r#"`lora_alpha` is "x", expected a number"#);
+    assert_eq!(
+        error(r#"{"peft_type": "LORA", "lora_alpha": "x"}"#),
+        r#"`lora_alpha` is "x", expected a number"#
+    );
     assert_eq!(error(r#"{"peft_type": "LORA", "r": 1.5}"#), "`r` is 1.5, expected a positive integer");
-    assert_eq!(error(r#"{"peft_type": "LORA", "bias": "some"}"#), r#"`bias` is "some", expected none, all or lora_only"#);
+    assert_eq!(
+        error(r#"{"peft_type": "LORA", "bias": "some"}"#),
+        r#"`bias` is "some", expected none, all or lora_only"#
+    );
     let text = error(r#"{"peft_type": "LORA", "rank_pattern": {"q": 0.5}}"#);
     assert_eq!(text, "`rank_pattern` of `q` is 0.5, expected positive integers");
 }

@@ -16,7 +16,11 @@ fn file(dir: &Path, name: &str) -> Vec<u8> {
 }
 
 /// Writes the adapter's tensors again, changed.
-fn rewrite(dir: &Path, adapter: &LoraAdapter, change: impl FnOnce(&mut std::collections::BTreeMap<String, Tensor>)) {
+fn rewrite(
+    dir: &Path,
+    adapter: &LoraAdapter,
+    change: impl FnOnce(&mut std::collections::BTreeMap<String, Tensor>),
+) {
     let mut tensors = adapter.tensors().clone();
     change(&mut tensors);
     let mut bytes = Vec::new();
@@ -120,7 +124,10 @@ fn a_long_list_is_cut_and_counted() {
         tensors.extend((0..30).map(|i| (format!("x{i:02}"), tensor(1, &[1]))));
     });
     let error = load_error(dir.path(), &toy);
-    assert!(error.contains("30 unexpected: `x00`") && error.contains("`x09`, …") && !error.contains("x10"), "{error}");
+    assert!(
+        error.contains("30 unexpected: `x00`") && error.contains("`x09`, …") && !error.contains("x10"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -213,7 +220,11 @@ fn a_loaded_folder_may_name_modules_that_this_base_lacks() {
     let config = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, config.replace("\"up_proj\"", "\"up_proj\", \"gate_proj\"")).unwrap();
     let loaded = LoraAdapter::load(dir.path(), toy.modules()).unwrap();
-    assert!(loaded.warnings()[0].starts_with("target module `gate_proj` matches nothing"), "{:?}", loaded.warnings());
+    assert!(
+        loaded.warnings()[0].starts_with("target module `gate_proj` matches nothing"),
+        "{:?}",
+        loaded.warnings()
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::dora::Dora;
 use crate::lora::Factors;
 use crate::source::Fresh;
 use crate::variant::Variant;
-use crate::{Init, mask};
+use crate::{Init, ops};
 
 /// Step of the differences: rounding of the f32 loss and curvature are then both some 1e-3.
 const STEP: f64 = 4e-3;
@@ -35,7 +35,8 @@ fn a_tied_head_adds_its_gradient_to_the_embeddings() {
     // The table is what the head multiplies with.
     let table = flat(&adapter.tensors()["base_model.model.model.embed_tokens.weight"]);
     let x = tensor(9, &[1, DIM]);
-    let expected: Vec<f32> = table.chunks(DIM).map(|w| w.iter().zip(flat(&x)).map(|(w, x)| w * x).sum()).collect();
+    let expected: Vec<f32> =
+        table.chunks(DIM).map(|w| w.iter().zip(flat(&x)).map(|(w, x)| w * x).sum()).collect();
     assert_close("logits", &flat(&toy.head.forward(&x, &adapter).unwrap()), &expected, TOLERANCE);
 }
 
@@ -71,8 +72,9 @@ fn dora_is_its_formula() {
         for (i, var) in (0u64..).zip(source.vars.values()) {
             shift(var, 40 + i, 0.2);
         }
-        let [a, b, m] = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]
-            .map(|name| source.vars[&format!("base_model.model.model.layers.0.up_proj.{name}")].as_tensor().clone());
+        let [a, b, m] = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|name| {
+            source.vars[&format!("base_model.model.model.layers.0.up_proj.{name}")].as_tensor().clone()
+        });
         let x = Var::from_tensor(&tensor(8, &[3, DIM])).unwrap();
         let found = dora.forward(&toy.up, toy.up.bias.as_ref(), &x, dropout).unwrap();
 
@@ -86,10 +88,12 @@ fn dora_is_its_formula() {
         let gain = (&m / lengths).unwrap();
         let product = |x: &Tensor| x.matmul(&w.t().unwrap()).unwrap();
         // PEFT: base + (g - 1)·(base - bias) + g·s·B(A(x)), the last two of the dropped input.
-        let dropped = dropout.map_or_else(|| x.as_tensor().clone(), |dropout| mask::apply(&x, dropout).unwrap());
+        let dropped =
+            dropout.map_or_else(|| x.as_tensor().clone(), |dropout| ops::dropped(&x, dropout).unwrap());
         let rest = product(&dropped).broadcast_mul(&(&gain - 1.0).unwrap()).unwrap();
         let term = low_rank(&dropped).broadcast_mul(&gain).unwrap();
-        let expected = (product(&x) + rest + term).unwrap().broadcast_add(toy.up.bias.as_ref().unwrap()).unwrap();
+        let expected =
+            (product(&x) + rest + term).unwrap().broadcast_add(toy.up.bias.as_ref().unwrap()).unwrap();
         assert_close("value", &flat(&found), &flat(&expected), TOLERANCE);
 
         let weights = tensor(9, &[3, WIDE]);
@@ -107,7 +111,7 @@ fn a_row_that_cancels_is_measured_in_full() {
     let toy = Toy::new(false);
     let w = toy.up.weight.to_f32();
     let a: Vec<f32> = w[..DIM].to_vec();
-    let mut b = vec![0.5; WIDE];
+    let mut b = vec![0.5f32; WIDE];
     b[0] = -0.9999;
     let a = Tensor::from_vec(a, (1, DIM), &Device::Cpu).unwrap();
     let b = Tensor::from_vec(b, (WIDE, 1), &Device::Cpu).unwrap();

@@ -24,7 +24,8 @@ fn a_random_start_changes_the_base() {
     for (name, config) in configs().into_iter().filter(|(_, config)| config.modules_to_save.is_empty()) {
         let config = LoraConfig { init_lora_weights: Init::Random, ..config };
         let adapter = LoraAdapter::fresh(config, toy.modules(), 0).unwrap();
-        let change = toy.logits(&adapter).iter().zip(toy.logits(&())).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let change =
+            toy.logits(&adapter).iter().zip(toy.logits(&())).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(change > 1e-3, "{name}: {change}");
     }
 }
@@ -37,7 +38,8 @@ fn seed_and_key_alone_decide_a_start() {
         LoraAdapter::fresh(config, toy.modules(), seed).unwrap()
     };
     let key = "base_model.model.model.layers.0.up_proj.lora_A.weight";
-    let (one, two, other) = (fresh(&["up_proj"], 0), fresh(&["up_proj", "down_proj"], 0), fresh(&["up_proj"], 1));
+    let (one, two, other) =
+        (fresh(&["up_proj"], 0), fresh(&["up_proj", "down_proj"], 0), fresh(&["up_proj"], 1));
     assert_eq!(flat(&one.tensors()[key]), flat(&two.tensors()[key]));
     assert_ne!(flat(&one.tensors()[key]), flat(&other.tensors()[key]));
     let bound = 1.0 / (DIM as f32).sqrt();
@@ -54,7 +56,11 @@ fn every_parameter_and_only_parameters_get_gradients() {
             let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name}: `{key}` got no gradient"));
             assert!(flat(gradient).iter().any(|g| *g != 0.0), "{name}: the gradient of `{key}` is zero");
         }
-        assert_eq!(gradients.get_ids().count(), adapter.params().len(), "{name}: entries of the gradient store");
+        assert_eq!(
+            gradients.get_ids().count(),
+            adapter.params().len(),
+            "{name}: entries of the gradient store"
+        );
     }
 }
 

@@ -6,16 +6,16 @@ use crate::matching::{Candidate, Matcher, pattern_matches};
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 
-fn pattern(text: &str) -> Option<Names> {
-    Some(Names::Pattern(text.to_owned()))
+fn pattern(text: &str) -> Names {
+    Names::Pattern(text.to_owned())
 }
 
 fn targets(config: &LoraConfig, path: &str) -> bool {
     Matcher::new(config).unwrap().targets(Candidate { path, in_all_linear: path != "lm_head" }).unwrap()
 }
 
-fn with_targets(target_modules: Option<Names>) -> LoraConfig {
-    LoraConfig { target_modules, ..LoraConfig::default() }
+fn with_targets(names: Names) -> LoraConfig {
+    LoraConfig { target_modules: Some(names), ..LoraConfig::default() }
 }
 
 #[test]
@@ -30,12 +30,12 @@ fn a_string_is_matched_against_the_whole_path() {
 
 #[test]
 fn a_list_is_matched_at_the_end_after_a_dot() {
-    assert!(targets(&with_targets(Some(list(&["q_proj"]))), Q));
-    assert!(targets(&with_targets(Some(list(&["self_attn.q_proj"]))), Q));
-    assert!(targets(&with_targets(Some(list(&[Q]))), Q));
-    assert!(!targets(&with_targets(Some(list(&["attn.q_proj"]))), Q));
-    assert!(!targets(&with_targets(Some(list(&["proj"]))), Q));
-    assert!(!targets(&with_targets(Some(list(&[".*q_proj"]))), Q));
+    assert!(targets(&with_targets(list(&["q_proj"])), Q));
+    assert!(targets(&with_targets(list(&["self_attn.q_proj"])), Q));
+    assert!(targets(&with_targets(list(&[Q])), Q));
+    assert!(!targets(&with_targets(list(&["attn.q_proj"])), Q));
+    assert!(!targets(&with_targets(list(&["proj"])), Q));
+    assert!(!targets(&with_targets(list(&[".*q_proj"])), Q));
 }
 
 #[test]
@@ -51,13 +51,14 @@ fn excluded_modules_come_first() {
     let config = |exclude_modules| LoraConfig { exclude_modules, ..with_targets(pattern(".*_proj")) };
     assert!(!targets(&config(Some(list(&["q_proj"]))), Q));
     assert!(targets(&config(Some(list(&["proj"]))), Q));
-    assert!(!targets(&config(pattern(r".*layers\.0.*")), Q));
-    assert!(targets(&config(pattern("q_proj")), Q));
+    assert!(!targets(&config(Some(pattern(r".*layers\.0.*"))), Q));
+    assert!(targets(&config(Some(pattern("q_proj"))), Q));
 }
 
 #[test]
 fn saved_modules_and_what_they_hold_are_not_targeted() {
-    let config = |name| LoraConfig { modules_to_save: strings(&[name]), ..with_targets(Some(list(&["q_proj", "dense"]))) };
+    let config =
+        |name| LoraConfig { modules_to_save: strings(&[name]), ..with_targets(list(&["q_proj", "dense"])) };
     assert!(!targets(&config("q_proj"), Q));
     assert!(!targets(&config("self_attn"), Q), "below it");
     assert!(!targets(&config(r"layers.\d+"), Q), "as a pattern");
@@ -84,12 +85,16 @@ fn layers_are_filtered_for_ends_only() {
     let config = |names: &[&str], patterns: &[&str]| LoraConfig {
         layers_to_transform: Some(vec![0, 2]),
         layers_pattern: strings(patterns),
-        ..with_targets(Some(list(names)))
+        ..with_targets(list(names))
     };
     let layer = |i: usize| format!("model.layers.{i}.self_attn.q_proj");
     for patterns in [&[][..], &["layers"], &["h", "layers"]] {
         let config = config(&["q_proj"], patterns);
-        assert_eq!([0, 1, 2, 20].map(|i| targets(&config, &layer(i))), [true, false, true, false], "{patterns:?}");
+        assert_eq!(
+            [0, 1, 2, 20].map(|i| targets(&config, &layer(i))),
+            [true, false, true, false],
+            "{patterns:?}"
+        );
     }
     assert!(!targets(&config(&["q_proj"], &["h"]), Q), "no such list");
     assert!(targets(&config(&[&layer(1)], &[]), &layer(1)), "a whole path passes by the filter");
@@ -103,7 +108,13 @@ fn layers_are_filtered_for_ends_only() {
 #[test]
 fn rank_and_alpha_patterns_match_at_the_end_after_a_dot_and_the_first_wins() {
     let matches = |key: &str| pattern_matches("rank_pattern", key, Q).unwrap();
-    for key in ["q_proj", "self_attn.q_proj", "layers.0.self_attn.q_proj", r"layers\.\d+\.self_attn\.(q|k)_proj", ".*proj"] {
+    for key in [
+        "q_proj",
+        "self_attn.q_proj",
+        "layers.0.self_attn.q_proj",
+        r"layers\.\d+\.self_attn\.(q|k)_proj",
+        ".*proj",
+    ] {
         assert!(matches(key), "{key}");
     }
     for key in ["oj", "proj", "layers.0", "^q_proj"] {
@@ -136,7 +147,7 @@ fn a_pattern_that_is_none_is_an_error() {
 }
 
 fn fresh_error(change: impl FnOnce(&mut LoraConfig)) -> String {
-    let mut config = with_targets(Some(list(&["up_proj"])));
+    let mut config = with_targets(list(&["up_proj"]));
     change(&mut config);
     match LoraAdapter::fresh(config, Toy::new(true).modules(), 0) {
         Err(error @ (Error::Target { .. } | Error::Config { .. })) => error.to_string(),
@@ -149,7 +160,7 @@ fn a_name_that_matches_nothing_is_answered_with_the_nearest() {
     let all = "this base has embed_tokens, up_proj, down_proj, lm_head";
     let text = fresh_error(|c| c.target_modules = Some(list(&["up_proj", "dwn_proj"])));
     assert_eq!(text, format!("target module `dwn_proj` matches nothing: did you mean `down_proj`? {all}"));
-    let text = fresh_error(|c| c.target_modules = pattern("up_proj"));
+    let text = fresh_error(|c| c.target_modules = Some(pattern("up_proj")));
     assert!(text.contains("a regular expression over whole module paths, matches nothing"), "{text}");
     let text = fresh_error(|c| c.modules_to_save = strings(&["nrm"]));
     assert!(text.starts_with("`modules_to_save` `nrm` matches nothing: did you mean `norm`?"), "{text}");
@@ -186,7 +197,10 @@ fn no_target_modules_means_the_default_of_the_model_type() {
     assert!(error.starts_with("target module `q_proj` matches nothing"), "{error}");
     let unknown = BaseModules { model_type: "hal9000", ..toy.modules() };
     let error = LoraAdapter::fresh(LoraConfig::default(), unknown, 0).unwrap_err().to_string();
-    assert!(error.contains("no default for model_type `hal9000`: this base has embed_tokens, up_proj"), "{error}");
+    assert!(
+        error.contains("no default for model_type `hal9000`: this base has embed_tokens, up_proj"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -201,7 +215,7 @@ fn all_linear_is_saved_as_names() {
 fn a_head_tied_to_a_saved_embedding_follows_it() {
     let toy = Toy::new(true);
     let fresh = |saved: &[&str]| {
-        let config = LoraConfig { modules_to_save: strings(saved), ..with_targets(Some(list(&["up_proj"]))) };
+        let config = LoraConfig { modules_to_save: strings(saved), ..with_targets(list(&["up_proj"])) };
         LoraAdapter::fresh(config, toy.modules(), 0).unwrap()
     };
     let both = fresh(&["embed_tokens"]);

@@ -23,7 +23,8 @@ fn merged(toy: &Toy, adapter: &LoraAdapter, block: usize) -> Toy {
         weight: weight(&layer.path, &layer.weight),
         bias: layer.bias.as_ref().map(|bias| vector(&format!("{}.bias", layer.path), bias)),
     };
-    let embed = Embedding { path: toy.embed.path.clone(), weight: weight(&toy.embed.path, &toy.embed.weight) };
+    let embed =
+        Embedding { path: toy.embed.path.clone(), weight: weight(&toy.embed.path, &toy.embed.weight) };
     let mut head = linear(&toy.head);
     if toy.tied && !adapter.unties() {
         head.weight = embed.weight.clone();
@@ -41,7 +42,8 @@ fn merged_is_adapted() {
             let found = merged(&toy, &adapter, block).logits(&());
             assert_close(name, &found, &toy.logits(&adapter), TOLERANCE);
         }
-        let change = toy.logits(&adapter).iter().zip(toy.logits(&())).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let change =
+            toy.logits(&adapter).iter().zip(toy.logits(&())).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(change > 0.05, "{name}: the adapter does next to nothing");
     }
 }
@@ -94,7 +96,12 @@ fn a_weight_multiplies_the_low_rank_term() {
     let (_, config) = configs().swap_remove(0);
     let adapter = toy.trained(&config);
     let doubled = LoraConfig { lora_alpha: 2.0 * config.lora_alpha, ..config };
-    assert_close("2 ×", &toy.logits(&adapter.with_weight(2.0).unwrap()), &toy.logits(&toy.trained(&doubled)), TOLERANCE);
+    assert_close(
+        "2 ×",
+        &toy.logits(&adapter.with_weight(2.0).unwrap()),
+        &toy.logits(&toy.trained(&doubled)),
+        TOLERANCE,
+    );
     assert_close("0 ×", &toy.logits(&adapter.with_weight(0.0).unwrap()), &toy.logits(&()), TOLERANCE);
 }
 
@@ -115,7 +122,12 @@ fn parameters_trained_whole_have_no_multiple() {
 #[test]
 fn rows_of_another_length_are_refused() {
     let toy = Toy::new(false);
-    let config = LoraConfig { modules_to_save: strings(&["norm"]), target_modules: Some(list(&[])), ..LoraConfig::default() };
-    let error = toy.trained(&config).merge_rows("model.norm.weight", 0..2, &mut [0.0; 3]).unwrap_err().to_string();
+    let config = LoraConfig {
+        modules_to_save: strings(&["norm"]),
+        target_modules: Some(list(&[])),
+        ..LoraConfig::default()
+    };
+    let error =
+        toy.trained(&config).merge_rows("model.norm.weight", 0..2, &mut [0.0; 3]).unwrap_err().to_string();
     assert!(error.contains("are 3 values in the base and 2 in the adapter"), "{error}");
 }

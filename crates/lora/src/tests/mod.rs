@@ -158,7 +158,7 @@ pub(crate) fn strings(names: &[&str]) -> Vec<String> {
 /// `count` values in ±[0.1, 1], another run for each `seed`.
 pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
     let value = |i: u64| {
-        let bits = crate::mask::mix(seed, i);
+        let bits = crate::ops::mix(seed, i);
         let size = 0.1 + 0.9 * (bits >> 40) as f32 / (1u64 << 24) as f32;
         if bits & 1 == 0 { size } else { -size }
     };

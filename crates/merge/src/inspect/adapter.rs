@@ -23,7 +23,9 @@ pub(super) fn inspect(dir: &Path, base: Option<&Base>) -> Inspection {
             folder.names(&mut found);
         }
     } else if dir.join("adapter_model.bin").is_file() {
-        found.problem("only pickled weights (adapter_model.bin), which taper does not read: save them as safetensors");
+        found.problem(
+            "only pickled weights (adapter_model.bin), which taper does not read: save them as safetensors",
+        );
     } else {
         found.problem("adapter_model.safetensors is missing");
     }
@@ -53,9 +55,13 @@ fn read_config(found: &mut Inspection, dir: &Path) -> LoraConfig {
         None => LoraConfig::default(),
     };
     match &config.base_model_name_or_path {
-        None if found.config.is_object() => found.problem("base_model_name_or_path is not set: nobody can tell which base it is for"),
+        None if found.config.is_object() => {
+            found.problem("base_model_name_or_path is not set: nobody can tell which base it is for");
+        }
         Some(base) if is_local(base) => {
-            found.problem(format!("base_model_name_or_path is a path on one machine (`{base}`): others cannot find the base"));
+            found.problem(format!(
+                "base_model_name_or_path is a path on one machine (`{base}`): others cannot find the base"
+            ));
         }
         _ => {}
     }
@@ -78,7 +84,10 @@ fn lenient(json: &Value) -> LoraConfig {
 
 /// Whether a model's name is a path rather than a hub id (`org/name`) or a model that every taper has.
 fn is_local(name: &str) -> bool {
-    name.starts_with(['/', '.', '~']) || name.contains('\\') || name.matches('/').count() > 1 || Path::new(name).is_dir()
+    name.starts_with(['/', '.', '~'])
+        || name.contains('\\')
+        || name.matches('/').count() > 1
+        || Path::new(name).is_dir()
 }
 
 /// An adapter's tensors with its configuration.
@@ -105,11 +114,18 @@ impl Folder {
             }
             match Stats::of(&self.checkpoint, name) {
                 _ if values == 0 => empty.push(name),
-                None => found.problem(format!("tensor `{name}` is stored as {:?}, not F32, F16 or BF16", info.dtype)),
+                None => found
+                    .problem(format!("tensor `{name}` is stored as {:?}, not F32, F16 or BF16", info.dtype)),
                 Some(stats) if stats.not_finite > 0 => {
-                    let hint = if info.dtype == safetensors::Dtype::F16 { " (F16 overflows beyond 65504)" } else { "" };
+                    let hint = if info.dtype == safetensors::Dtype::F16 {
+                        " (F16 overflows beyond 65504)"
+                    } else {
+                        ""
+                    };
                     let count = stats.not_finite;
-                    found.problem(format!("tensor `{name}`: {count} of {values} values are infinite or not numbers{hint}"));
+                    found.problem(format!(
+                        "tensor `{name}`: {count} of {values} values are infinite or not numbers{hint}"
+                    ));
                 }
                 Some(_) => {}
             }
@@ -146,8 +162,17 @@ impl Folder {
             found.problem("holds no tensor of an adapter");
         }
         if !untrained.is_empty() {
-            let whole = if untrained.len() == found.modules.len() { "the adapter changes nothing" } else { "these change nothing" };
-            found.problem(format!("{} of {} modules were never trained (B is all 0; {whole}): {}", untrained.len(), found.modules.len(), some(&untrained)));
+            let whole = if untrained.len() == found.modules.len() {
+                "the adapter changes nothing"
+            } else {
+                "these change nothing"
+            };
+            found.problem(format!(
+                "{} of {} modules were never trained (B is all 0; {whole}): {}",
+                untrained.len(),
+                found.modules.len(),
+                some(&untrained)
+            ));
         }
     }
 
@@ -164,8 +189,12 @@ impl Folder {
             (&keys.b_bias, lora_bias, "lora_B.bias", "lora_bias"),
         ] {
             match (there, asked) {
-                (None, true) => found.problem(format!("module `{path}` has no {tensor}, though {field} is true")),
-                (Some(_), false) => found.problem(format!("module `{path}` has a {tensor}, though {field} is false")),
+                (None, true) => {
+                    found.problem(format!("module `{path}` has no {tensor}, though {field} is true"));
+                }
+                (Some(_), false) => {
+                    found.problem(format!("module `{path}` has a {tensor}, though {field} is false"));
+                }
                 _ => {}
             }
         }
@@ -173,13 +202,18 @@ impl Folder {
 
     /// The rank of a module, if its shapes have one.
     fn rank(&self, path: &str, keys: &Keys, (a, b): (&str, &str), found: &mut Inspection) -> Option<usize> {
-        let shape = |key: &str| self.checkpoint.info(key).map(|info| info.shape.as_slice()).unwrap_or_default();
+        let shape =
+            |key: &str| self.checkpoint.info(key).map(|info| info.shape.as_slice()).unwrap_or_default();
         let (&[rank, _], &[out, rank_b]) = (shape(a), shape(b)) else {
             found.problem(format!("module `{path}`: A {:?} and B {:?} are not matrices", shape(a), shape(b)));
             return None;
         };
         if rank != rank_b {
-            found.problem(format!("module `{path}`: A {:?} and B {:?} have different ranks", shape(a), shape(b)));
+            found.problem(format!(
+                "module `{path}`: A {:?} and B {:?} have different ranks",
+                shape(a),
+                shape(b)
+            ));
             return None;
         }
         if rank == 0 {
@@ -201,22 +235,31 @@ impl Folder {
     fn names(&self, found: &mut Inspection) {
         let low_rank = keys::by_module(self.checkpoint.names());
         let paths: Vec<&str> = low_rank.keys().map(String::as_str).collect();
-        let ends = |path: &str, name: &str| path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let ends = |path: &str, name: &str| {
+            path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
         if let Some(Names::List(names)) = &self.config.target_modules {
-            let unused: Vec<&String> = names.iter().filter(|name| !paths.iter().any(|path| ends(path, name))).collect();
+            let unused: Vec<&String> =
+                names.iter().filter(|name| !paths.iter().any(|path| ends(path, name))).collect();
             if !unused.is_empty() {
                 found.problem(format!("target_modules that no tensor belongs to: {}", some(&unused)));
             }
-            let others: Vec<_> = paths.iter().filter(|path| !names.iter().any(|name| ends(path, name))).collect();
+            let others: Vec<_> =
+                paths.iter().filter(|path| !names.iter().any(|name| ends(path, name))).collect();
             if !others.is_empty() {
-                found.problem(format!("tensors of modules that target_modules does not name: {}", some(&others)));
+                found.problem(format!(
+                    "tensors of modules that target_modules does not name: {}",
+                    some(&others)
+                ));
             }
         }
         let ranks: Vec<&str> = self.config.rank_pattern.iter().map(|(key, _)| key.as_str()).collect();
         let alphas: Vec<&str> = self.config.alpha_pattern.iter().map(|(key, _)| key.as_str()).collect();
         for (field, patterns) in [("rank_pattern", ranks), ("alpha_pattern", alphas)] {
-            let unused: Vec<_> =
-                patterns.into_iter().filter(|pattern| !paths.iter().any(|path| matches(pattern, path))).collect();
+            let unused: Vec<_> = patterns
+                .into_iter()
+                .filter(|pattern| !paths.iter().any(|path| matches(pattern, path)))
+                .collect();
             if !unused.is_empty() {
                 found.problem(format!("{field} keys that match no module: {}", some(&unused)));
             }
@@ -229,17 +272,21 @@ impl Folder {
         let mut saved: BTreeMap<&str, bool> = BTreeMap::new();
         for key in self.checkpoint.names() {
             let (path, part, _) = keys::parse(key);
-            if part == Part::Whole && !key.ends_with(".bias") {
+            if part == Part::Whole && !keys::is_bias(key) {
                 saved.insert(path, false);
             }
         }
         let entries = &self.config.modules_to_save;
-        let holds = |entry: &str, path: &str| path.split('.').any(|segment| segment.ends_with(entry)) || path.ends_with(entry);
-        let unused: Vec<&String> = entries.iter().filter(|entry| !saved.keys().any(|path| holds(entry, path))).collect();
+        let holds = |entry: &str, path: &str| {
+            path.split('.').any(|segment| segment.ends_with(entry)) || path.ends_with(entry)
+        };
+        let unused: Vec<&String> =
+            entries.iter().filter(|entry| !saved.keys().any(|path| holds(entry, path))).collect();
         if !unused.is_empty() {
             found.problem(format!("modules_to_save that no tensor belongs to: {}", some(&unused)));
         }
-        let others: Vec<_> = saved.keys().filter(|path| !entries.iter().any(|entry| holds(entry, path))).collect();
+        let others: Vec<_> =
+            saved.keys().filter(|path| !entries.iter().any(|entry| holds(entry, path))).collect();
         if !others.is_empty() && found.config.is_object() {
             found.problem(format!("tensors that the configuration does not account for: {}", some(&others)));
         }
@@ -252,7 +299,7 @@ fn counted_as(key: &str) -> &'static str {
         Part::A | Part::B => "low_rank",
         Part::Magnitude => "magnitude",
         Part::BBias => "bias",
-        Part::Base | Part::Whole if key.ends_with(".bias") => "bias",
+        Part::Base | Part::Whole if keys::is_bias(key) => "bias",
         Part::Base => "base",
         Part::Whole => "whole",
     }
@@ -264,5 +311,6 @@ fn pattern_value<T: Copy>(patterns: &[(String, T)], path: &str) -> Option<T> {
 }
 
 fn matches(pattern: &str, path: &str) -> bool {
-    fancy_regex::Regex::new(&format!(r"\A(?:.*\.)?(?:{pattern})\z")).is_ok_and(|regex| regex.is_match(path).unwrap_or(false))
+    fancy_regex::Regex::new(&format!(r"\A(?:.*\.)?(?:{pattern})\z"))
+        .is_ok_and(|regex| regex.is_match(path).unwrap_or(false))
 }

@@ -37,8 +37,14 @@ const PARTS: [(&str, Part, bool); 9] = [
 /// Module path, part, and whether it is an embedding's, of a key (with or without [`PREFIX`]).
 pub(super) fn parse(key: &str) -> (&str, Part, bool) {
     let key = key.strip_prefix(PREFIX).unwrap_or(key);
-    let found = PARTS.iter().find_map(|&(end, part, embedding)| Some((key.strip_suffix(end)?, part, embedding)));
+    let found =
+        PARTS.iter().find_map(|&(end, part, embedding)| Some((key.strip_suffix(end)?, part, embedding)));
     found.unwrap_or_else(|| (key.rsplit_once('.').map_or(key, |(module, _)| module), Part::Whole, false))
+}
+
+/// Whether a key is a bias of the base.
+pub(super) fn is_bias(key: &str) -> bool {
+    key.rsplit('.').next() == Some("bias")
 }
 
 /// The keys of one module.

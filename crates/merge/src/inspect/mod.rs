@@ -115,10 +115,16 @@ pub struct Inspection {
 /// [`Error::File`] where the folder is neither.
 pub fn inspect(dir: &Path, base: Option<&Base>) -> Result<Inspection, Error> {
     let has = |name: &str| dir.join(name).exists();
-    if ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"].iter().any(|name| has(name)) {
+    if ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"].iter().any(|name| has(name))
+    {
         return Ok(adapter::inspect(dir, base));
     }
-    let weights = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+    let weights = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ];
     if has("config.json") || weights.iter().any(|name| has(name)) {
         return Ok(model::inspect(dir));
     }

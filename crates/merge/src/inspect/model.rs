@@ -19,8 +19,12 @@ pub(super) fn inspect(dir: &Path) -> Inspection {
     let files = weight_files(&mut found, dir);
     let checkpoints: Vec<Checkpoint> = files.iter().filter_map(|file| found.open(file)).collect();
     found.tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    let twice: Vec<&str> =
-        found.tensors.windows(2).filter(|pair| pair[0].name == pair[1].name).map(|pair| pair[0].name.as_str()).collect();
+    let twice: Vec<&str> = found
+        .tensors
+        .windows(2)
+        .filter(|pair| pair[0].name == pair[1].name)
+        .map(|pair| pair[0].name.as_str())
+        .collect();
     if !twice.is_empty() {
         let twice = some(&twice);
         found.problem(format!("tensors that stand in two files: {twice}"));
@@ -43,7 +47,8 @@ pub(super) fn inspect(dir: &Path) -> Inspection {
 
 fn facts(config: &Value, dir: &Path) -> ModelFacts {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let architectures = config["architectures"].as_array().map(|names| names.iter().map(text).collect::<Vec<_>>().join(", "));
+    let architectures =
+        config["architectures"].as_array().map(|names| names.iter().map(text).collect::<Vec<_>>().join(", "));
     let has = |name: &str| dir.join(name).is_file();
     let tokenizer_config = std::fs::read_to_string(dir.join("tokenizer_config.json")).unwrap_or_default();
     let tokenizer_config: Value = serde_json::from_str(&tokenizer_config).unwrap_or_default();
@@ -61,7 +66,8 @@ fn facts(config: &Value, dir: &Path) -> ModelFacts {
 fn weight_files(found: &mut Inspection, dir: &Path) -> Vec<PathBuf> {
     let single = dir.join("model.safetensors");
     if dir.join(INDEX).is_file() {
-        let (there, missing): (Vec<_>, Vec<_>) = indexed(dir).into_iter().partition(|name| dir.join(name).is_file());
+        let (there, missing): (Vec<_>, Vec<_>) =
+            indexed(dir).into_iter().partition(|name| dir.join(name).is_file());
         if !missing.is_empty() {
             found.problem(format!("{INDEX} names files that are not there: {}", some(&missing)));
         }
@@ -70,7 +76,8 @@ fn weight_files(found: &mut Inspection, dir: &Path) -> Vec<PathBuf> {
     if single.is_file() {
         return vec![single];
     }
-    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| dir.join(name).is_file());
+    let pickled =
+        ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| dir.join(name).is_file());
     found.problem(if pickled {
         "only pickled weights (.bin), which taper does not read: convert them to safetensors".to_owned()
     } else {
@@ -98,13 +105,23 @@ fn index(found: &mut Inspection, dir: &Path, checkpoints: &[Checkpoint]) {
         return found.problem(format!("{INDEX} has no `weight_map`"));
     };
     let in_file = |name: &str, file: &Value| {
-        let path = |checkpoint: &Checkpoint| checkpoint.file_of(name).and_then(|path| path.file_name().map(ToOwned::to_owned));
-        checkpoints.iter().filter_map(path).any(|there| Some(there.to_string_lossy().as_ref()) == file.as_str())
+        let path = |checkpoint: &Checkpoint| {
+            checkpoint.file_of(name).and_then(|path| path.file_name().map(ToOwned::to_owned))
+        };
+        checkpoints
+            .iter()
+            .filter_map(path)
+            .any(|there| Some(there.to_string_lossy().as_ref()) == file.as_str())
     };
-    let open: BTreeSet<_> = checkpoints.iter().flat_map(Checkpoint::files).filter_map(Path::file_name).collect();
-    let was_opened = |file: &Value| file.as_str().is_some_and(|file| open.contains(std::ffi::OsStr::new(file)));
-    let absent: Vec<&String> =
-        map.iter().filter(|(name, file)| was_opened(file) && !in_file(name, file)).map(|(name, _)| name).collect();
+    let open: BTreeSet<_> =
+        checkpoints.iter().flat_map(Checkpoint::files).filter_map(Path::file_name).collect();
+    let was_opened =
+        |file: &Value| file.as_str().is_some_and(|file| open.contains(std::ffi::OsStr::new(file)));
+    let absent: Vec<&String> = map
+        .iter()
+        .filter(|(name, file)| was_opened(file) && !in_file(name, file))
+        .map(|(name, _)| name)
+        .collect();
     if !absent.is_empty() {
         found.problem(format!("{INDEX} names tensors that are not in their file: {}", some(&absent)));
     }
@@ -154,6 +171,10 @@ fn architecture(found: &mut Inspection, dir: &Path) {
     }
     let unused: Vec<&str> = base.checkpoint.names().filter(|name| !used.contains(name)).collect();
     if !unused.is_empty() {
-        found.problem(format!("tensors that a {} model of this configuration does not use: {}", base.model_type(), some(&unused)));
+        found.problem(format!(
+            "tensors that a {} model of this configuration does not use: {}",
+            base.model_type(),
+            some(&unused)
+        ));
     }
 }

@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn generation_blocks_say_what_is_learned() {
         let template = "{% for m in messages %}<|bos|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}\
-            {% generation %}{{ m['content'] }}<|eos|>{% endgeneration %}{% else %}{{ m['content'] }}<|eos|>{% endif %}\n\
+            {% generation %}{{ m['content'] }}<|eos|>{% endgeneration %}{% else %}{{ m['content'] }}<|eos|>{% endif %}{{ '\n' }}\
             {% endfor %}";
         let example = chat(template, &two_turns()).unwrap();
         assert_eq!(example.learn, [20..23, 44..46]);

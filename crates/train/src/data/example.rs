@@ -48,7 +48,13 @@ impl Example {
 
     /// The positions whose output is scored, each with the token it should predict: `t - 1` and token `t` for each label.
     pub fn labelled(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
-        self.learn.iter().flat_map(|span| span.clone()).map(|at| (at - 1, self.tokens[at]))
+        self.learn.iter().flat_map(Range::clone).map(|at| (at - 1, self.tokens[at]))
+    }
+
+    /// The edges of what is learned.
+    #[cfg(test)]
+    pub(super) fn spans(&self) -> Vec<(usize, usize)> {
+        self.learn.iter().map(|span| (span.start, span.end)).collect()
     }
 
     /// Keeps the first `length` tokens; says whether any was cut off.
@@ -90,7 +96,7 @@ impl<'a> Encoder<'a> {
     pub(super) fn text(&self, text: &str) -> Result<Example, String> {
         let tokens = self.tokenizer.encode(text).map_err(|error| error.to_string())?;
         let end = tokens.len();
-        Ok(Example::new(tokens, [1..end]))
+        Ok(Example::new(tokens, Some(1..end)))
     }
 
     /// tokens(prompt), tokens(completion), EOS: the prompt with whatever the post-processor puts before a text (a BOS) and
@@ -110,7 +116,7 @@ impl<'a> Encoder<'a> {
             tokens.push(eos);
         }
         let end = tokens.len();
-        Ok(Example::new(tokens, [start..end]))
+        Ok(Example::new(tokens, Some(start..end)))
     }
 }
 
@@ -129,11 +135,11 @@ mod tests {
         let plain = sample::plain();
         let example = Encoder::new(&plain).unwrap().text("abc").unwrap();
         assert_eq!(example.tokens, [id('a'), id('b'), id('c')]);
-        assert_eq!(example.learn, [1..3]);
+        assert_eq!(example.spans(), [(1, 3)]);
         let framed = sample::framed();
         let example = Encoder::new(&framed).unwrap().text("ab").unwrap();
         assert_eq!(example.tokens, [BOS, id('a'), id('b'), EOS]);
-        assert_eq!(example.learn, [1..4]);
+        assert_eq!(example.spans(), [(1, 4)]);
         assert_eq!(example.labelled().collect::<Vec<_>>(), [(0, id('a')), (1, id('b')), (2, EOS)]);
         for text in ["", "a"] {
             assert!(Encoder::new(&plain).unwrap().text(text).unwrap().learn.is_empty());
@@ -146,9 +152,10 @@ mod tests {
         let encoder = Encoder::new(&framed).unwrap();
         let example = encoder.completion("ab", "c").unwrap();
         assert_eq!(example.tokens, [BOS, id('a'), id('b'), id('c'), EOS]);
-        assert_eq!(example.learn, [3..5]);
+        assert_eq!(example.spans(), [(3, 5)]);
         let example = encoder.completion("", "c").unwrap();
-        assert_eq!((example.tokens, example.learn), (vec![BOS, id('c'), EOS], vec![1..3]));
+        assert_eq!(example.spans(), [(1, 3)]);
+        assert_eq!(example.tokens, [BOS, id('c'), EOS]);
     }
 
     #[test]
@@ -158,17 +165,17 @@ mod tests {
         let encoder = Encoder::new(&plain).unwrap();
         let example = encoder.completion("a<|eos|>", "b<|eos|>c").unwrap();
         assert_eq!(example.tokens, [id('a'), EOS, id('b'), EOS, id('c'), EOS]);
-        assert_eq!(example.learn, [2..6]);
+        assert_eq!(example.spans(), [(2, 6)]);
         assert_eq!((example.labels(), example.learned(1), example.learned(5)), (4, false, true));
         assert_eq!(encoder.completion("a", "b<|eos|>").unwrap().tokens, [id('a'), id('b'), EOS]);
-        assert_eq!(encoder.completion("a", "").unwrap().learn, [1..2]);
+        assert_eq!(encoder.completion("a", "").unwrap().spans(), [(1, 2)]);
     }
 
     #[test]
     fn first_token_of_an_empty_prompt_cannot_be_learned() {
         let plain = sample::plain();
         let example = Encoder::new(&plain).unwrap().completion("", "ab").unwrap();
-        assert_eq!((example.tokens.len(), example.learn), (3, vec![1..3]));
+        assert_eq!((example.tokens.len(), example.spans()), (3, vec![(1, 3)]));
     }
 
     #[test]

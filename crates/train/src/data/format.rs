@@ -241,7 +241,7 @@ mod tests {
             {"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": call}]});
         let example = by_name("messages").unwrap().build(row.as_object().unwrap(), &encoder).unwrap();
         assert_eq!(tokenizer.decode(&example.tokens).unwrap(), "fly;7");
-        assert_eq!(example.learn, [4..5]);
+        assert_eq!(example.spans(), [(4, 5)]);
     }
 
     #[test]

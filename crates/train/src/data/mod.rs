@@ -25,6 +25,7 @@ pub use check::{DataReport, Duplicates, Lengths, Overlap, SplitReport};
 pub use example::Example;
 pub use files::{DataFiles, Split};
 pub use format::{FORMATS, Format, alpaca_prompt};
+pub(crate) use nearest::closest;
 pub use samples::{Sample, samples};
 pub use set::{DataOptions, DataSet, DataStats};
 pub use show::{ShownRow, ShownToken, show};

@@ -128,7 +128,7 @@ fn alike(ours: &str, theirs: &str) -> bool {
 }
 
 /// The one of `names` that differs least from `name`, if it is near.
-pub(super) fn closest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn closest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
     let near = names.iter().map(|known| (distance(name, known), *known)).min()?;
     (near.0 <= name.len().max(near.1.len()) / 2).then_some(near.1)
 }

@@ -300,7 +300,8 @@ mod tests {
 
     #[test]
     fn threads_change_nothing() {
-        let rows: String = (0..1500).map(|at| format!("{{\"text\":\"row {at}\"}}\n")).collect();
+        let row = |at| format!("{{\"text\":\"row {at}\"}}");
+        let rows = (0..1500).map(row).collect::<Vec<_>>().join("\n");
         let on = |threads| load(&rows, &DataOptions { threads, ..DataOptions::default() }).unwrap();
         assert_eq!(on(1).examples, on(3).examples);
         let bad = rows.replace("\"row 700\"", "7").replace("\"row 900\"", "9");

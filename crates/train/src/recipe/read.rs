@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::Recipe;
 use crate::Error;
+use crate::data::closest;
 
 /// Fields that may name something on disk or something else: `tiny`, a hub id.
 const SOURCES: [&str; 4] = ["model", "data", "eval_data", "init_adapter"];
@@ -34,8 +35,7 @@ impl Recipe {
     /// The recipe of a table, its fields known but not checked.
     pub fn from_table(table: Table) -> Result<Self, Error> {
         if let Some(unknown) = table.keys().find(|key| !Self::fields().contains(&key.as_str())) {
-            let nearest = nearest(unknown, Self::fields());
-            return Err(Error::recipe(format!("a recipe has no `{unknown}`: did you mean `{nearest}`?")));
+            return Err(self::unknown(unknown));
         }
         Self::deserialize(table)
             .map_err(|error| Error::recipe(error.to_string().trim_end().replace('\n', " ")))
@@ -116,24 +116,36 @@ fn relative(path: &Path, from: &Path) -> PathBuf {
     if way.as_os_str().is_empty() { PathBuf::from(".") } else { way }
 }
 
-/// The known name that takes fewest edits.
-fn nearest(name: &str, known: &'static [&'static str]) -> &'static str {
-    known.iter().copied().min_by_key(|candidate| edits(name, candidate)).unwrap_or_default()
-}
+/// Names of other programs for a recipe's fields.
+const SYNONYMS: [(&str, &str); 18] = [
+    ("r", "rank"),
+    ("lora_r", "rank"),
+    ("lora_rank", "rank"),
+    ("lora_alpha", "alpha"),
+    ("lora_dropout", "dropout"),
+    ("init_lora_weights", "init"),
+    ("learning_rate", "lr"),
+    ("lr_scheduler", "schedule"),
+    ("lr_scheduler_type", "schedule"),
+    ("num_train_epochs", "epochs"),
+    ("num_epochs", "epochs"),
+    ("iters", "max_steps"),
+    ("per_device_train_batch_size", "batch_size"),
+    ("max_seq_length", "max_length"),
+    ("sequence_len", "max_length"),
+    ("logging_steps", "log_every"),
+    ("eval_steps", "eval_every"),
+    ("save_steps", "save_every"),
+];
 
-/// Levenshtein distance.
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+/// What to say about a field that does not exist.
+fn unknown(name: &str) -> Error {
+    let synonym = SYNONYMS.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
+    let what = match synonym.or_else(|| closest(name, Recipe::fields())) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("its fields are {}", Recipe::fields().join(", ")),
+    };
+    Error::recipe(format!("a recipe has no `{name}`: {what}"))
 }
 
 /// Notes the field names that a struct's `Deserialize` asks for.
@@ -184,10 +196,17 @@ mod tests {
 
     #[test]
     fn an_unknown_field_names_the_nearest() {
-        let error = Recipe::from_table(table("learning_rate = 1\n")).unwrap_err().to_string();
-        assert!(error.starts_with("a recipe has no `learning_rate`"), "{error}");
-        let error = Recipe::from_table(table("batchsize = 1")).unwrap_err().to_string();
-        assert!(error.ends_with("did you mean `batch_size`?"), "{error}");
+        let message = |text| Recipe::from_table(table(text)).unwrap_err().to_string();
+        assert_eq!(message("batchsize = 1"), "a recipe has no `batchsize`: did you mean `batch_size`?");
+        assert_eq!(message("learning_rate = 1"), "a recipe has no `learning_rate`: did you mean `lr`?");
+        assert!(message("zzz = 1").contains("its fields are model, data, eval_data"));
+    }
+
+    #[test]
+    fn every_synonym_stands_for_a_field() {
+        for (theirs, ours) in SYNONYMS {
+            assert!(Recipe::fields().contains(&ours) && !Recipe::fields().contains(&theirs), "{theirs}");
+        }
     }
 
     #[test]

@@ -19,11 +19,8 @@ impl Bench {
         let dir = taper_base::ModelDir { path, name: "fixture".into() };
         let base = Base::open_dir(dir, taper_kernels::Compute::F32).unwrap();
         let bench = Self { base, dir: tempfile::tempdir().unwrap() };
-        let rows = |range: std::ops::Range<u32>| -> String {
-            range
-                .map(|i| format!("{{\"text\": \"row {i}: {}\"}}\n", "ab ".repeat(1 + i as usize % 5)))
-                .collect()
-        };
+        let row = |i: u32| format!("{{\"text\": \"row {i}: {}\"}}\n", "ab ".repeat(1 + i as usize % 5));
+        let rows = |range: std::ops::Range<u32>| range.map(row).collect::<Vec<_>>().concat();
         fs::create_dir(bench.dir.path().join("data")).unwrap();
         for (split, range) in [("train", 0..14), ("valid", 14..19), ("test", 19..23)] {
             fs::write(bench.dir.path().join(format!("data/{split}.jsonl")), rows(range)).unwrap();
@@ -120,6 +117,15 @@ fn a_run_lowers_the_loss_and_writes_all_its_files() {
     }
     for file in ["README.md", "loss.svg", "eval.json", "recipe.toml", "metrics.jsonl"] {
         assert!(!bench.read(&format!("a/{file}")).is_empty(), "{file}");
+    }
+    let card = String::from_utf8(bench.read("a/README.md")).unwrap();
+    for part in [
+        "library_name: peft",
+        "- \"base_model:adapter:fixture\"",
+        "| Training rows | 14 (14 read as text) |",
+        "| test | 4 |",
+    ] {
+        assert!(card.contains(part), "{part} in {card}");
     }
     let frozen = LoraAdapter::load(&recipe.out, &bench.base).unwrap();
     let rows = Rows::load(&bench.base, &recipe).unwrap();

@@ -54,7 +54,7 @@ pub(super) unsafe fn product(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add:
 #[repr(C, align(64))]
 struct Line([u32; 16]);
 
-/// [`Stored`] as a const parameter.
+/// `Stored` as a const parameter.
 const F32: u8 = 0;
 const F16: u8 = 1;
 const BF16: u8 = 2;

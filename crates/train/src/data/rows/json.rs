@@ -80,7 +80,7 @@ impl Objects {
         match values.next() {
             Some(Ok(value)) => {
                 let end = values.byte_offset();
-                self.line += rest[..end].iter().filter(|byte| **byte == b'\n').count();
+                self.line += rest[..end].split(|byte| *byte == b'\n').count() - 1;
                 self.at += end;
                 Ok(value)
             }

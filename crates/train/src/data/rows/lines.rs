@@ -25,10 +25,6 @@ impl Lines {
         let file = File::open(path).map_err(Error::io(path))?;
         Ok(Self { path: path.to_path_buf(), reader: BufReader::with_capacity(1 << 16, file), line: 0 })
     }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 impl Iterator for Lines {

@@ -1,0 +1,163 @@
+//! `taper eval`, `inspect` and `data` through the binary: the promised keys, and the library's numbers.
+
+use serde_json::{Value, json};
+use taper_base::Adapter;
+use taper_lora::LoraAdapter;
+use taper_train::{DataFiles, DataOptions, DataSet, Split, evaluate};
+
+use crate::program_train::colours;
+use crate::support::{Room, keys, open, taper};
+
+const KEYS: [&str; 11] = [
+    "task",
+    "model",
+    "adapter",
+    "examples",
+    "tokens",
+    "loss",
+    "perplexity",
+    "metrics",
+    "seconds",
+    "tokens_per_s",
+    "peak_rss_bytes",
+];
+
+#[test]
+fn eval_prints_one_object_with_the_librarys_numbers() {
+    let room = Room::new();
+    let (model, adapter, data) = (room.model("llama"), room.adapter("llama"), colours(&room));
+    let base = open(model.as_ref());
+    let files = DataFiles::named(&data).expect("files");
+    let files = files.first(&[Split::Test]).expect("a test file");
+    let set = DataSet::load(files, &base.tokenizer, &DataOptions::default()).expect("rows");
+    let loaded = LoraAdapter::load(adapter.as_ref(), &base).expect("an adapter");
+    let measure = |adapter: &dyn Adapter| evaluate(&base.model, adapter, &set.examples, 1024).expect("a loss");
+    let with = ["--adapter", adapter.as_str()];
+    for (flags, expected) in [(&[][..], measure(&())), (&with[..], measure(&loaded))] {
+        let eval = taper(&[&["eval", "--model", &model, "--data", &data, "--json"], flags].concat()).json();
+        assert_eq!(keys(&eval), KEYS);
+        assert_eq!((eval["task"].as_str(), eval["model"].as_str()), (Some("causal-lm"), Some(model.as_str())));
+        assert_eq!(eval["adapter"], json!(flags.get(1)));
+        assert_eq!((eval["examples"].as_u64(), eval["tokens"].as_u64()), (Some(2), Some(expected.tokens as u64)));
+        let loss = eval["loss"].as_f64().expect("a loss");
+        assert!((loss - expected.loss).abs() <= 1e-9 * expected.loss, "{loss}, the library has {}", expected.loss);
+        assert!((eval["perplexity"].as_f64().expect("a number") - loss.exp()).abs() < 1e-6 * loss.exp());
+        assert!(eval["peak_rss_bytes"].as_u64() > Some(1 << 20) && eval["seconds"].as_f64() > Some(0.0));
+        assert!(eval["metrics"].is_object());
+    }
+}
+
+#[test]
+fn the_token_budget_changes_memory_and_not_the_loss() {
+    let room = Room::new();
+    let (model, data) = (room.model("mistral"), colours(&room));
+    let train = format!("{data}/train.jsonl");
+    let loss = |budget: &str| {
+        let flags = ["eval", "--model", &model, "--data", &train, "--json", "--micro-batch-tokens", budget];
+        taper(&flags).json()["loss"].as_f64().expect("a loss")
+    };
+    let whole = loss("4096");
+    for budget in ["1", "30"] {
+        // The order of the sums within a product is the only difference.
+        assert!((loss(budget) - whole).abs() < 1e-6 * whole, "{budget} tokens at a time");
+    }
+}
+
+#[test]
+fn several_adapters_stand_side_by_side() {
+    let room = Room::new();
+    let (model, data) = (room.model("llama"), colours(&room));
+    let (a, b) = (room.adapter("llama"), room.adapter("llama-dora"));
+    let named = [format!("a={a}"), format!("b={b}")];
+    let flags = ["eval", "--model", &model, "--data", &data, "--adapter", &named[0], "--adapter", &named[1]];
+    let run = taper(&flags).good();
+    let names: Vec<&str> = run.out.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["base", "a", "b"], "{}", run.out);
+    let all = taper(&[&flags[..], &["--json"]].concat()).json();
+    for (found, path) in all["results"].as_array().expect("results").iter().zip([&a, &b]) {
+        let single = taper(&["eval", "--model", &model, "--data", &data, "--adapter", path, "--json"]).json();
+        assert_eq!((&found["loss"], &found["adapter"]), (&single["loss"], &json!(path)));
+    }
+    let twice = ["eval", "--model", &model, "--data", &data, "--adapter", &named[0], "--adapter", &named[0]];
+    taper(&twice).bad(&["`a` is taken", "NAME="]);
+}
+
+#[test]
+fn inspect_tells_what_an_adapter_and_a_model_hold() {
+    let room = Room::new();
+    let (model, adapter) = (room.model("llama"), room.adapter("llama-dora"));
+    let found = taper(&["inspect", &adapter, "--json"]).json();
+    for key in ["config", "tensors", "rank_by_module", "parameters", "problems"] {
+        assert!(found.get(key).is_some(), "no {key} in {found}");
+    }
+    assert_eq!((&found["kind"], &found["config"]["use_dora"]), (&json!("adapter"), &json!(true)));
+    let tensors = found["tensors"].as_array().expect("tensors");
+    let q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    let tensor = tensors.iter().find(|tensor| tensor["name"] == q).expect("the tensor");
+    assert_eq!((&tensor["shape"], &tensor["dtype"]), (&json!([4, 32]), &json!("F32")));
+    let ranks = found["rank_by_module"].as_object().expect("ranks");
+    assert_eq!((ranks.len(), &ranks["model.layers.1.mlp.down_proj"]), (6, &json!(4)), "{ranks:?}");
+    let values = |tensor: &Value| tensor["shape"].as_array().expect("a shape").iter().filter_map(Value::as_u64).product::<u64>();
+    assert_eq!(found["parameters"]["total"].as_u64(), Some(tensors.iter().map(values).sum()));
+    let found = taper(&["inspect", &model, "--json"]).json();
+    assert_eq!((&found["kind"], &found["config"]["model_type"], &found["problems"]), (&json!("model"), &json!("llama"), &json!([])));
+    let run = taper(&["inspect", &adapter, "--model", &model]).good();
+    for word in ["adapter", "rank", "down_proj", "use_dora"] {
+        assert!(run.out.contains(word), "`{word}` is not in: {}", run.out);
+    }
+}
+
+#[test]
+fn inspect_lists_problems_where_loading_refuses() {
+    let room = Room::new();
+    let (model, adapter) = (room.model("qwen2"), room.adapter("llama-dora"));
+    let path = "llama-dora-adapter/adapter_model.safetensors";
+    let bytes = room.bytes(path);
+    room.write(path, &bytes[..bytes.len() - 100]);
+    let found = taper(&["inspect", &adapter, "--json"]).json();
+    assert!(found["problems"].to_string().contains("adapter_model.safetensors"), "{}", found["problems"]);
+    room.write(path, &bytes);
+    let other = room.adapter("llama-head-dim");
+    let found = taper(&["inspect", &other, "--model", &model, "--json"]).json();
+    assert!(found["problems"].to_string().contains("q_proj"), "{}", found["problems"]);
+    taper(&["inspect", &room.arg("nothing")]).bad(&["nothing"]);
+}
+
+#[test]
+fn data_check_counts_rows_tokens_labels_and_what_stands_twice() {
+    let room = Room::new();
+    let (model, data) = (room.model("llama"), colours(&room));
+    let row = json!({ "prompt": "snow is ", "completion": "white" });
+    room.rows("data/test.jsonl", &[row.clone(), row, json!({ "prompt": "a very long prompt is ", "completion": "cut" })]);
+    let flags = ["data", "check", "--model", &model, "--data", &data, "--max-length", "16"];
+    let found = taper(&[&flags[..], &["--json"]].concat()).json();
+    let splits = found["splits"].as_array().expect("splits");
+    assert_eq!(splits.iter().map(|split| &split["split"]).collect::<Vec<_>>(), ["train", "valid", "test"]);
+    let test = &splits[2];
+    assert_eq!((&test["format"], &test["stats"]["rows"]), (&json!("prompt-completion"), &json!(3)));
+    assert_eq!((&test["stats"]["tokens"], &test["stats"]["labels"]), (&json!(28), &json!(12)), "{test}");
+    assert_eq!((&test["stats"]["dropped_cut"], &test["duplicates"]["rows"]), (&json!(1), &json!(1)), "{test}");
+    assert_eq!(found["overlaps"][0]["rows"], 2, "{found}");
+    let run = taper(&flags).good();
+    for word in ["prompt-completion", "train", "test", "dropped", "learned"] {
+        assert!(run.out.contains(word), "`{word}` is not in: {}", run.out);
+    }
+}
+
+#[test]
+fn data_show_marks_what_is_learned() {
+    let room = Room::new();
+    let (model, data) = (room.model("llama"), colours(&room));
+    let train = format!("{data}/train.jsonl");
+    let flags = ["data", "show", "--model", &model, "--data", &train, "--row", "2", "--count", "1"];
+    let run = taper(&flags).good();
+    assert!(run.out.contains("line 2"), "{}", run.out);
+    assert!(run.out.contains("«b|l|a|c|k|<|eos|>»"), "{}", run.out);
+    let shown = taper(&[&flags[..], &["--json"]].concat()).json();
+    let tokens = shown["rows"][0]["tokens"].as_array().expect("tokens").clone();
+    let part = |learned: bool| -> String {
+        tokens.iter().filter(|token| token["learned"] == learned).filter_map(|token| token["text"].as_str()).collect()
+    };
+    assert_eq!((part(false).as_str(), part(true).as_str()), ("coal is ", "black<|eos|>"));
+    assert_eq!((shown["rows"].as_array().map(Vec::len), &shown["rows"][0]["line"]), (Some(1), &json!(2)));
+}
