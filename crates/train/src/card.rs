@@ -1,6 +1,7 @@
 //! `README.md`: the model card of a trained adapter, its front matter as PEFT writes it (`notes/peft.md` §2.4).
 
 use std::fmt::Write;
+use std::path::Path;
 
 use crate::{DoneReport, Recipe, SplitResult, Summary};
 
@@ -11,12 +12,7 @@ pub(crate) fn card(recipe: &Recipe, summary: &Summary, done: &DoneReport) -> Str
     let model = &summary.model;
     let mut text = front_matter(model);
     let kind = if recipe.use_dora { "DoRA" } else { "LoRA" };
-    let _ = write!(
-        text,
-        "# {name}\n\nA {kind} adapter for [`{model}`], trained with [taper].\n\n\
-         [`{model}`]: {}\n[taper]: https://crates.io/crates/taper\n\n",
-        link(model)
-    );
+    let _ = write!(text, "# {name}\n\nA {kind} adapter for {}, trained with taper.\n\n", named(model));
     text += &training(recipe, summary, done);
     text += &results(&done.results);
     text += &usage(&name, model);
@@ -34,15 +30,18 @@ fn front_matter(model: &str) -> String {
     )
 }
 
-fn link(model: &str) -> String {
-    let hub = model.matches('/').count() == 1 && !model.starts_with(['.', '/']);
-    if hub { format!("https://huggingface.co/{model}") } else { "#use".into() }
+/// The base, with a link if it looks like the hub's.
+fn named(model: &str) -> String {
+    let hub = model.matches('/').count() == 1 && !model.starts_with(['.', '/']) && !Path::new(model).exists();
+    if hub { format!("[`{model}`](https://huggingface.co/{model})") } else { format!("`{model}`") }
 }
 
 fn training(recipe: &Recipe, summary: &Summary, done: &DoneReport) -> String {
     let train = &summary.train;
     let kept = done.kept_step.unwrap_or(done.step);
+    let data = Path::new(&recipe.data).file_name().unwrap_or_default().to_string_lossy();
     let rows = [
+        ("Data", format!("`{data}`")),
         ("Training rows", format!("{} ({} read as {})", train.kept(), train.rows, summary.format)),
         ("Tokens an epoch", format!("{}, {:.1} % learned", train.tokens, 100.0 * summary.learned_share())),
         (
@@ -78,12 +77,20 @@ fn results(results: &[SplitResult]) -> String {
 }
 
 fn usage(name: &str, model: &str) -> String {
-    format!(
+    let taper = format!(
         "## Use\n\nWith taper:\n\n```sh\ntaper generate --model {model} --adapter {name} --prompt \"…\"\n\
-         taper chat --model {model} --adapter {name}\n```\n\nWith PEFT:\n\n```python\n\
-         from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-         base = AutoModelForCausalLM.from_pretrained(\"{model}\")\n\
-         model = PeftModel.from_pretrained(base, \"{name}\")\n\
-         tokenizer = AutoTokenizer.from_pretrained(\"{model}\")\n```\n"
-    )
+         taper chat --model {model} --adapter {name}\n```\n\n"
+    );
+    if model == "tiny" {
+        return taper
+            + "The base is inside the program; `taper merge` writes it with the adapter as a folder that transformers reads.\n";
+    }
+    taper
+        + &format!(
+            "With PEFT:\n\n```python\nfrom peft import PeftModel\n\
+             from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+             base = AutoModelForCausalLM.from_pretrained(\"{model}\")\n\
+             model = PeftModel.from_pretrained(base, \"{name}\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{model}\")\n```\n"
+        )
 }

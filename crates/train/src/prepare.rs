@@ -91,6 +91,8 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
         recipe.dropout = Some(recipe.dropout());
         recipe.target_modules = Some(recipe.targets());
     }
+    let config = adapter.config();
+    (recipe.use_rslora, recipe.use_dora) = (config.use_rslora, config.use_dora);
     recipe.max_length = Some(max_length(base, &recipe));
     if recipe.micro_batch_tokens.is_none() {
         let before =

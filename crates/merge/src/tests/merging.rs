@@ -1,4 +1,4 @@
-//! What the merged files hold, byte by byte.
+//! What the merged files hold, byte by byte: one sum in f32, one rounding (trap T5).
 
 use std::fs;
 
