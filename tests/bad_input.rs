@@ -22,7 +22,10 @@ const Q: &str = "model.layers.0.self_attn.q_proj.weight";
 impl Good {
     fn new() -> Self {
         let room = Room::new();
-        let data = room.rows("rows.jsonl", &[json!({ "prompt": "a", "completion": "b" }), json!({ "prompt": "c", "completion": "d" })]);
+        let data = room.rows(
+            "rows.jsonl",
+            &[json!({ "prompt": "a", "completion": "b" }), json!({ "prompt": "c", "completion": "d" })],
+        );
         Self { model: room.model("llama"), adapter: room.adapter("llama"), data, room }
     }
 
@@ -35,12 +38,21 @@ impl Good {
     }
 
     fn merge(&self) -> crate::support::Run {
-        taper(&["merge", "--model", &self.model, "--adapter", &self.adapter, "--out", &self.room.arg("merged")])
+        taper(&[
+            "merge",
+            "--model",
+            &self.model,
+            "--adapter",
+            &self.adapter,
+            "--out",
+            &self.room.arg("merged"),
+        ])
     }
 
     fn train(&self, more: &[&str]) -> crate::support::Run {
         let out = self.room.arg("out");
-        let flags = ["train", "--model", &self.model, "--data", &self.data, "--out", &out, "--max-steps", "2"];
+        let flags =
+            ["train", "--model", &self.model, "--data", &self.data, "--out", &out, "--max-steps", "2"];
         taper(&[&flags[..], more].concat())
     }
 
@@ -66,7 +78,10 @@ impl Good {
             let shape = all[name].dims().to_vec();
             let mut values = crate::support::values(&all[name]);
             values[1] = f32::NAN;
-            all.insert(name.into(), Tensor::from_vec(values, shape, &candle_core::Device::Cpu).expect("a tensor"));
+            all.insert(
+                name.into(),
+                Tensor::from_vec(values, shape, &candle_core::Device::Cpu).expect("a tensor"),
+            );
         });
     }
 
@@ -107,7 +122,8 @@ fn a_missing_shard_is_named() {
     let good = Good::new();
     let index = json!({ "weight_map": { Q: "model-00001-of-00002.safetensors", "lm_head.weight": "model-00002-of-00002.safetensors" } });
     good.room.write("llama-model/model.safetensors.index.json", index.to_string());
-    std::fs::rename(good.room.path(WEIGHTS), good.room.path("llama-model/model-00001-of-00002.safetensors")).expect("renamed");
+    std::fs::rename(good.room.path(WEIGHTS), good.room.path("llama-model/model-00001-of-00002.safetensors"))
+        .expect("renamed");
     good.eval().bad(&["model.safetensors.index.json", "model-00002-of-00002.safetensors"]);
 }
 
@@ -121,7 +137,9 @@ fn tensors_of_wrong_shapes_and_missing_ones_are_named() {
     good.eval().bad(&["llama-model", Q]);
     let good = Good::new();
     let a = "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight";
-    good.edit(ADAPTER, |all| drop(all.insert(a.into(), all[a].narrow(0, 0, 3).expect("rows").contiguous().expect("a copy"))));
+    good.edit(ADAPTER, |all| {
+        drop(all.insert(a.into(), all[a].narrow(0, 0, 3).expect("rows").contiguous().expect("a copy")))
+    });
     good.eval_adapter().bad(&["adapter_model.safetensors", a, "[3, 32]", "[4, 32]", "`r`"]);
     good.edit(ADAPTER, |all| {
         let tensor = all.remove(a).expect("a tensor");
@@ -158,9 +176,11 @@ fn the_adapter_of_another_base_is_refused() {
         let run = taper(&["eval", "--model", &good.model, "--adapter", &other, "--data", &good.data]);
         run.bad(&["adapter_model.safetensors", word]);
     }
-    taper(&["eval", "--model", &good.model, "--adapter", &good.model, "--data", &good.data]).bad(&["llama-model", "--model"]);
+    taper(&["eval", "--model", &good.model, "--adapter", &good.model, "--data", &good.data])
+        .bad(&["llama-model", "--model"]);
     taper(&["eval", "--model", &good.adapter, "--data", &good.data]).bad(&["llama-adapter", "--adapter"]);
-    taper(&["eval", "--model", &good.room.arg("none"), "--data", &good.data]).bad(&["none", "no such folder"]);
+    taper(&["eval", "--model", &good.room.arg("none"), "--data", &good.data])
+        .bad(&["none", "no such folder"]);
 }
 
 #[test]
@@ -182,7 +202,11 @@ fn configurations_that_cannot_be_honoured_are_refused_by_name() {
         ("model_type", json!("mamba"), &["`mamba`", "llama", "qwen3"]),
         ("rope_parameters", json!({ "rope_type": "spiral", "rope_theta": 1e4 }), &["`spiral`", "yarn"]),
         ("rope_parameters", json!({ "rope_type": "linear", "rope_theta": 1e4 }), &["linear", "factor"]),
-        ("quantization_config", json!({ "quant_method": "gptq" }), &["quantization_config", "full-precision"]),
+        (
+            "quantization_config",
+            json!({ "quant_method": "gptq" }),
+            &["quantization_config", "full-precision"],
+        ),
         ("hidden_act", json!("relu2"), &["hidden_act", "relu2"]),
         ("num_hidden_layers", json!(-2), &["num_hidden_layers", "-2"]),
         ("num_hidden_layers", json!(3), &["model.layers.2."]),
@@ -227,10 +251,12 @@ fn adapter_configurations_that_cannot_be_honoured_are_refused_by_name() {
 #[test]
 fn pickled_weights_are_refused_with_a_way_out() {
     let good = Good::new();
-    std::fs::rename(good.room.path(WEIGHTS), good.room.path("llama-model/pytorch_model.bin")).expect("renamed");
+    std::fs::rename(good.room.path(WEIGHTS), good.room.path("llama-model/pytorch_model.bin"))
+        .expect("renamed");
     good.eval().bad(&["llama-model", "safetensors", ".bin"]);
     let good = Good::new();
-    std::fs::rename(good.room.path(ADAPTER), good.room.path("llama-adapter/adapter_model.bin")).expect("renamed");
+    std::fs::rename(good.room.path(ADAPTER), good.room.path("llama-adapter/adapter_model.bin"))
+        .expect("renamed");
     good.eval_adapter().bad(&["adapter_model.bin", "pickle", "safe_serialization"]);
     let found = taper(&["inspect", &good.adapter, "--json"]).json();
     assert!(found["problems"].to_string().contains("adapter_model.bin"), "{found}");

@@ -10,7 +10,8 @@ use crate::support::{Room, Run, taper, text};
 /// A model to train, and rows that are good.
 fn good() -> (Room, String, String) {
     let room = Room::new();
-    let rows: Vec<_> = (0..6).map(|i| json!({ "prompt": format!("row {i} "), "completion": "and its end" })).collect();
+    let rows: Vec<_> =
+        (0..6).map(|i| json!({ "prompt": format!("row {i} "), "completion": "and its end" })).collect();
     let (model, data) = (room.model("llama"), room.rows("rows.jsonl", &rows));
     (room, model, data)
 }
@@ -26,9 +27,21 @@ fn a_bad_row_is_named_by_file_and_line() {
     let cases: [(&str, String, &[&str]); 8] = [
         ("broken.jsonl", format!("{row}\n{row}\n{{\"prompt\": \"a\"\n{row}\n"), &["broken.jsonl:3", "JSON"]),
         ("list.jsonl", format!("{row}\n[1, 2]\n"), &["list.jsonl:2"]),
-        ("key.jsonl", format!("{row}\n\n{{\"prompt\": \"a\", \"answer\": \"b\"}}\n"), &["key.jsonl:3", "completion", "answer"]),
-        ("kind.jsonl", format!("{row}\n{{\"prompt\": 7, \"completion\": \"b\"}}\n"), &["kind.jsonl:2", "`prompt` is a number"]),
-        ("unknown.jsonl", "{\"question\": \"a\", \"reply\": \"b\"}\n".into(), &["unknown.jsonl:1", "question", "reply", "prompt"]),
+        (
+            "key.jsonl",
+            format!("{row}\n\n{{\"prompt\": \"a\", \"answer\": \"b\"}}\n"),
+            &["key.jsonl:3", "completion", "answer"],
+        ),
+        (
+            "kind.jsonl",
+            format!("{row}\n{{\"prompt\": 7, \"completion\": \"b\"}}\n"),
+            &["kind.jsonl:2", "`prompt` is a number"],
+        ),
+        (
+            "unknown.jsonl",
+            "{\"question\": \"a\", \"reply\": \"b\"}\n".into(),
+            &["unknown.jsonl:1", "question", "reply", "prompt"],
+        ),
         ("mixed.jsonl", format!("{row}\n{{\"text\": \"a\"}}\n"), &["mixed.jsonl:2", "text"]),
         ("bytes.csv", "prompt,completion\na,b\nc\n".into(), &["bytes.csv", "3"]),
         ("rows.docx", row.into(), &["rows.docx", "jsonl"]),
@@ -39,7 +52,10 @@ fn a_bad_row_is_named_by_file_and_line() {
         taper(&["data", "check", "--model", &model, "--data", &data]).bad(words);
         assert!(!room.path("out").exists(), "{name}");
     }
-    let bytes = room.write("latin.jsonl", [row.as_bytes(), b"\n{\"prompt\": \"\xe9\", \"completion\": \"b\"}\n"].concat());
+    let bytes = room.write(
+        "latin.jsonl",
+        [row.as_bytes(), b"\n{\"prompt\": \"\xe9\", \"completion\": \"b\"}\n"].concat(),
+    );
     train(&model, &bytes, &room.arg("out"), &[]).bad(&["latin.jsonl:2", "UTF-8"]);
     train(&model, &room.arg("none.jsonl"), &room.arg("out"), &[]).bad(&["none.jsonl", "no such file"]);
 }
@@ -47,13 +63,24 @@ fn a_bad_row_is_named_by_file_and_line() {
 #[test]
 fn data_with_nothing_to_learn_is_refused() {
     let (room, model, data) = good();
-    for (name, content) in [("empty.jsonl", ""), ("blank.jsonl", "\n \n"), ("empty.json", "[]"), ("head.csv", "prompt,completion\n")] {
+    for (name, content) in [
+        ("empty.jsonl", ""),
+        ("blank.jsonl", "\n \n"),
+        ("empty.json", "[]"),
+        ("head.csv", "prompt,completion\n"),
+    ] {
         let data = room.write(name, content);
         train(&model, &data, &room.arg("out"), &[]).bad(&[name]);
     }
     let out = room.arg("out");
-    train(&model, &data, &out, &["--max-length", "6"]).bad(&["rows.jsonl", "6 rows", "first 6 tokens", "--max-length"]);
-    taper(&["eval", "--model", &model, "--data", &data, "--max-length", "6"]).bad(&["rows.jsonl", "--max-length"]);
+    train(&model, &data, &out, &["--max-length", "6"]).bad(&[
+        "rows.jsonl",
+        "6 rows",
+        "first 6 tokens",
+        "--max-length",
+    ]);
+    taper(&["eval", "--model", &model, "--data", &data, "--max-length", "6"])
+        .bad(&["rows.jsonl", "--max-length"]);
     let empty = room.rows("texts.jsonl", &[json!({ "text": "" }), json!({ "text": "a" })]);
     train(&model, &empty, &out, &[]).bad(&["texts.jsonl", "nothing to learn"]);
     std::fs::create_dir(room.path("folder")).expect("a folder");
@@ -84,13 +111,21 @@ fn what_a_template_does_not_know_is_named() {
 #[test]
 fn recipes_with_unknown_fields_and_values_out_of_range() {
     let (room, model, data) = good();
-    let recipe = |text: &str| room.write("run/recipe.toml", format!("model = {model:?}\ndata = {data:?}\n{text}\n"));
+    let recipe =
+        |text: &str| room.write("run/recipe.toml", format!("model = {model:?}\ndata = {data:?}\n{text}\n"));
     taper(&["train", &recipe("learning_rte = 1")]).bad(&["learning_rte"]);
     taper(&["train", &recipe("batchsize = 4")]).bad(&["batchsize", "batch_size"]);
     taper(&["train", &recipe("lr = 'fast'")]).bad(&["lr"]);
     taper(&["train", &recipe("lr = = 3")]).bad(&["recipe.toml", "line 3"]);
     taper(&["train", &room.arg("none.toml")]).bad(&["none.toml"]);
-    for (field, value) in [("lr", "-1"), ("rank", "0"), ("dropout", "1.0"), ("warmup_ratio", "2"), ("max_length", "1"), ("epochs", "0")] {
+    for (field, value) in [
+        ("lr", "-1"),
+        ("rank", "0"),
+        ("dropout", "1.0"),
+        ("warmup_ratio", "2"),
+        ("max_length", "1"),
+        ("epochs", "0"),
+    ] {
         taper(&["train", &recipe(&format!("{field} = {value}"))]).bad(&[&format!("`{field}` is"), "give"]);
     }
     let out = room.arg("out");
@@ -107,7 +142,11 @@ fn an_adapter_that_is_there_is_kept_unless_forced() {
     let out = room.arg("out");
     train(&model, &data, &out, &["--max-steps", "2"]).good();
     let before = room.bytes("out/adapter_model.safetensors");
-    train(&model, &data, &out, &["--max-steps", "2", "--seed", "1"]).bad(&["out", "holds an adapter", "--force"]);
+    train(&model, &data, &out, &["--max-steps", "2", "--seed", "1"]).bad(&[
+        "out",
+        "holds an adapter",
+        "--force",
+    ]);
     assert_eq!(before, room.bytes("out/adapter_model.safetensors"));
     train(&model, &data, &out, &["--max-steps", "2", "--seed", "1", "--force"]).good();
     assert_ne!(before, room.bytes("out/adapter_model.safetensors"));
@@ -141,7 +180,8 @@ impl Disk {
     fn mount(room: &Room, options: &str) -> Option<Self> {
         let path = room.path("disk");
         std::fs::create_dir(&path).expect("a folder");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "taper-test"]).arg(&path).output();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "taper-test"]).arg(&path).output();
         if mounted.as_ref().is_ok_and(|output| output.status.success()) {
             return Some(Self(path));
         }
@@ -180,9 +220,14 @@ fn a_full_disk_leaves_the_last_checkpoint_whole_and_training_goes_on_from_it() {
     train(&model, &data, &room.arg("whole"), &flags).good();
     let out = disk.arg("out");
     train(&model, &data, &out, &flags).bad(&["disk/out", "No space left"]);
-    assert_eq!(names(&disk.0.join("out/checkpoints")), ["step-1"], "whole, and nothing half-written beside it");
+    assert_eq!(
+        names(&disk.0.join("out/checkpoints")),
+        ["step-1"],
+        "whole, and nothing half-written beside it"
+    );
     assert!(!disk.0.join("out/adapter_model.safetensors").exists());
-    taper(&["eval", "--model", &model, "--adapter", &disk.arg("out/checkpoints/step-1"), "--data", &data]).good();
+    taper(&["eval", "--model", &model, "--adapter", &disk.arg("out/checkpoints/step-1"), "--data", &data])
+        .good();
     disk.resize("4m");
     train(&model, &data, &out, &[&flags[..], &["--resume"]].concat()).good();
     let resumed = std::fs::read(disk.0.join("out/adapter_model.safetensors")).expect("the adapter");
@@ -194,7 +239,8 @@ fn a_full_disk_ends_a_merge_and_leaves_nothing() {
     let (room, model, _) = good();
     let adapter = room.adapter("llama");
     let Some(disk) = Disk::mount(&room, "size=64k") else { return };
-    taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &disk.arg("merged")]).bad(&["disk", "No space left"]);
+    taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &disk.arg("merged")])
+        .bad(&["disk", "No space left"]);
     assert_eq!(names(&disk.0), Vec::<String>::new());
     disk.resize("4m");
     taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &disk.arg("merged")]).good();

@@ -1,9 +1,12 @@
-//! The integration tests, one binary so that everything is linked once: `oracle` against PyTorch + PEFT's numbers, `traps` for
-//! the mistakes that others shipped, `program` and `bad_input` through the built binary.
+//! The integration tests, one binary so that everything is linked once: `oracle_cases` against PyTorch + PEFT's numbers, `traps`
+//! for the mistakes that others shipped, `program_…` and `bad_input…` through the built binary.
 
 mod support;
 
+mod bad_input;
+mod bad_input_train;
 mod oracle_cases;
+mod peft_reads;
 mod program_eval;
 mod program_generate;
 mod program_merge;
@@ -11,3 +14,4 @@ mod program_models;
 mod program_peft;
 mod program_resume;
 mod program_train;
+mod traps;

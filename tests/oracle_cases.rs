@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
-use taper_base::{Adapter, Base, Batch};
+use taper_base::{Adapter, Base};
 use taper_kernels::Labelled;
 use taper_lora::LoraAdapter;
 use taper_train::{AdamW, AdamWConfig, MicroBatch, step_grads};
@@ -26,7 +26,9 @@ impl Case {
     fn open(name: &str) -> Self {
         let dir = fixtures().join("oracle").join(name);
         let expected = tensors(&dir.join("expected.safetensors"));
-        let matrix = |key: &str| expected[key].to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>()).expect("a matrix");
+        let matrix = |key: &str| {
+            expected[key].to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>()).expect("a matrix")
+        };
         let (ids, mask, labels) = (matrix("input_ids"), matrix("attention_mask"), matrix("labels"));
         let (mut micro, mut rows) = (MicroBatch::default(), Vec::new());
         for (b, row) in ids.iter().enumerate() {
@@ -44,7 +46,8 @@ impl Case {
     }
 
     fn adapter(&self) -> LoraAdapter {
-        LoraAdapter::load_trainable(&self.dir.join("adapter"), &self.base).expect("the adapter that PEFT saved")
+        LoraAdapter::load_trainable(&self.dir.join("adapter"), &self.base)
+            .expect("the adapter that PEFT saved")
     }
 
     fn logits(&self, adapter: &dyn Adapter) -> Vec<f32> {
@@ -68,15 +71,26 @@ fn logits_and_loss(case: &Case) {
     let Labelled { labels, .. } = &case.micro.labelled;
     let sum = adapter.cross_entropy(case.base.model.head(), &hidden, &case.micro.labelled).expect("a loss");
     let mean = sum.to_scalar::<f32>().expect("a scalar") / labels.len() as f32;
-    assert_close("loss", &[mean], &values(&case.expected["loss"]), Tolerance { relative: 2e-5, absolute: 0.0 });
+    assert_close(
+        "loss",
+        &[mean],
+        &values(&case.expected["loss"]),
+        Tolerance { relative: 2e-5, absolute: 0.0 },
+    );
     let nll = adapter.nll(case.base.model.head(), &hidden, &case.micro.labelled).expect("losses");
     let mean = nll.iter().sum::<f32>() / labels.len() as f32;
-    assert_close("nll", &[mean], &values(&case.expected["loss"]), Tolerance { relative: 2e-5, absolute: 0.0 });
+    assert_close(
+        "nll",
+        &[mean],
+        &values(&case.expected["loss"]),
+        Tolerance { relative: 2e-5, absolute: 0.0 },
+    );
 }
 
 fn gradients(case: &Case) {
     let adapter = case.adapter();
-    let found = step_grads(&case.base.model, &adapter, std::slice::from_ref(&case.micro), 0).expect("gradients");
+    let found =
+        step_grads(&case.base.model, &adapter, std::slice::from_ref(&case.micro), 0).expect("gradients");
     let expected = case.expected.keys().filter_map(|key| key.strip_prefix("grad."));
     assert_eq!(found.grads.keys().map(String::as_str).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     for (name, gradient) in &found.grads {
@@ -87,15 +101,27 @@ fn gradients(case: &Case) {
 fn adamw_losses(case: &Case) {
     let text = std::fs::read_to_string(case.dir.join("train.json")).expect("train.json");
     let train: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    let expected: Vec<f32> = train["losses"].as_array().expect("losses").iter().filter_map(|v| v.as_f64()).map(|v| v as f32).collect();
+    let expected: Vec<f32> = train["losses"]
+        .as_array()
+        .expect("losses")
+        .iter()
+        .filter_map(|v| v.as_f64())
+        .map(|v| v as f32)
+        .collect();
     let adapter = case.adapter();
-    let config = AdamWConfig { weight_decay: train["weight_decay"].as_f64().expect("a number"), ..AdamWConfig::default() };
+    let config = AdamWConfig {
+        weight_decay: train["weight_decay"].as_f64().expect("a number"),
+        ..AdamWConfig::default()
+    };
     let mut optimiser = AdamW::new(adapter.params(), config);
     let mut losses = Vec::new();
     for _ in &expected {
-        let step = step_grads(&case.base.model, &adapter, std::slice::from_ref(&case.micro), 0).expect("gradients");
+        let step =
+            step_grads(&case.base.model, &adapter, std::slice::from_ref(&case.micro), 0).expect("gradients");
         losses.push((step.loss_sum / step.labels as f64) as f32);
-        optimiser.step(adapter.params(), &step.grads, train["lr"].as_f64().expect("a number")).expect("an update");
+        optimiser
+            .step(adapter.params(), &step.grads, train["lr"].as_f64().expect("a number"))
+            .expect("an update");
     }
     // Six updates carry the differences of the gradients (1e-4) into the parameters.
     assert_close("losses", &losses, &expected, Tolerance { relative: 5e-5, absolute: 0.0 });
@@ -106,13 +132,23 @@ fn merged(case: &Case) {
     let out = out.path().join("merged");
     let adapter = case.adapter();
     let whole = [taper_merge::Weighted { adapter: &adapter, weight: 1.0 }];
-    taper_merge::merge(&case.base, &whole, &out, false, &mut |_| std::ops::ControlFlow::Continue(())).expect("a merge");
+    taper_merge::merge(&case.base, &whole, &out, false, &mut |_| std::ops::ControlFlow::Continue(()))
+        .expect("a merge");
     let found = tensors(&out.join("model.safetensors"));
     let before = tensors(&case.dir.join("model/model.safetensors"));
     for (name, tensor) in &found {
         match case.expected.get(&format!("merged.{name}")) {
-            Some(expected) => assert_close(name, &values(tensor), &values(expected), Tolerance { relative: 1e-6, absolute: 1e-6 }),
-            None => assert_eq!(values(tensor), before.get(name).map(values).expect("a tensor of the base"), "{name}"),
+            Some(expected) => assert_close(
+                name,
+                &values(tensor),
+                &values(expected),
+                Tolerance { relative: 1e-6, absolute: 1e-6 },
+            ),
+            None => assert_eq!(
+                values(tensor),
+                before.get(name).map(values).expect("a tensor of the base"),
+                "{name}"
+            ),
         }
     }
     let expected = case.expected.keys().filter_map(|key| key.strip_prefix("merged."));

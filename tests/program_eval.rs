@@ -31,16 +31,27 @@ fn eval_prints_one_object_with_the_librarys_numbers() {
     let files = files.first(&[Split::Test]).expect("a test file");
     let set = DataSet::load(files, &base.tokenizer, &DataOptions::default()).expect("rows");
     let loaded = LoraAdapter::load(adapter.as_ref(), &base).expect("an adapter");
-    let measure = |adapter: &dyn Adapter| evaluate(&base.model, adapter, &set.examples, 1024).expect("a loss");
+    let measure =
+        |adapter: &dyn Adapter| evaluate(&base.model, adapter, &set.examples, 1024).expect("a loss");
     let with = ["--adapter", adapter.as_str()];
     for (flags, expected) in [(&[][..], measure(&())), (&with[..], measure(&loaded))] {
         let eval = taper(&[&["eval", "--model", &model, "--data", &data, "--json"], flags].concat()).json();
         assert_eq!(keys(&eval), KEYS);
-        assert_eq!((eval["task"].as_str(), eval["model"].as_str()), (Some("causal-lm"), Some(model.as_str())));
+        assert_eq!(
+            (eval["task"].as_str(), eval["model"].as_str()),
+            (Some("causal-lm"), Some(model.as_str()))
+        );
         assert_eq!(eval["adapter"], json!(flags.get(1)));
-        assert_eq!((eval["examples"].as_u64(), eval["tokens"].as_u64()), (Some(2), Some(expected.tokens as u64)));
+        assert_eq!(
+            (eval["examples"].as_u64(), eval["tokens"].as_u64()),
+            (Some(2), Some(expected.tokens as u64))
+        );
         let loss = eval["loss"].as_f64().expect("a loss");
-        assert!((loss - expected.loss).abs() <= 1e-9 * expected.loss, "{loss}, the library has {}", expected.loss);
+        assert!(
+            (loss - expected.loss).abs() <= 1e-9 * expected.loss,
+            "{loss}, the library has {}",
+            expected.loss
+        );
         assert!((eval["perplexity"].as_f64().expect("a number") - loss.exp()).abs() < 1e-6 * loss.exp());
         assert!(eval["peak_rss_bytes"].as_u64() > Some(1 << 20) && eval["seconds"].as_f64() > Some(0.0));
         assert!(eval["metrics"].is_object());
@@ -71,7 +82,8 @@ fn several_adapters_stand_side_by_side() {
     let named = [format!("a={a}"), format!("b={b}")];
     let flags = ["eval", "--model", &model, "--data", &data, "--adapter", &named[0], "--adapter", &named[1]];
     let run = taper(&flags).good();
-    let names: Vec<&str> = run.out.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    let names: Vec<&str> =
+        run.out.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(names, ["base", "a", "b"], "{}", run.out);
     let all = taper(&[&flags[..], &["--json"]].concat()).json();
     for (found, path) in all["results"].as_array().expect("results").iter().zip([&a, &b]) {
@@ -97,10 +109,15 @@ fn inspect_tells_what_an_adapter_and_a_model_hold() {
     assert_eq!((&tensor["shape"], &tensor["dtype"]), (&json!([4, 32]), &json!("F32")));
     let ranks = found["rank_by_module"].as_object().expect("ranks");
     assert_eq!((ranks.len(), &ranks["model.layers.1.mlp.down_proj"]), (6, &json!(4)), "{ranks:?}");
-    let values = |tensor: &Value| tensor["shape"].as_array().expect("a shape").iter().filter_map(Value::as_u64).product::<u64>();
+    let values = |tensor: &Value| {
+        tensor["shape"].as_array().expect("a shape").iter().filter_map(Value::as_u64).product::<u64>()
+    };
     assert_eq!(found["parameters"]["total"].as_u64(), Some(tensors.iter().map(values).sum()));
     let found = taper(&["inspect", &model, "--json"]).json();
-    assert_eq!((&found["kind"], &found["config"]["model_type"], &found["problems"]), (&json!("model"), &json!("llama"), &json!([])));
+    assert_eq!(
+        (&found["kind"], &found["config"]["model_type"], &found["problems"]),
+        (&json!("model"), &json!("llama"), &json!([]))
+    );
     let run = taper(&["inspect", &adapter, "--model", &model]).good();
     for word in ["adapter", "rank", "down_proj", "use_dora"] {
         assert!(run.out.contains(word), "`{word}` is not in: {}", run.out);
@@ -128,7 +145,10 @@ fn data_check_counts_rows_tokens_labels_and_what_stands_twice() {
     let room = Room::new();
     let (model, data) = (room.model("llama"), colours(&room));
     let row = json!({ "prompt": "snow is ", "completion": "white" });
-    room.rows("data/test.jsonl", &[row.clone(), row, json!({ "prompt": "a very long prompt is ", "completion": "cut" })]);
+    room.rows(
+        "data/test.jsonl",
+        &[row.clone(), row, json!({ "prompt": "a very long prompt is ", "completion": "cut" })],
+    );
     let flags = ["data", "check", "--model", &model, "--data", &data, "--max-length", "16"];
     let found = taper(&[&flags[..], &["--json"]].concat()).json();
     let splits = found["splits"].as_array().expect("splits");
@@ -136,7 +156,11 @@ fn data_check_counts_rows_tokens_labels_and_what_stands_twice() {
     let test = &splits[2];
     assert_eq!((&test["format"], &test["stats"]["rows"]), (&json!("prompt-completion"), &json!(3)));
     assert_eq!((&test["stats"]["tokens"], &test["stats"]["labels"]), (&json!(28), &json!(12)), "{test}");
-    assert_eq!((&test["stats"]["dropped_cut"], &test["duplicates"]["rows"]), (&json!(1), &json!(1)), "{test}");
+    assert_eq!(
+        (&test["stats"]["dropped_cut"], &test["duplicates"]["rows"]),
+        (&json!(1), &json!(1)),
+        "{test}"
+    );
     assert_eq!(found["overlaps"][0]["rows"], 2, "{found}");
     let run = taper(&flags).good();
     for word in ["prompt-completion", "train", "test", "dropped", "learned"] {
@@ -156,7 +180,11 @@ fn data_show_marks_what_is_learned() {
     let shown = taper(&[&flags[..], &["--json"]].concat()).json();
     let tokens = shown["rows"][0]["tokens"].as_array().expect("tokens").clone();
     let part = |learned: bool| -> String {
-        tokens.iter().filter(|token| token["learned"] == learned).filter_map(|token| token["text"].as_str()).collect()
+        tokens
+            .iter()
+            .filter(|token| token["learned"] == learned)
+            .filter_map(|token| token["text"].as_str())
+            .collect()
     };
     assert_eq!((part(false).as_str(), part(true).as_str()), ("coal is ", "black<|eos|>"));
     assert_eq!((shown["rows"].as_array().map(Vec::len), &shown["rows"][0]["line"]), (Some(1), &json!(2)));

@@ -10,7 +10,9 @@ use crate::support::{Room, command, taper, taper_with};
 /// The answers of `--json` as (adapter, text, tokens, stop), prompt by prompt.
 fn answers(found: &Value) -> Vec<Vec<(String, String, u64, String)>> {
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
-    let answer = |a: &Value| (text(&a["adapter"]), text(&a["text"]), a["tokens"].as_u64().expect("a number"), text(&a["stop"]));
+    let answer = |a: &Value| {
+        (text(&a["adapter"]), text(&a["text"]), a["tokens"].as_u64().expect("a number"), text(&a["stop"]))
+    };
     let of = |prompt: &Value| prompt["answers"].as_array().expect("answers").iter().map(answer).collect();
     found["prompts"].as_array().expect("prompts").iter().map(of).collect()
 }
@@ -74,7 +76,8 @@ fn many_prompts_answer_as_single_ones() {
     let ask = Ask::new();
     let [a, _] = &ask.adapters;
     let prompts = ["The wick", "x", "Why is the candle lit? So that we can read in the dark of the night."];
-    let many: Vec<&str> = prompts.iter().flat_map(|prompt| ["--prompt", prompt]).chain(["--adapter", a, "--json"]).collect();
+    let many: Vec<&str> =
+        prompts.iter().flat_map(|prompt| ["--prompt", prompt]).chain(["--adapter", a, "--json"]).collect();
     let found = taper(&ask.flags(&many)).json();
     let together = answers(&found);
     for (i, prompt) in prompts.iter().enumerate() {
@@ -124,7 +127,9 @@ fn sampling_follows_its_seed_and_refuses_what_is_out_of_range() {
     assert_eq!(sample("3", &["--top-k", "1"]), greedy);
     assert_eq!(sample("3", &["--top-p", "0.000001"]), greedy);
     assert_eq!(sample("3", &["--min-p", "1"]), greedy);
-    for (flag, value) in [("--temperature", "-1"), ("--top-p", "1.5"), ("--top-k", "0"), ("--repetition-penalty", "0")] {
+    for (flag, value) in
+        [("--temperature", "-1"), ("--top-p", "1.5"), ("--top-k", "0"), ("--repetition-penalty", "0")]
+    {
         let run = taper(&ask.flags(&["--prompt", "x", flag, value]));
         assert!(run.code == Some(2) && run.err.contains(flag) && run.out.is_empty(), "{run:?}");
     }
@@ -135,7 +140,9 @@ fn a_reader_that_goes_away_is_no_panic() {
     let ask = Ask::new();
     let [a, b] = &ask.adapters;
     let prompt = ["--prompt", "The wick", "--max-tokens", "80", "--repetition-penalty", "1.3"];
-    let many = [&prompt[2..], &["--prompt", "x", "--prompt", "y", "--adapter", a, "--adapter", b, "--compare"]].concat();
+    let many =
+        [&prompt[2..], &["--prompt", "x", "--prompt", "y", "--adapter", a, "--adapter", b, "--compare"]]
+            .concat();
     for flags in [&prompt[..], &many] {
         let mut flags = ask.flags(flags);
         flags.drain(3..5);
@@ -157,7 +164,14 @@ fn chat_swaps_adapters_compares_and_begins_anew() {
     let flags = ["chat", "--model", &ask.model, "--max-tokens", "8", "--adapter", a, "--adapter", b];
     let talk = "hello\n/adapter b\nand now?\n/adapters\n/adapter base\n/adapter zzz\n/reset\nhello\n/nonsense\n/exit\nnever\n";
     let run = taper_with(talk, &flags).good();
-    for words in ["answering with a", "answering with b", "answering with the base", "no adapter `zzz`", "/nonsense", "new conversation"] {
+    for words in [
+        "answering with a",
+        "answering with b",
+        "answering with the base",
+        "no adapter `zzz`",
+        "/nonsense",
+        "new conversation",
+    ] {
         assert!(run.err.contains(words), "`{words}` is not in: {}", run.err);
     }
     assert!(!run.out.contains("answering"), "{}", run.out);
@@ -175,14 +189,17 @@ fn compare_in_a_chat_leaves_the_conversation_as_it_was() {
     let flags = ["chat", "--model", &ask.model, "--max-tokens", "8", "--adapter", a, "--adapter", b];
     let plain = taper_with("hello\nand now?\n", &flags).good().out;
     let run = taper_with("hello\n/compare who are you?\nand now?\n", &flags).good();
-    let (compared, talk): (Vec<&str>, Vec<&str>) =
-        run.out.split_inclusive('\n').partition(|line| ["base | ", "a | ", "b | "].iter().any(|name| line.starts_with(name)));
+    let (compared, talk): (Vec<&str>, Vec<&str>) = run
+        .out
+        .split_inclusive('\n')
+        .partition(|line| ["base | ", "a | ", "b | "].iter().any(|name| line.starts_with(name)));
     assert_eq!(compared.len(), 3, "{}", run.out);
     assert_eq!(talk.concat(), plain);
     // To compare anew what was asked last, without a text.
     let run = taper_with("hello\n/compare\n", &flags).good();
     let answer = |name: &str| {
-        let line = run.out.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{}", run.out));
+        let line =
+            run.out.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{}", run.out));
         line[name.len()..].trim().to_owned()
     };
     let first = taper_with("hello\n", &flags).good().out;

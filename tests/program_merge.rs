@@ -17,7 +17,8 @@ fn a_merged_model_evaluates_as_base_and_adapter() {
     let room = Room::new();
     let data = colours(&room);
     for case in ["llama-all-linear", "llama-dora", "llama-embedding", "llama-modules-to-save", "qwen2"] {
-        let (model, adapter, out) = (room.model(case), room.adapter(case), room.arg(&format!("{case}-merged")));
+        let (model, adapter, out) =
+            (room.model(case), room.adapter(case), room.arg(&format!("{case}-merged")));
         let run = taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &out]).good();
         for words in [&out, "tensors changed", "differ by at most", "likeliest tokens agree"] {
             assert!(run.out.contains(words), "`{words}` is not in: {}", run.out);
@@ -25,11 +26,18 @@ fn a_merged_model_evaluates_as_base_and_adapter() {
         let adapted = loss(&["--model", &model, "--adapter", &adapter, "--data", &data]);
         let merged = loss(&["--model", &out, "--data", &data]);
         assert!((merged - adapted).abs() < LOSS * adapted, "{case}: {merged} merged, {adapted} adapted");
-        assert!((merged - loss(&["--model", &model, "--data", &data])).abs() > 1e-3, "{case}: the adapter does something");
+        assert!(
+            (merged - loss(&["--model", &model, "--data", &data])).abs() > 1e-3,
+            "{case}: the adapter does something"
+        );
         let mut files = room.names(&format!("{case}-merged"));
         files.retain(|file| !file.starts_with('.'));
         assert_eq!(files, room.names(&format!("{case}-model")), "{case}");
-        assert_eq!(room.names("").iter().filter(|name| name.starts_with('.')).count(), 0, "nothing half-made is left");
+        assert_eq!(
+            room.names("").iter().filter(|name| name.starts_with('.')).count(),
+            0,
+            "nothing half-made is left"
+        );
     }
 }
 
@@ -42,16 +50,31 @@ fn merge_prints_one_object_and_leaves_the_base_alone() {
     for key in ["out", "bytes", "tensors", "changed", "untied", "seconds", "verification"] {
         assert!(keys(&found).contains(&key), "no {key} in {found}");
     }
-    let changed: Vec<&str> = found["changed"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
+    let changed: Vec<&str> =
+        found["changed"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
     let name = |layer: u8, module: &str| format!("model.layers.{layer}.self_attn.{module}.weight");
     assert_eq!(changed, [name(0, "q_proj"), name(0, "v_proj"), name(1, "q_proj"), name(1, "v_proj")]);
     let check = &found["verification"];
-    assert!(check["max_logit_difference"].as_f64() < Some(1e-3) && check["argmax_agree"] == check["tokens"], "{check}");
+    assert!(
+        check["max_logit_difference"].as_f64() < Some(1e-3) && check["argmax_agree"] == check["tokens"],
+        "{check}"
+    );
     assert_eq!(before, room.bytes("llama-model/model.safetensors"));
     let merged = room.bytes("merged/model.safetensors");
     assert_eq!(before.len(), merged.len(), "nothing is added");
     assert_eq!(room.read("merged/config.json"), room.read("llama-model/config.json"));
-    let bare = taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &room.arg("b"), "--json", "--no-verify"]).json();
+    let bare = taper(&[
+        "merge",
+        "--model",
+        &model,
+        "--adapter",
+        &adapter,
+        "--out",
+        &room.arg("b"),
+        "--json",
+        "--no-verify",
+    ])
+    .json();
     assert!(bare["verification"].is_null(), "{bare}");
     assert_eq!(merged, room.bytes("b/model.safetensors"), "the same bytes each time");
 }
@@ -102,12 +125,17 @@ fn sharded_models_in_half_precision_stay_so() {
     let halved = |name: &str| name.contains("layers.1");
     let all = tensors(&room.path("llama-all-linear-model/model.safetensors"));
     let mut index = serde_json::Map::new();
-    for (file, second) in [("model-00001-of-00002.safetensors", false), ("model-00002-of-00002.safetensors", true)] {
-        let part: std::collections::HashMap<String, candle_core::Tensor> = (all.iter().filter(|(name, _)| halved(name) == second))
-            .map(|(name, tensor)| (name.clone(), tensor.to_dtype(candle_core::DType::BF16).expect("bf16")))
-            .collect();
+    for (file, second) in
+        [("model-00001-of-00002.safetensors", false), ("model-00002-of-00002.safetensors", true)]
+    {
+        let part: std::collections::HashMap<String, candle_core::Tensor> = (all
+            .iter()
+            .filter(|(name, _)| halved(name) == second))
+        .map(|(name, tensor)| (name.clone(), tensor.to_dtype(candle_core::DType::BF16).expect("bf16")))
+        .collect();
         index.extend(part.keys().map(|name| (name.clone(), json!(file))));
-        candle_core::safetensors::save(&part, room.path(&format!("llama-all-linear-model/{file}"))).expect("a file");
+        candle_core::safetensors::save(&part, room.path(&format!("llama-all-linear-model/{file}")))
+            .expect("a file");
     }
     std::fs::remove_file(room.path("llama-all-linear-model/model.safetensors")).expect("removed");
     let index = json!({ "metadata": { "total_size": 1 }, "weight_map": index });

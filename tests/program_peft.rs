@@ -78,7 +78,10 @@ const REFERENCES: [Reference; 10] = [
 fn rows(room: &Room, kind: &str) -> String {
     let rows: Vec<Value> = match kind {
         "text" => TEXT.iter().map(|text| json!({ "text": text })).collect(),
-        _ => PAIRS.iter().map(|(prompt, completion)| json!({ "prompt": prompt, "completion": completion })).collect(),
+        _ => PAIRS
+            .iter()
+            .map(|(prompt, completion)| json!({ "prompt": prompt, "completion": completion }))
+            .collect(),
     };
     room.rows(&format!("{kind}.jsonl"), &rows)
 }
@@ -96,17 +99,24 @@ fn agree(reference: &Reference, eos_in_tokenizer: bool) {
         std::fs::remove_file(room.path(&format!("{case}-model/tokenizer_config.json"))).expect("removed");
     }
     let loss = |flags: &[&str]| {
-        taper(&[&["eval", "--json", "--data", &data], flags].concat()).json()["loss"].as_f64().expect("a loss")
+        taper(&[&["eval", "--json", "--data", &data], flags].concat()).json()["loss"]
+            .as_f64()
+            .expect("a loss")
     };
     assert_same("the base", loss(&["--model", &model]), reference.base);
     assert_same("the adapter", loss(&["--model", &model, "--adapter", &adapter]), reference.adapted);
     let out = room.arg("out");
     let files = ["train", "--model", &model, "--init-adapter", &adapter, "--data", &data, "--out", &out];
-    let optimiser = ["--lr", "0.003", "--schedule", "constant", "--weight-decay", "0.01", "--max-grad-norm", "0"];
+    let optimiser =
+        ["--lr", "0.003", "--schedule", "constant", "--weight-decay", "0.01", "--max-grad-norm", "0"];
     let run = ["--batch-size", "4", "--no-shuffle", "--max-steps", "3"];
     taper(&[&files[..], &optimiser, &run].concat()).good();
     for (i, step) in room.events("out/metrics.jsonl", "step").iter().enumerate() {
-        assert_same(&format!("{case}, {kind}, step {i}"), step["loss"].as_f64().expect("a loss"), reference.steps[i]);
+        assert_same(
+            &format!("{case}, {kind}, step {i}"),
+            step["loss"].as_f64().expect("a loss"),
+            reference.steps[i],
+        );
     }
     assert_same("after three steps", loss(&["--model", &model, "--adapter", &out]), reference.after);
     let merged = room.arg("merged");
@@ -116,12 +126,18 @@ fn agree(reference: &Reference, eos_in_tokenizer: bool) {
 
 #[test]
 fn losses_steps_and_merged_models_are_pefts_on_text_rows() {
-    REFERENCES.iter().filter(|reference| reference.kind == "text").for_each(|reference| agree(reference, true));
+    REFERENCES
+        .iter()
+        .filter(|reference| reference.kind == "text")
+        .for_each(|reference| agree(reference, true));
 }
 
 #[test]
 fn losses_steps_and_merged_models_are_pefts_on_prompts_and_completions() {
-    REFERENCES.iter().filter(|reference| reference.kind == "pairs").for_each(|reference| agree(reference, true));
+    REFERENCES
+        .iter()
+        .filter(|reference| reference.kind == "pairs")
+        .for_each(|reference| agree(reference, true));
 }
 
 #[test]
@@ -142,7 +158,17 @@ fn neither_micro_batches_nor_accumulation_change_a_step() {
     for (i, cut) in cuts.into_iter().enumerate() {
         let out = room.arg(&i.to_string());
         let files = ["train", "--model", &model, "--init-adapter", &adapter, "--data", &data, "--out", &out];
-        let run = ["--lr", "0.003", "--schedule", "constant", "--max-grad-norm", "0", "--no-shuffle", "--max-steps", "3"];
+        let run = [
+            "--lr",
+            "0.003",
+            "--schedule",
+            "constant",
+            "--max-grad-norm",
+            "0",
+            "--no-shuffle",
+            "--max-steps",
+            "3",
+        ];
         taper(&[&files[..], &run, cut].concat()).good();
         for (step, expected) in room.events(&format!("{i}/metrics.jsonl"), "step").iter().zip(steps) {
             assert_same(&format!("{cut:?}, {step}"), step["loss"].as_f64().expect("a loss"), *expected);

@@ -11,8 +11,24 @@ use crate::support::{Room, end, start, taper, wait_until};
 /// Long enough to be caught in the middle, with everything in it that has a state: moments, an order of rows, dropout, the
 /// schedule, evaluations.
 const FLAGS: [&str; 18] = [
-    "--rank", "4", "--lr", "0.01", "--batch-size", "3", "--dropout", "0.1", "--schedule", "cosine", "--warmup-ratio", "0.1",
-    "--max-steps", "400", "--eval-every", "150", "--save-every", "20",
+    "--rank",
+    "4",
+    "--lr",
+    "0.01",
+    "--batch-size",
+    "3",
+    "--dropout",
+    "0.1",
+    "--schedule",
+    "cosine",
+    "--warmup-ratio",
+    "0.1",
+    "--max-steps",
+    "400",
+    "--eval-every",
+    "150",
+    "--save-every",
+    "20",
 ];
 
 fn flags<'a>(model: &'a str, data: &'a str, out: &'a str) -> Vec<&'a str> {
@@ -52,7 +68,7 @@ fn assert_same_run(room: &Room, one: &str, other: &str) {
 }
 
 #[test]
-fn interrupted_and_killed_runs_resume_to_the_bytes_of_an_unbroken_one() {
+fn trap_t16_interrupted_and_killed_runs_resume_to_the_bytes_of_an_unbroken_one() {
     let room = Room::new();
     let (model, data) = (room.model("llama-dora"), colours(&room));
     let [whole, broken] = ["whole", "broken"].map(|out| room.arg(out));
@@ -78,7 +94,8 @@ fn interrupted_and_killed_runs_resume_to_the_bytes_of_an_unbroken_one() {
     assert_eq!(end(child).code, None, "killed");
     for checkpoint in room.names("broken/checkpoints").iter().filter(|name| name.starts_with("step-")) {
         let files = room.names(&format!("broken/checkpoints/{checkpoint}"));
-        let whole = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json"];
+        let whole =
+            ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json"];
         assert!(whole.iter().all(|file| files.iter().any(|found| found == file)), "{checkpoint}: {files:?}");
         let path = room.arg(&format!("broken/checkpoints/{checkpoint}"));
         taper(&["eval", "--model", &model, "--data", &data, "--adapter", &path]).good();

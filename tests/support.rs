@@ -114,7 +114,8 @@ impl Room {
             let from = entry.expect("an entry").path();
             if from.is_file() {
                 let bytes = std::fs::read(&from).expect("a readable file");
-                std::fs::write(self.path(name).join(from.file_name().expect("a name")), bytes).expect("a written file");
+                std::fs::write(self.path(name).join(from.file_name().expect("a name")), bytes)
+                    .expect("a written file");
             }
         }
         self.arg(name)
@@ -124,7 +125,8 @@ impl Room {
     pub(crate) fn model(&self, case: &str) -> String {
         let name = format!("{case}-model");
         let model = self.copy(&fixtures().join("oracle").join(case).join("model"), &name);
-        let config = serde_json::json!({ "bos_token": "<|bos|>", "eos_token": "<|eos|>", "chat_template": TEMPLATE });
+        let config =
+            serde_json::json!({ "bos_token": "<|bos|>", "eos_token": "<|eos|>", "chat_template": TEMPLATE });
         self.write(&format!("{name}/tokenizer_config.json"), config.to_string());
         model
     }
@@ -138,7 +140,8 @@ impl Room {
     pub(crate) fn names(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(folder)).expect("a folder");
         let name = |entry: std::io::Result<std::fs::DirEntry>| entry.expect("an entry").file_name();
-        let mut names: Vec<String> = entries.map(|entry| name(entry).to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> =
+            entries.map(|entry| name(entry).to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
@@ -198,7 +201,8 @@ impl Run {
     /// stdout, which has to be one JSON object and nothing else.
     pub(crate) fn json(self) -> Value {
         let run = self.good();
-        let value: Value = serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {}", run.out));
+        let value: Value =
+            serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {}", run.out));
         assert!(value.is_object(), "{value}");
         value
     }

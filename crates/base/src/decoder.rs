@@ -11,6 +11,7 @@ use crate::{Adapter, Batch, Checkpoint, Embedding, Error, KvCache, Linear, Modul
 
 /// The facts by which Llama-type models differ, in the terms of config.json.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own in config.json")]
 pub struct DecoderConfig {
     /// D.
     pub hidden_size: usize,
@@ -85,6 +86,7 @@ struct Attention {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the checkpoint's names")]
 struct Mlp {
     gate_proj: Linear,
     up_proj: Linear,
@@ -248,7 +250,7 @@ impl Decoder {
             (0..config.num_hidden_layers).map(|i| loader.block(i)).collect::<std::result::Result<_, _>>()?;
         let norm = loader.norm("model.norm", hidden)?;
         let lm_head = loader.linear("lm_head", (hidden, vocab), false)?;
-        Ok(Self { embed_tokens, blocks, norm, lm_head, config })
+        Ok(Self { config, embed_tokens, blocks, norm, lm_head })
     }
 }
 

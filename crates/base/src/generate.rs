@@ -65,28 +65,29 @@ pub fn generate(
 }
 
 /// A conversation under one adapter: keeps what the model has been through, so that a turn runs only what is new.
-pub struct Session {
+pub struct Session<'a> {
+    base: &'a Base,
     cache: KvCache,
     /// The tokens that `cache` holds.
     tokens: Vec<u32>,
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// A conversation that has not begun.
-    pub fn new(base: &Base) -> Self {
-        Self { cache: base.model.new_cache(), tokens: Vec::new() }
+    pub fn new(base: &'a Base) -> Self {
+        Self { base, cache: base.model.new_cache(), tokens: Vec::new() }
     }
 
     /// Continues `prompt`, the whole conversation so far; the beginning that it shares with the last turn is not run again.
     /// `adapter` has to be the same in every call.
     pub fn generate(
         &mut self,
-        base: &Base,
         adapter: &dyn Adapter,
         prompt: &[u32],
         options: &GenerationOptions,
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<Generation, Error> {
+        let base = self.base;
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         self.cache.truncate(shared.min(prompt.len().saturating_sub(1)));
         let cache = std::mem::replace(&mut self.cache, base.model.new_cache());

@@ -162,8 +162,8 @@ fn yarn(parameters: &Parameters, theta: f32, dim: usize, (max, original): (usize
         (low, high) = (low.floor(), high.ceil());
     }
     let (low, mut high) = (low.max(0.0), high.min(dim as f32 - 1.0));
-    if low == high {
-        high += 0.001;
+    if high <= low {
+        high = low + 0.001;
     }
     let blend = |(i, frequency): (usize, f32)| {
         let keep = 1.0 - ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);

@@ -68,7 +68,7 @@ struct Talk<'a> {
     options: GenerationOptions,
     system: Option<String>,
     messages: Vec<Value>,
-    session: Session,
+    session: Session<'a>,
 }
 
 impl Talk<'_> {
@@ -151,7 +151,7 @@ impl Talk<'_> {
                 broken.get_or_insert(error);
             }
         };
-        let generation = session.generate(self.base, self.adapter(), &ids, &self.options, &mut on_text)?;
+        let generation = session.generate(self.adapter(), &ids, &self.options, &mut on_text)?;
         self.session = session;
         print("")?;
         broken.map_or(Ok(generation.text.trim().to_owned()), |error| Err(error.into()))

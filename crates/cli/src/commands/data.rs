@@ -81,7 +81,7 @@ impl ReadingArgs {
     }
 }
 
-fn column(text: &str) -> Result<(String, String), String> {
+pub(crate) fn column(text: &str) -> Result<(String, String), String> {
     let (key, name) = text.split_once('=').ok_or("expected KEY=COLUMN")?;
     Ok((key.to_owned(), name.to_owned()))
 }
@@ -113,34 +113,24 @@ fn open(args: &RowArgs) -> anyhow::Result<(DataFiles, Tokenizer)> {
 }
 
 fn describe(report: &DataReport) -> String {
-    let mut text = format!("{}\n\n", report.path.display());
     let head = ["split", "format", "rows", "tokens", "learned", "longest", "cut", "dropped", "twice"];
-    let mut rows = vec![head.map(ToOwned::to_owned).to_vec()];
-    rows.extend(report.splits.iter().map(split_row));
-    text.push_str(&table(&rows));
-    let lengths = ["tokens a row", "least", "mean", "median", "90 %", "95 %", "99 %", "most"];
-    let mut rows = vec![lengths.map(ToOwned::to_owned).to_vec()];
-    rows.extend(report.splits.iter().map(length_row));
-    text.push_str("\n\n");
-    text.push_str(&table(&rows));
-    for split in report.splits.iter().filter(|split| split.duplicates.rows > 0) {
+    let mut splits = vec![head.map(ToOwned::to_owned).to_vec()];
+    splits.extend(report.splits.iter().map(split_row));
+    let head = ["tokens a row", "least", "mean", "median", "90 %", "95 %", "99 %", "most"];
+    let mut lengths = vec![head.map(ToOwned::to_owned).to_vec()];
+    lengths.extend(report.splits.iter().map(length_row));
+    let twice = report.splits.iter().filter(|split| split.duplicates.rows > 0).map(|split| {
+        let (name, rows) = (split.split.name(), count(split.duplicates.rows));
         let (first, again) = split.duplicates.lines.first().copied().unwrap_or_default();
-        text.push_str(&format!(
-            "\n\n{}: {} rows stand there before, as line {again} repeats line {first}",
-            split.split.name(),
-            count(split.duplicates.rows)
-        ));
-    }
-    for overlap in &report.overlaps {
+        format!("{name}: {rows} rows stand there before, as line {again} repeats line {first}")
+    });
+    let shared = report.overlaps.iter().map(|overlap| {
+        let (rows, name, of) = (count(overlap.rows), overlap.second.name(), overlap.first.name());
         let (first, second) = overlap.lines.first().copied().unwrap_or_default();
-        text.push_str(&format!(
-            "\n\n{} rows of {} are in {} too, as line {second} repeats line {first}: a test on them measures memory",
-            count(overlap.rows),
-            overlap.second.name(),
-            overlap.first.name()
-        ));
-    }
-    text
+        format!("{rows} rows of {name} are in {of} too, as line {second} repeats line {first}: a test on them measures memory")
+    });
+    let parts = [report.path.display().to_string(), table(&splits), table(&lengths)];
+    parts.into_iter().chain(twice).chain(shared).collect::<Vec<_>>().join("\n\n")
 }
 
 fn split_row(split: &SplitReport) -> Vec<String> {

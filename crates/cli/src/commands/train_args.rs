@@ -11,11 +11,15 @@ use toml::Table;
 ///
 /// Every field of a recipe is also a flag, and flags win over the recipe's file.
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct TrainArgs {
     /// A recipe.toml to start from
     pub(crate) recipe: Option<PathBuf>,
     #[command(flatten)]
     fields: Fields,
+    /// A column of the rows under another name, as format's=file's: prompt=question; may be repeated
+    #[arg(long, help_heading = "What", value_name = "KEY=COLUMN", value_parser = super::data::column)]
+    column: Vec<(String, String)>,
     /// Take the rows in the order of the file
     #[arg(long)]
     no_shuffle: bool,
@@ -144,6 +148,10 @@ impl TrainArgs {
     /// The flags that were given, as fields of a recipe.
     pub(crate) fn overrides(&self) -> anyhow::Result<Table> {
         let mut table = Table::try_from(&self.fields).context("flags")?;
+        if !self.column.is_empty() {
+            let columns = self.column.iter().map(|(key, name)| (key.clone(), name.clone().into()));
+            table.insert("column".into(), columns.collect::<Table>().into());
+        }
         if self.no_shuffle {
             table.insert("shuffle".into(), false.into());
         }
