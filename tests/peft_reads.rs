@@ -14,7 +14,8 @@ fn check(folder: &Path) {
     let base = open(&fixtures().join("oracle").join(case.trim()).join("model"));
     let adapter = LoraAdapter::load(folder, &base).expect("an adapter that loads");
     let expected = tensors(&folder.join("logits.safetensors"));
-    let ids: Vec<u32> = expected["input_ids"].to_vec1::<i64>().expect("ids").iter().map(|&id| id as u32).collect();
+    let ids: Vec<u32> =
+        expected["input_ids"].to_vec1::<i64>().expect("ids").iter().map(|&id| id as u32).collect();
     let hidden = base.model.hidden(&Batch::new([&ids]), &mut [], &adapter).expect("hidden states");
     let logits = base.model.head().forward(&hidden, &adapter).expect("logits");
     assert_close(&name, &values(&logits), &values(&expected["logits"]), LOGITS);
@@ -22,7 +23,8 @@ fn check(folder: &Path) {
     let again = tempfile::tempdir().expect("a folder");
     adapter.save(again.path()).expect("a saved adapter");
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
-        let [found, expected] = [again.path(), folder].map(|dir| std::fs::read(dir.join(file)).expect("a file"));
+        let [found, expected] =
+            [again.path(), folder].map(|dir| std::fs::read(dir.join(file)).expect("a file"));
         assert!(found == expected, "{name}: {file} has other bytes");
     }
 }

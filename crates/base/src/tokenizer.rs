@@ -38,7 +38,8 @@ impl Tokenizer {
             inner.with_post_processor(Some(wrapping));
         }
         let id = |role: &str| settings.special.get(role).and_then(|token| inner.token_to_id(token));
-        let (bos, eos, pad) = (id("bos_token"), id("eos_token"), id("pad_token"));
+        let (bos, pad) = (id("bos_token"), id("pad_token"));
+        let eos = id("eos_token").or(configured_eos(dir)?.filter(|&id| inner.id_to_token(id).is_some()));
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         Ok(Self { special, chat: settings.chat_template(dir)?, bos, eos, pad, inner })
@@ -145,6 +146,20 @@ fn make_special(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> token
         .map(|token| AddedToken::from(token.clone(), true))
         .collect();
     inner.add_special_tokens(missing).map(|_| ())
+}
+
+/// What the model's own configuration says ends a sequence, for folders whose tokenizer files name no special tokens: the
+/// first `eos_token_id` of `generation_config.json`, else of `config.json`.
+fn configured_eos(dir: &ModelDir) -> Result<Option<u32>, Error> {
+    for file in ["generation_config.json", "config.json"] {
+        let json = dir.json(file)?;
+        let eos = &json["eos_token_id"];
+        let first = eos.as_array().map_or(Some(eos), |list| list.first());
+        if let Some(id) = first.and_then(serde_json::Value::as_u64) {
+            return Ok(u32::try_from(id).ok());
+        }
+    }
+    Ok(None)
 }
 
 /// A post-processor that puts `bos` before and `eos` after a text.

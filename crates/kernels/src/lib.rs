@@ -32,6 +32,7 @@ pub use dropout::Dropout;
 pub use elementwise::{add_bias, scale_columns, swiglu};
 pub use error::Error;
 pub use linear::{LowRank, linear};
+pub use low_rank::add_low_rank;
 pub use loss::{Labelled, cross_entropy, linear_cross_entropy, linear_nll};
 pub use norm::rms_norm;
 pub use rope::{RopeTable, rope};

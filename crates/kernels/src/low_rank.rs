@@ -1,11 +1,28 @@
 //! The arithmetic of a low-rank term `s · (dropout(x) Aᵀ) Bᵀ` and of its gradients, on slices.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use candle_core::Result;
 
+use crate::operand::Held;
 use crate::product::dense::{Dims, Write, nn, nt, tn};
 use crate::{Dropout, LowRank, parts, pool};
+
+/// `weight += s · B[rows] A`: the low-rank term of some rows of a weight, `weight` `(rows.len(), in)`, in f32.
+pub fn add_low_rank(factors: &LowRank<'_>, rows: Range<usize>, weight: &mut [f32]) -> Result<()> {
+    const OP: &str = "add_low_rank";
+    let ((rank, inputs), (outputs, _)) = (factors.a.dims2()?, factors.b.dims2()?);
+    let term = Term::new(OP, factors, outputs, inputs)?;
+    if rows.end > outputs || weight.len() != rows.len() * inputs {
+        candle_core::bail!("{OP}: {} values for rows {rows:?} of {outputs} x {inputs}", weight.len());
+    }
+    let held = [Held::new(OP, factors.a)?, Held::new(OP, factors.b)?];
+    let [a, b] = held.each_ref().map(Held::values);
+    let dims = Dims { m: rows.len(), n: inputs, k: rank };
+    nn(weight, &b[rows.start * rank..rows.end * rank], a, dims, Write::Add(term.scaling));
+    Ok(())
+}
 
 /// The sizes and constants of a low-rank term.
 #[derive(Clone, Copy, Debug)]

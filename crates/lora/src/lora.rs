@@ -69,12 +69,9 @@ impl Lora {
 
     /// `s·B·A` for rows `rows`, added to those of `weight`.
     pub(crate) fn add_delta(&self, rows: Range<usize>, weight: &mut [f32]) -> Result<()> {
-        let b = self.b.detach().narrow(0, rows.start, rows.len())?;
-        let delta = b.matmul(&self.a.detach())?.flatten_all()?.to_vec1::<f32>()?;
-        for (w, d) in weight.iter_mut().zip(delta) {
-            *w += self.scaling as f32 * d;
-        }
-        Ok(())
+        let (a, b) = (self.a.detach(), self.b.detach());
+        let factors = LowRank { a: &a, b: &b, scaling: self.scaling, dropout: None };
+        taper_kernels::add_low_rank(&factors, rows, weight)
     }
 
     /// The factors with nothing tracked and `weight · s`.

@@ -212,3 +212,14 @@ fn what_is_missing_or_broken_is_said_with_what_to_do() {
     let unknown = ("tokenizer_config.json", json!({"bos_token": "<none>", "add_bos_token": true}));
     assert!(made_up(|_| (), &[unknown]).err().unwrap().to_string().contains("<none>"));
 }
+
+#[test]
+fn an_eos_that_only_the_models_configuration_names_is_its_eos() {
+    let config = ("config.json", json!({"eos_token_id": 2}));
+    assert_eq!(made_up(|_| (), std::slice::from_ref(&config)).unwrap().eos(), Some(2));
+    let generation = ("generation_config.json", json!({"eos_token_id": [6, 2]}));
+    assert_eq!(made_up(|_| (), &[config.clone(), generation]).unwrap().eos(), Some(6));
+    let named = ("tokenizer_config.json", json!({"eos_token": "<s>"}));
+    assert_eq!(made_up(|_| (), &[config, named]).unwrap().eos(), Some(1));
+    assert_eq!(made_up(|_| (), &[("config.json", json!({"eos_token_id": 99}))]).unwrap().eos(), None);
+}
