@@ -1,6 +1,13 @@
 //! The integration tests, one binary so that everything is linked once: `oracle_cases` against PyTorch + PEFT's numbers, `traps`
 //! for the mistakes that others shipped, `program_…` and `bad_input…` through the built binary.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "clippy allows them in test functions, but not in the functions that those call"
+)]
+
 mod support;
 
 mod bad_input;
@@ -12,6 +19,7 @@ mod program_generate;
 mod program_merge;
 mod program_models;
 mod program_peft;
+#[cfg(unix)]
 mod program_resume;
 mod program_train;
 mod traps;

@@ -105,7 +105,7 @@ fn adamw_losses(case: &Case) {
         .as_array()
         .expect("losses")
         .iter()
-        .filter_map(|v| v.as_f64())
+        .filter_map(serde_json::Value::as_f64)
         .map(|v| v as f32)
         .collect();
     let adapter = case.adapter();

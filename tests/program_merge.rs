@@ -1,9 +1,10 @@
 //! `taper merge` through the binary: the merged model by itself is the base with its adapters.
 
+use candle_core::DType;
 use serde_json::{Value, json};
 
 use crate::program_train::colours;
-use crate::support::{LOGITS, Room, assert_close, keys, taper, tensors, values};
+use crate::support::{LOGITS, Room, assert_close, keys, save, taper, tensors, values};
 
 fn loss(flags: &[&str]) -> f64 {
     taper(&[&["eval", "--json"], flags].concat()).json()["loss"].as_f64().expect("a loss")
@@ -122,20 +123,17 @@ fn an_existing_folder_is_kept_unless_forced() {
 fn sharded_models_in_half_precision_stay_so() {
     let room = Room::new();
     let model = room.model("llama-all-linear");
-    let halved = |name: &str| name.contains("layers.1");
     let all = tensors(&room.path("llama-all-linear-model/model.safetensors"));
     let mut index = serde_json::Map::new();
     for (file, second) in
         [("model-00001-of-00002.safetensors", false), ("model-00002-of-00002.safetensors", true)]
     {
-        let part: std::collections::HashMap<String, candle_core::Tensor> = (all
-            .iter()
-            .filter(|(name, _)| halved(name) == second))
-        .map(|(name, tensor)| (name.clone(), tensor.to_dtype(candle_core::DType::BF16).expect("bf16")))
-        .collect();
-        index.extend(part.keys().map(|name| (name.clone(), json!(file))));
-        candle_core::safetensors::save(&part, room.path(&format!("llama-all-linear-model/{file}")))
-            .expect("a file");
+        let of_file = all.iter().filter(|(name, _)| name.contains("layers.1") == second);
+        let part = of_file
+            .map(|(name, tensor)| (name.clone(), tensor.to_dtype(DType::BF16).expect("bf16")))
+            .collect();
+        save(&room.path(&format!("llama-all-linear-model/{file}")), &part);
+        index.extend(part.into_keys().map(|name| (name, json!(file))));
     }
     std::fs::remove_file(room.path("llama-all-linear-model/model.safetensors")).expect("removed");
     let index = json!({ "metadata": { "total_size": 1 }, "weight_map": index });
@@ -144,7 +142,7 @@ fn sharded_models_in_half_precision_stay_so() {
     taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &out]).good();
     assert_eq!(room.names("merged"), room.names("llama-all-linear-model"));
     let merged = tensors(&room.path("merged/model-00002-of-00002.safetensors"));
-    assert!(merged.values().all(|tensor| tensor.dtype() == candle_core::DType::BF16));
+    assert!(merged.values().all(|tensor| tensor.dtype() == DType::BF16));
     let adapted = loss(&["--model", &model, "--adapter", &adapter, "--data", &data]);
     let merged = loss(&["--model", &out, "--data", &data]);
     // Each weight is rounded to 8 bits once.

@@ -67,7 +67,7 @@ fn logits(name: &str) {
             .as_array()
             .expect("ids")
             .iter()
-            .filter_map(|id| id.as_u64())
+            .filter_map(Value::as_u64)
             .map(|id| id as u32)
             .collect();
         assert_eq!(base.tokenizer.encode(case["prompt"].as_str().expect("a prompt")).expect("ids"), prompt);

@@ -27,6 +27,11 @@ pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
     candle_core::safetensors::load(path, &Device::Cpu).expect("a readable file").into_iter().collect()
 }
 
+/// Writes a safetensors file.
+pub(crate) fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) {
+    safetensors::serialize_to_file(tensors, None, path).expect("a written file");
+}
+
 /// Values of a tensor as f32, row by row.
 pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
     let tensor = tensor.to_dtype(candle_core::DType::F32).expect("a float tensor");
@@ -104,7 +109,8 @@ impl Room {
 
     /// Writes rows as JSON lines.
     pub(crate) fn rows(&self, name: &str, rows: &[Value]) -> String {
-        self.write(name, rows.iter().map(|row| format!("{row}\n")).collect::<String>())
+        let lines: Vec<String> = rows.iter().map(ToString::to_string).collect();
+        self.write(name, lines.join("\n") + "\n")
     }
 
     /// Copies the files of a folder.
@@ -254,7 +260,7 @@ pub(crate) fn end(child: Child) -> Run {
 pub(crate) fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+        assert!(started.elapsed() < Duration::from_mins(1), "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

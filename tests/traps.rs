@@ -18,13 +18,13 @@
 //! - T16 resuming: `program_resume`, and `taper-train`'s `trainer/tests.rs`
 //! - T17 seed 0: here, and `taper-train`'s `packing.rs`
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 use taper_base::Base;
 use taper_lora::LoraAdapter;
 use taper_train::{DataFiles, DataOptions, DataSet, Example, evaluate, micro_batches, step_grads};
 
-use crate::support::{Room, assert_gradient, fixtures, open, taper, tensors, values};
+use crate::support::{Room, assert_gradient, fixtures, open, save, taper, tensors, values};
 
 /// Rows of very different lengths.
 fn ragged(room: &Room) -> String {
@@ -148,7 +148,7 @@ fn trap_t4_one_bos_in_training_and_the_same_tokens_in_generation() {
     let prompt = base.tokenizer.encode_bare(&rendered.text).expect("ids");
     let trained = load(&base, &room.arg("one.jsonl")).examples.remove(0);
     assert!(trained.tokens.starts_with(&prompt), "{prompt:?} in {:?}", trained.tokens);
-    assert_eq!(trained.learn, [prompt.len()..trained.tokens.len()]);
+    assert_eq!(trained.labels(), trained.tokens.len() - prompt.len());
     assert_eq!(base.tokenizer.encode("p").expect("ids")[0], 256, "a plain prompt has its BOS too");
 }
 
@@ -157,10 +157,9 @@ fn trap_t5_a_merge_into_bf16_rounds_once() {
     let room = Room::new();
     let (model, adapter) = (room.model("llama"), room.adapter("llama"));
     let path = room.path("llama-model/model.safetensors");
-    let round = |(name, tensor)| (name, candle_core::Tensor::to_dtype(&tensor, DType::BF16).expect("bf16"));
-    let rounded: std::collections::HashMap<String, candle_core::Tensor> =
-        tensors(&path).into_iter().map(round).collect();
-    candle_core::safetensors::save(&rounded, &path).expect("a written file");
+    let round = |(name, tensor): (_, Tensor)| (name, tensor.to_dtype(DType::BF16).expect("bf16"));
+    let rounded = tensors(&path).into_iter().map(round).collect();
+    save(&path, &rounded);
     taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &room.arg("merged")]).good();
     let merged = tensors(&room.path("merged/model.safetensors"));
     let factors = tensors(&room.path("llama-adapter/adapter_model.safetensors"));
@@ -331,11 +330,8 @@ fn trap_t15_an_adapter_that_does_not_bind_is_an_error() {
         ("self_attn", "attention"),
         ("lora_A", "lora_C"),
     ] {
-        let renamed: std::collections::HashMap<String, candle_core::Tensor> = tensors(&path)
-            .into_iter()
-            .map(|(name, tensor)| (name.replace(from, to), tensor.copy().expect("a copy")))
-            .collect();
-        candle_core::safetensors::save(&renamed, &path).expect("a written file");
+        let renamed = tensors(&path).into_iter().map(|(name, tensor)| (name.replace(from, to), tensor));
+        save(&path, &renamed.collect());
         eval().bad(&["adapter_model.safetensors", "missing", "unexpected"]);
         std::fs::write(&path, &whole).expect("a written file");
     }
