@@ -203,10 +203,10 @@ mod tests {
     // transformers 5.23, head_dim 16, position 65535 (8191 for `dynamic`, in a sequence of 8192):
     //   LlamaRotaryEmbedding(LlamaConfig(hidden_size=64, num_attention_heads=4, head_dim=16,
     //       max_position_embeddings=..., rope_parameters=...))(torch.zeros(1, 1, 64), torch.tensor([[65535]]))[0][0, -1, :8]
-    fn cosines(parameters: serde_json::Value, max_positions: usize, position: usize) -> Vec<f32> {
+    fn cosines(parameters: &serde_json::Value, max_positions: usize, position: usize) -> Vec<f32> {
         let rope =
             Rope::read(&json!({ "rope_parameters": parameters }), 16, max_positions).expect("a known rope");
-        rope.table(&[position..position + 1]).cos
+        rope.table(std::slice::from_ref(&(position..position + 1))).cos
     }
 
     fn assert_close(found: &[f32], expected: [f32; 8]) {
@@ -218,13 +218,13 @@ mod tests {
 
     #[test]
     fn trap_t7_rope_scaling_matches_transformers_at_long_positions() {
-        let plain = cosines(json!({"rope_type": "default", "rope_theta": 500000.0}), 4096, 65535);
+        let plain = cosines(&json!({"rope_type": "default", "rope_theta": 500000.0}), 4096, 65535);
         assert_close(
             &plain,
             [0.192344, -0.55265, 0.068153, 0.919998, 0.003498, 0.63969, -0.941497, 0.780152],
         );
         let linear =
-            cosines(json!({"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}), 65536, 65535);
+            cosines(&json!({"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}), 65536, 65535);
         assert_close(
             &linear,
             [-0.941308, -0.8726, 0.034424, -0.965584, 0.889441, 0.026305, -0.780214, 0.451645],
@@ -232,16 +232,16 @@ mod tests {
         let llama3 = json!({"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192});
         let expected = [0.192344, -0.55265, 0.068153, 0.919998, -0.986949, -0.62553, 0.906588, 0.996433];
-        assert_close(&cosines(llama3, 131_072, 65535), expected);
+        assert_close(&cosines(&llama3, 131_072, 65535), expected);
         let yarn = json!({"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 32768});
         let expected = [0.219009, 0.244206, 0.564108, 1.136416, 0.247617, -1.109135, 0.989198, 1.1338];
-        assert_close(&cosines(yarn, 131_072, 65535), expected);
+        assert_close(&cosines(&yarn, 131_072, 65535), expected);
         let mscale = json!({"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.8,
             "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096});
         let expected = [0.203301, -0.479052, 1.046958, -0.97218, -1.014756, 0.695234, -0.071374, 0.918252];
-        assert_close(&cosines(mscale, 163_840, 65535), expected);
+        assert_close(&cosines(&mscale, 163_840, 65535), expected);
         let dynamic =
-            cosines(json!({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}), 4096, 8191);
+            cosines(&json!({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}), 4096, 8191);
         assert_close(
             &dynamic,
             [-0.64639, -0.676928, 0.038942, -0.037512, 0.966215, 0.732651, -0.998611, 0.649852],
@@ -251,9 +251,12 @@ mod tests {
     #[test]
     fn the_older_spelling_of_config_json_means_the_same() {
         let old = json!({"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 4.0}});
-        let old = Rope::read(&old, 16, 65536).expect("a known rope").table(&[7..9]);
+        let old = Rope::read(&old, 16, 65536).expect("a known rope").table(std::slice::from_ref(&(7..9)));
         let new = json!({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}});
-        assert_eq!(old.cos, Rope::read(&new, 16, 65536).expect("a known rope").table(&[7..9]).cos);
+        assert_eq!(
+            old.cos,
+            Rope::read(&new, 16, 65536).expect("a known rope").table(std::slice::from_ref(&(7..9))).cos
+        );
     }
 
     #[test]

@@ -3,21 +3,22 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
+use anyhow::Context;
+
 /// Prints a line of talk to stderr. A closed stderr is no reason to stop.
 pub(crate) fn say(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Prints a line of the product to stdout.
-pub(crate) fn print(text: impl Display) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{text}")
+pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
+    writeln!(io::stdout().lock(), "{text}").context("standard output")
 }
 
 /// Prints a piece of the product to stdout at once, without a line end.
-pub(crate) fn print_piece(text: &str) -> io::Result<()> {
+pub(crate) fn print_piece(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
 }
 
 /// Whether stderr is a terminal: only then are there progress bars.
@@ -27,7 +28,10 @@ pub(crate) fn on_terminal() -> bool {
 
 /// Whether the reader of stdout went away, which is how `taper … | head` ends.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|io| io.kind() == ErrorKind::BrokenPipe)
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|io| io.kind() == ErrorKind::BrokenPipe)
 }
 
 /// The error and its causes on one line, without those that the line already says.
@@ -63,7 +67,8 @@ pub(crate) fn bytes(n: u64) -> String {
 /// Lines up the columns of `rows`: the first to the left, the others to the right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, &width))| {

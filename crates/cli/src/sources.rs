@@ -36,7 +36,11 @@ pub(crate) fn load_adapters(base: &Base, args: &AdapterArgs) -> anyhow::Result<V
     for text in &args.adapter {
         let next = load_adapter(base, text)?;
         if loaded.iter().any(|other| other.name == next.name) || next.name == "base" {
-            bail!("the name `{}` is taken: give the adapter another with --adapter NAME={}", next.name, next.dir.display());
+            bail!(
+                "the name `{}` is taken: give the adapter another with --adapter NAME={}",
+                next.name,
+                next.dir.display()
+            );
         }
         loaded.push(next);
     }

@@ -1,5 +1,12 @@
 //! Times every operation at the shapes of SmolLM2-135M: 1024 tokens in 4 segments.
-#![allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::print_stdout, reason = "a measuring script")]
+#![allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a measuring script"
+)]
 use std::sync::Arc;
 use std::time::Instant;
 

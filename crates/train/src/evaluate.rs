@@ -49,7 +49,9 @@ pub fn evaluate(
     }
     let loss = sum / tokens as f64;
     if !loss.is_finite() {
-        return Err(Error::training(format!("the evaluation's loss is {loss}")));
+        return Err(Error::training(format!(
+            "the evaluation's loss is {loss}: `taper inspect` on base and adapter finds values that are not numbers"
+        )));
     }
     let seconds = start.elapsed().as_secs_f64();
     Ok(Evaluation {

@@ -44,7 +44,7 @@ pub fn step_grads(
     }
     if !sum.loss_sum.is_finite() {
         return Err(Error::training(format!(
-            "the loss is {}: try a lower `lr`, and look at the rows",
+            "the loss is {}: try a lower `lr`; `taper inspect` on the base finds values that are not numbers",
             sum.loss()
         )));
     }

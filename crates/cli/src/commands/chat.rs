@@ -104,7 +104,8 @@ impl Talk<'_> {
 
     fn list(&self) {
         for name in std::iter::once("base").chain(self.adapters.iter().map(|loaded| loaded.name.as_str())) {
-            let mark = if name == self.name() || (self.current.is_none() && name == "base") { "*" } else { " " };
+            let mark =
+                if name == self.name() || (self.current.is_none() && name == "base") { "*" } else { " " };
             say(format_args!("{mark} {name}"));
         }
     }
@@ -154,7 +155,7 @@ impl Talk<'_> {
         let generation = session.generate(self.adapter(), &ids, &self.options, &mut on_text)?;
         self.session = session;
         print("")?;
-        broken.map_or(Ok(generation.text.trim().to_owned()), |error| Err(error.into()))
+        broken.map_or(Ok(generation.text.trim().to_owned()), Err)
     }
 
     /// Answers `text`, or the last question anew, with the base and every adapter.
@@ -175,7 +176,8 @@ impl Talk<'_> {
         };
         let ids = [sources::chat_ids(self.base, &conversation)?];
         let base: (&str, &dyn Adapter) = ("base", &());
-        let named = self.adapters.iter().map(|loaded| (loaded.name.as_str(), &loaded.adapter as &dyn Adapter));
+        let named =
+            self.adapters.iter().map(|loaded| (loaded.name.as_str(), &loaded.adapter as &dyn Adapter));
         for (name, adapter) in std::iter::once(base).chain(named) {
             let generations = taper_base::generate(self.base, adapter, &ids, &self.options, &mut |_, _| ())?;
             for generation in generations {

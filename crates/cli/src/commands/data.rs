@@ -99,7 +99,7 @@ pub(crate) fn run(args: &DataArgs) -> anyhow::Result<()> {
             let files = files.first(&Split::ALL)?;
             let shown = taper_train::show(files, &tokenizer, &rows.reading.options(), first..first + count)?;
             if *json {
-                return Ok(print(serde_json::to_string(&serde_json::json!({ "rows": shown }))?)?);
+                return print(serde_json::to_string(&serde_json::json!({ "rows": shown }))?);
             }
             let colour = std::io::stdout().is_terminal();
             Ok(print(shown.iter().map(|row| show_row(row, colour)).collect::<Vec<_>>().join("\n\n"))?)

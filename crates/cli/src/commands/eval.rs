@@ -37,20 +37,30 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let base = sources::open_base(&args.model)?;
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let files = DataFiles::named(&args.data)?;
-    let set = DataSet::load(files.first(&[Split::Test, Split::Valid, Split::Train])?, &base.tokenizer, &args.reading.options())?;
+    let set = DataSet::load(
+        files.first(&[Split::Test, Split::Valid, Split::Train])?,
+        &base.tokenizer,
+        &args.reading.options(),
+    )?;
     if set.stats.kept() < set.stats.rows {
-        say(format_args!("{} of {} rows hold nothing to score and are left out", set.stats.rows - set.stats.kept(), set.stats.rows));
+        say(format_args!(
+            "{} of {} rows hold nothing to score and are left out",
+            set.stats.rows - set.stats.kept(),
+            set.stats.rows
+        ));
     }
-    let measure = |adapter: &dyn Adapter| evaluate(&base.model, adapter, &set.examples, args.micro_batch_tokens);
+    let measure =
+        |adapter: &dyn Adapter| evaluate(&base.model, adapter, &set.examples, args.micro_batch_tokens);
     if args.json {
-        return Ok(print(as_json(&base, &adapters, measure)?)?);
+        return print(as_json(&base, &adapters, measure)?);
     }
-    let mut rows = vec![["", "examples", "labels", "loss", "perplexity", "labels/s"].map(ToOwned::to_owned).to_vec()];
+    let mut rows =
+        vec![["", "examples", "labels", "loss", "perplexity", "labels/s"].map(ToOwned::to_owned).to_vec()];
     rows.push(row("base", &measure(&())?));
     for loaded in &adapters {
         rows.push(row(&loaded.name, &measure(&loaded.adapter)?));
     }
-    Ok(print(table(&rows))?)
+    print(table(&rows))
 }
 
 fn row(name: &str, found: &Evaluation) -> Vec<String> {
@@ -65,7 +75,11 @@ fn row(name: &str, found: &Evaluation) -> Vec<String> {
 }
 
 /// One object for the base or the one adapter; a list of them under `results` for several.
-fn as_json<E>(base: &Base, adapters: &[Loaded], measure: impl Fn(&dyn Adapter) -> Result<Evaluation, E>) -> Result<Value, E> {
+fn as_json<E>(
+    base: &Base,
+    adapters: &[Loaded],
+    measure: impl Fn(&dyn Adapter) -> Result<Evaluation, E>,
+) -> Result<Value, E> {
     let object = |adapter: Option<&Loaded>| -> Result<Value, E> {
         let found = match adapter {
             Some(loaded) => measure(&loaded.adapter)?,
@@ -88,6 +102,8 @@ fn as_json<E>(base: &Base, adapters: &[Loaded], measure: impl Fn(&dyn Adapter) -
     match adapters {
         [] => object(None),
         [one] => object(Some(one)),
-        several => Ok(json!({ "results": several.iter().map(|one| object(Some(one))).collect::<Result<Vec<_>, E>>()? })),
+        several => Ok(
+            json!({ "results": several.iter().map(|one| object(Some(one))).collect::<Result<Vec<_>, E>>()? }),
+        ),
     }
 }

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         answers.push(Answers { name, generations: answer(&base, adapter, &ids, &options, stream)? });
     }
     if args.json {
-        return Ok(print(as_json(&texts, &answers))?);
+        return print(as_json(&texts, &answers));
     }
     if stream { Ok(print("")?) } else { print_answers(&texts, &answers) }
 }
@@ -93,12 +93,15 @@ fn answer(
     };
     let generations = taper_base::generate(base, adapter, prompts, options, &mut on_text)?;
     if let Some(error) = broken {
-        return Err(error.into());
+        return Err(error);
     }
     if crate::output::on_terminal() {
         let tokens: usize = generations.iter().map(|g| g.tokens.len()).sum();
         let seconds = started.elapsed().as_secs_f64();
-        say(format_args!("\n{tokens} tokens in {seconds:.1} s, {:.1} tokens/s", tokens as f64 / seconds.max(1e-9)));
+        say(format_args!(
+            "\n{tokens} tokens in {seconds:.1} s, {:.1} tokens/s",
+            tokens as f64 / seconds.max(1e-9)
+        ));
     }
     Ok(generations)
 }
@@ -111,7 +114,11 @@ fn print_answers(texts: &[String], answers: &[Answers<'_>]) -> anyhow::Result<()
         }
         for answer in answers {
             let reply = answer.generations[i].text.trim_end();
-            if answers.len() > 1 { print(format_args!("{:>width$} | {}", answer.name, reply.trim_start()))? } else { print(reply)? }
+            if answers.len() > 1 {
+                print(format_args!("{:>width$} | {}", answer.name, reply.trim_start()))?;
+            } else {
+                print(reply)?;
+            }
         }
     }
     Ok(())
@@ -127,9 +134,7 @@ fn as_json(texts: &[String], answers: &[Answers<'_>]) -> serde_json::Value {
         };
         json!({ "adapter": answers.name, "text": text, "tokens": tokens.len(), "stop": stop })
     };
-    let prompt = |(i, text): (usize, &String)| {
-        json!({ "prompt": text, "answers": answers.iter().map(|a| answer(i, a)).collect::<Vec<_>>() })
-    };
+    let prompt = |(i, text): (usize, &String)| json!({ "prompt": text, "answers": answers.iter().map(|a| answer(i, a)).collect::<Vec<_>>() });
     json!({ "prompts": texts.iter().enumerate().map(prompt).collect::<Vec<_>>() })
 }
 
@@ -153,7 +158,8 @@ fn prompt_ids(base: &Base, args: &GenerateArgs, text: &str) -> anyhow::Result<Ve
     if !args.chat {
         return Ok(base.tokenizer.encode(text)?);
     }
-    let mut messages: Vec<_> = args.system.iter().map(|text| json!({ "role": "system", "content": text })).collect();
+    let mut messages: Vec<_> =
+        args.system.iter().map(|text| json!({ "role": "system", "content": text })).collect();
     messages.push(json!({ "role": "user", "content": text }));
     sources::chat_ids(base, &messages.into())
 }

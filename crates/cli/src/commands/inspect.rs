@@ -34,13 +34,14 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
             ModelDir::resolve_adapter(&source).or_else(|_| ModelDir::resolve(&source).map(|dir| dir.path))?
         }
     };
-    let open = |model: &String| Ok::<_, anyhow::Error>(Base::open(&ModelSource::parse(model)?, Compute::F32)?);
+    let open =
+        |model: &String| Ok::<_, anyhow::Error>(Base::open(&ModelSource::parse(model)?, Compute::F32)?);
     let base = args.model.as_ref().map(open).transpose()?;
     let found = taper_merge::inspect(&dir, base.as_ref())?;
     if args.json {
-        return Ok(print(serde_json::to_string(&found)?)?);
+        return print(serde_json::to_string(&found)?);
     }
-    Ok(print(describe(&found, args.all))?)
+    print(describe(&found, args.all))
 }
 
 fn describe(found: &Inspection, all: bool) -> String {
@@ -66,7 +67,15 @@ fn heading(found: &Inspection) -> String {
     };
     let mut lines = vec![format!("{}: {kind}", found.path)];
     let field = |name: &str| found.config.get(name).filter(|value| !value.is_null()).map(ToString::to_string);
-    for name in ["base_model_name_or_path", "r", "lora_alpha", "target_modules", "modules_to_save", "use_dora", "use_rslora"] {
+    for name in [
+        "base_model_name_or_path",
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "modules_to_save",
+        "use_dora",
+        "use_rslora",
+    ] {
         if let (Kind::Adapter, Some(value)) = (found.kind, field(name)) {
             lines.push(format!("  {name}: {value}"));
         }
@@ -74,7 +83,11 @@ fn heading(found: &Inspection) -> String {
     if let Some(model) = &found.model {
         lines.push(format!("  {} ({})", model.model_type, model.architecture));
         lines.push(format!("  head tied to the embedding: {}", yes(model.tied)));
-        lines.push(format!("  tokenizer: {}, chat template: {}", yes(model.tokenizer), yes(model.chat_template)));
+        lines.push(format!(
+            "  tokenizer: {}, chat template: {}",
+            yes(model.tokenizer),
+            yes(model.chat_template)
+        ));
     }
     for (what, values) in &found.parameters {
         lines.push(format!("  {} values {what}", count(*values as usize)));
@@ -86,7 +99,8 @@ fn heading(found: &Inspection) -> String {
 }
 
 fn modules(found: &Inspection, all: bool) -> String {
-    let mut rows = vec![["module", "rank", "alpha", "scaling", "norm A", "norm B"].map(ToOwned::to_owned).to_vec()];
+    let mut rows =
+        vec![["module", "rank", "alpha", "scaling", "norm A", "norm B"].map(ToOwned::to_owned).to_vec()];
     let shown = if all { found.modules.len() } else { SHOWN };
     rows.extend(found.modules.iter().take(shown).map(|module| {
         vec![
@@ -115,7 +129,11 @@ fn tensors(found: &Inspection, all: bool) -> String {
 }
 
 fn more(all: usize, shown: usize) -> String {
-    if all > shown { format!("\n… and {} more; --all lists them", count(all - shown)) } else { String::new() }
+    if all > shown {
+        format!("\n… and {} more; --all lists them", count(all - shown))
+    } else {
+        String::new()
+    }
 }
 
 fn yes(is: bool) -> &'static str {

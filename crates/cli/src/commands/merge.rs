@@ -46,14 +46,25 @@ pub(crate) struct MergeArgs {
 
 pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
     if !args.weight.is_empty() && args.weight.len() != args.adapter.len() {
-        bail!("{} weights for {} adapters: give one --weight for each --adapter, or none", args.weight.len(), args.adapter.len());
+        bail!(
+            "{} weights for {} adapters: give one --weight for each --adapter, or none",
+            args.weight.len(),
+            args.adapter.len()
+        );
     }
     let started = Instant::now();
     let base = sources::open_base(&args.model)?;
-    let loaded = args.adapter.iter().map(|text| sources::load_adapter(&base, text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let loaded = args
+        .adapter
+        .iter()
+        .map(|text| sources::load_adapter(&base, text))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let weights = args.weight.iter().copied().chain(std::iter::repeat(1.0));
-    let adapters: Vec<Weighted<'_>> =
-        loaded.iter().zip(weights).map(|(loaded, weight)| Weighted { adapter: &loaded.adapter, weight }).collect();
+    let adapters: Vec<Weighted<'_>> = loaded
+        .iter()
+        .zip(weights)
+        .map(|(loaded, weight)| Weighted { adapter: &loaded.adapter, weight })
+        .collect();
     let bar = progress_bar();
     let mut on_progress = |progress: Progress| {
         bar.set_length(progress.total);
@@ -69,13 +80,14 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
             "out": merged.path, "bytes": merged.bytes, "tensors": merged.tensors, "changed": merged.changed,
             "untied": merged.untied, "seconds": seconds, "verification": verification,
         });
-        return Ok(print(object)?);
+        return print(object);
     }
     report(&merged, verification.as_ref(), seconds)
 }
 
 fn compare(base: &Base, adapters: &[Weighted<'_>], merged: &Merged) -> anyhow::Result<Verification> {
-    let found = Base::open(&ModelSource::Folder(merged.path.clone()), Compute::F32).context("the merged model")?;
+    let found =
+        Base::open(&ModelSource::Folder(merged.path.clone()), Compute::F32).context("the merged model")?;
     Ok(verify(&base.model, adapters, &found.model, &sample(base)?)?)
 }
 
@@ -88,17 +100,15 @@ fn report(merged: &Merged, verification: Option<&Verification>, seconds: f64) ->
         bytes(merged.bytes)
     ))?;
     if merged.untied {
-        print("the head and the embedding differ now: lm_head.weight is stored and tie_word_embeddings is false")?;
+        print(
+            "the head and the embedding differ now: lm_head.weight is stored and tie_word_embeddings is false",
+        )?;
     }
     if let Some(found) = verification {
         print(format_args!(
             "over {} tokens, base + adapter and merged differ by at most {:.2e} (logits up to {:.2}); {} of {} \
              likeliest tokens agree",
-            found.tokens,
-            found.max_logit_difference,
-            found.max_logit,
-            found.argmax_agree,
-            found.tokens
+            found.tokens, found.max_logit_difference, found.max_logit, found.argmax_agree, found.tokens
         ))?;
         if found.max_logit_difference > SUSPICIOUS * found.max_logit {
             say("warning: that is more than rounding explains; please report it");

@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use taper_base::{Base, GenerationOptions, ModelSource};
 use taper_kernels::pool;
 use taper_lora::LoraAdapter;
-use taper_train::{DataFiles, DoneReport, Ending, Event, Recipe, Split, SplitResult, Start, StepReport, Summary};
+use taper_train::{
+    DataFiles, DoneReport, Ending, Event, Recipe, Split, SplitResult, Start, StepReport, Summary,
+};
 
 use super::train_args::TrainArgs;
 use crate::output::{bytes, count, on_terminal, print, say, table};
@@ -33,14 +35,10 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let mut screen = Screen::new(args.quiet, recipe.log_every);
     let done = taper_train::train(&base, &recipe, start, &mut |event| screen.show(event), &interrupt)?;
     screen.finish();
-    if args.quiet {
-        return Ok(());
-    }
     if done.ending == Ending::Interrupted {
-        say(format_args!("stopped after step {}; the same command with --resume goes on from there", done.step));
-        return Ok(());
+        bail!("stopped after step {}; the same command with --resume goes on from there", done.step);
     }
-    conclude(&base, &recipe, &done)
+    if args.quiet { Ok(()) } else { conclude(&base, &recipe, &done) }
 }
 
 /// A flag that the first Ctrl-C sets; the second ends the process.
@@ -132,7 +130,12 @@ fn plan(summary: &Summary) -> String {
     let train = &summary.train;
     let dropped = train.rows - train.kept();
     let mut lines = vec![
-        format!("model      {} ({}), {} parameters", summary.model, summary.model_type, count(summary.base_parameters as usize)),
+        format!(
+            "model      {} ({}), {} parameters",
+            summary.model,
+            summary.model_type,
+            count(summary.base_parameters as usize)
+        ),
         format!(
             "trainable  {} parameters ({:.2} %) in {} modules",
             count(summary.trainable_parameters as usize),
@@ -147,7 +150,11 @@ fn plan(summary: &Summary) -> String {
             count(summary.max_length),
             count(dropped)
         ),
-        format!("           {} tokens an epoch, {:.0} % learned", count(train.tokens), 100.0 * summary.learned_share()),
+        format!(
+            "           {} tokens an epoch, {:.0} % learned",
+            count(train.tokens),
+            100.0 * summary.learned_share()
+        ),
         format!(
             "steps      {} of {} rows, {} an epoch; at most {} tokens at a time, on {} threads",
             count(summary.steps),
@@ -188,7 +195,11 @@ fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<(
 }
 
 fn results(results: &[SplitResult]) -> String {
-    let mut rows = vec![["", "labels", "base loss", "adapter loss", "base perplexity", "adapter perplexity"].map(ToOwned::to_owned).to_vec()];
+    let mut rows = vec![
+        ["", "labels", "base loss", "adapter loss", "base perplexity", "adapter perplexity"]
+            .map(ToOwned::to_owned)
+            .to_vec(),
+    ];
     rows.extend(results.iter().map(|result| {
         vec![
             result.split.to_owned(),

@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn only_what_was_given_overrides_the_recipe() {
-        let table = overrides("--rank 4 --target-modules q_proj,v_proj --no-shuffle --use-dora --no-decay bias,norm");
+        let table =
+            overrides("--rank 4 --target-modules q_proj,v_proj --no-shuffle --use-dora --no-decay bias,norm");
         let keys: Vec<&str> = table.keys().map(String::as_str).collect();
         assert_eq!(keys, ["no_decay", "rank", "shuffle", "target_modules", "use_dora"]);
     }

@@ -29,24 +29,19 @@ pub fn samples(
 ) -> Result<Vec<Sample>, Error> {
     let mut source = Source::open(files, tokenizer, options)?;
     let mut samples = Vec::new();
+    if source.builder.format.name == "text" {
+        return Ok(samples);
+    }
     while samples.len() < count
         && let Some(row) = source.next()?
     {
-        if let Some(sample) = sample(tokenizer, &source.builder.build(&row)?)? {
-            samples.push(sample);
-        } else if source.builder.format.name == "text" {
-            break;
-        }
+        samples.extend(sample(tokenizer, &source.builder.build(&row)?)?);
     }
     Ok(samples)
 }
 
 fn sample(tokenizer: &Tokenizer, example: &Example) -> Result<Option<Sample>, Error> {
-    match example.learn.first() {
-        Some(span) if span.start > 1 => Ok(Some(Sample {
-            prompt: example.tokens[..span.start].to_vec(),
-            answer: tokenizer.decode(&example.tokens[span.clone()])?,
-        })),
-        _ => Ok(None),
-    }
+    let Some(span) = example.learn.first() else { return Ok(None) };
+    let answer = tokenizer.decode(&example.tokens[span.clone()])?;
+    Ok(Some(Sample { prompt: example.tokens[..span.start].to_vec(), answer }))
 }
