@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use half::bf16;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -93,19 +94,19 @@ fn plan() -> Vec<Plan> {
     plan
 }
 
-/// The initial weights as a safetensors file, f32.
+/// The initial weights as a safetensors file, bf16: merging keeps the type, and so makes the file that is shipped.
 pub fn weights(seed: u64) -> Result<Vec<u8>> {
     let mut draw = Draw::new(seed);
     let mut tensors = Vec::new();
     for (name, shape, std) in plan() {
         let count: usize = shape.iter().product();
         let mut value = || std.map_or(1.0, |std| std * draw.normal()) as f32;
-        let bytes: Vec<u8> = (0..count).flat_map(|_| value().to_le_bytes()).collect();
+        let bytes: Vec<u8> = (0..count).flat_map(|_| bf16::from_f32(value()).to_le_bytes()).collect();
         tensors.push((name, shape, bytes));
     }
     let views = tensors
         .iter()
-        .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>>>()?;
     let metadata = std::iter::once(("format".to_owned(), "pt".to_owned())).collect();
     Ok(safetensors::serialize(views, Some(metadata))?)
@@ -139,7 +140,7 @@ mod tests {
         let spread = |name: &str| {
             let view = tensors.tensor(name).unwrap();
             let values: Vec<f32> =
-                view.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+                view.data().chunks(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect();
             (values.iter().map(|x| f64::from(x * x)).sum::<f64>() / values.len() as f64).sqrt()
         };
         assert!((spread("model.embed_tokens.weight") - 0.02).abs() < 2e-4);
