@@ -12,6 +12,7 @@ mod support;
 
 mod bad_input;
 mod bad_input_train;
+mod candle_witness;
 mod oracle_cases;
 mod peft_reads;
 mod program_eval;

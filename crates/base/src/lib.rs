@@ -15,6 +15,7 @@ mod chat_template;
 mod checkpoint;
 mod decoder;
 mod error;
+pub mod files;
 mod generate;
 pub mod hub;
 mod linear;

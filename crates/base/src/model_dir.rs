@@ -1,9 +1,7 @@
 //! Where a model comes from: a folder, a hub id, or the base inside the binary. It finds the files and leaves reading them to
 //! others; downloads are the [`hub`]'s.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, hub, tiny};
 
@@ -145,32 +143,6 @@ fn check_folder(path: &Path, file: &str, kind: &str) -> Result<(), Error> {
         return fail("is a model's folder, not an adapter's: give it with --model".into());
     }
     fail(format!("has no {file}, so it is not {kind}"))
-}
-
-/// Writes a file whole or not at all, making its folder: to a temporary name beside it, synced, then renamed. Others may
-/// write it at the same time, and may have mapped the file that it replaces.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = beside(path);
-    let written = make_parent(path)
-        .and_then(|()| std::fs::File::create(&temporary))
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|source| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::Io { path: path.to_path_buf(), source }
-    })
-}
-
-/// Makes the folder that `path` will lie in.
-pub(crate) fn make_parent(path: &Path) -> std::io::Result<()> {
-    path.parent().map_or(Ok(()), std::fs::create_dir_all)
-}
-
-/// A name in the folder of `path` that no other thread or process uses at the same time.
-pub(crate) fn beside(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    path.with_file_name(format!(".taper-{}-{count}.part", std::process::id()))
 }
 
 #[cfg(test)]

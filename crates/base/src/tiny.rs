@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::model_dir::write_whole;
+use crate::files::write_whole;
 
 /// The files of the tiny base, by name, as the build embedded them. They are made by the recipe of the tree (see the
 /// repository's README); a table without entries is a build without the tiny base.
@@ -48,7 +48,10 @@ fn lay_out(files: &[(&str, &[u8])], roots: &[PathBuf]) -> Result<PathBuf, Error>
 
 /// Writes `bytes` to `path` unless they stand there already.
 fn ensure(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    if std::fs::read(path).is_ok_and(|found| found == bytes) { Ok(()) } else { write_whole(path, bytes) }
+    if std::fs::read(path).is_ok_and(|found| found == bytes) {
+        return Ok(());
+    }
+    write_whole(path, |out| out.write_all(bytes)).map_err(Error::io(path))
 }
 
 /// FNV-1a, 64 bits, over names, lengths and contents: it only has to tell builds apart.

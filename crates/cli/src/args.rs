@@ -29,7 +29,7 @@ pub(crate) enum Command {
 /// Which base, and how it is run.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// The base model: `tiny`, a folder, or a hub id org/name[@revision]
+    /// The base model: `tiny`, a folder, or a hub id (org/name or org/name@revision)
     #[arg(long)]
     pub(crate) model: String,
     /// Compute threads [default: all cores]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
+use taper_base::files::write_whole;
 use taper_base::{Checkpoint, Module};
 
 use crate::config_json::CONFIG_FILE;
@@ -11,7 +12,7 @@ use crate::lora::PREFIX;
 use crate::plan::{BaseModules, Origin, Plan};
 use crate::problems::Problems;
 use crate::source::{Source, Start};
-use crate::tensor_file::{TENSOR_FILE, write, write_tensors};
+use crate::tensor_file::{TENSOR_FILE, write_tensors};
 use crate::{Error, LoraAdapter, LoraConfig};
 
 impl LoraAdapter {
@@ -60,8 +61,10 @@ impl LoraAdapter {
             let weight = self.tensors.get(&format!("{PREFIX}{embedding}.weight")).cloned();
             tensors.extend(weight.map(|weight| (format!("{PREFIX}{}.weight", self.head.head), weight)));
         }
-        write(&dir.join(TENSOR_FILE), |out| write_tensors(&tensors, out))?;
-        write(&dir.join(CONFIG_FILE), |out| out.write_all(self.config.to_json().as_bytes()))
+        let [tensor_file, config_file] = [TENSOR_FILE, CONFIG_FILE].map(|name| dir.join(name));
+        write_whole(&tensor_file, |out| write_tensors(&tensors, out)).map_err(Error::io(&tensor_file))?;
+        write_whole(&config_file, |out| out.write_all(self.config.to_json().as_bytes()))
+            .map_err(Error::io(&config_file))
     }
 }
 

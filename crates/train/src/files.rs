@@ -1,34 +1,15 @@
 //! Files and folders that appear whole or not at all: written under a temporary name beside their place, synced, renamed.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
+
+use taper_base::files::{self, TEMPORARY, sync_folder};
 
 use crate::Error;
 
-/// Beginning of every temporary name.
-const TEMPORARY: &str = ".taper-";
-
-/// Beginning of those that `taper-lora` gives.
-const LORA_TEMPORARY: &str = ".writing-";
-
 /// Writes `bytes` to `path`, replacing what is there.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = temporary(path);
-    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    if let Err(source) = written {
-        // Nothing more can be done if the temporary file stays: the next start removes it.
-        let _ = fs::remove_file(&temporary);
-        return Err(Error::io(path)(source));
-    }
-    sync_folder(path.parent());
-    Ok(())
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    files::write_whole(path, |out| out.write_all(bytes)).map_err(Error::io(path))
 }
 
 /// Makes the folder `path`, filled by `fill` under a temporary name, replacing a folder that is there.
@@ -67,7 +48,7 @@ pub(crate) fn clean(folder: &Path) -> Result<(), Error> {
     for entry in entries {
         let entry = entry.map_err(Error::io(folder))?;
         let name = entry.file_name();
-        if [TEMPORARY, LORA_TEMPORARY].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+        if name.to_string_lossy().starts_with(TEMPORARY) {
             let path = entry.path();
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(Error::io(&path))?;
@@ -79,12 +60,6 @@ pub(crate) fn clean(folder: &Path) -> Result<(), Error> {
 fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{TEMPORARY}{name}"))
-}
-
-/// Makes a rename in `folder` last through a power cut, where the file system can.
-fn sync_folder(folder: Option<&Path>) {
-    let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 #[cfg(test)]
@@ -117,7 +92,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(".taper-step-2")).unwrap();
         fs::write(dir.path().join(".taper-eval.json"), "x").unwrap();
-        fs::write(dir.path().join(".writing-3xK"), "x").unwrap();
+        fs::write(dir.path().join(".taper-7-0.part"), "x").unwrap();
         fs::write(dir.path().join("eval.json"), "x").unwrap();
         clean(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

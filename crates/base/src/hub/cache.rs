@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{INDEX, Kind, WEIGHTS};
 use crate::Error;
-use crate::model_dir::{beside, make_parent, write_whole};
+use crate::files::{beside, make_parent, write_whole};
 
 /// A repository's place in the cache, at a revision.
 #[derive(Clone, Debug)]
@@ -128,7 +128,7 @@ impl Cached {
     /// Notes that the repository has no `file` at this commit.
     pub(super) fn note_absent(&self, file: &str) -> Result<(), Error> {
         let Some(path) = self.absent(file) else { return Ok(()) };
-        write_whole(&path, b"")
+        write_whole(&path, |_| Ok(())).map_err(Error::io(&path))
     }
 
     fn absent(&self, file: &str) -> Option<PathBuf> {
@@ -139,7 +139,7 @@ impl Cached {
     pub(super) fn point(&self) -> Result<(), Error> {
         let Some(commit) = self.commit.as_ref().filter(|_| !is_commit(&self.revision)) else { return Ok(()) };
         let path = self.root.join("refs").join(&self.revision);
-        write_whole(&path, commit.as_bytes())
+        write_whole(&path, |out| out.write_all(commit.as_bytes())).map_err(Error::io(&path))
     }
 }
 

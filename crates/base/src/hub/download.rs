@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::cache::{self, Cached};
 use super::{Hub, Kind, failure};
 use crate::Error;
-use crate::model_dir::make_parent;
+use crate::files::make_parent;
 
 /// Bytes asked for in one request: what an interruption loses at most.
 const PART: u64 = 32 << 20;
