@@ -64,11 +64,6 @@ impl Style {
         Ok(Pair { kind, pirate: self.rewrite(&plain), plain, held_out })
     }
 
-    /// One way to ask for the rewriting.
-    pub fn instruction(&self, draw: &mut Draw) -> Result<String> {
-        Text::new(&self.grammar, draw).expand("instruction")
-    }
-
     /// `plain` as a pirate says it.
     pub fn rewrite(&self, plain: &str) -> String {
         let (body, mark) = plain.split_at(plain.len() - usize::from(plain.ends_with(['.', '?', '!'])));
@@ -130,9 +125,9 @@ pub fn splits(seed: u64) -> Result<Splits> {
     let style = Style::new()?;
     Splits::fill(COUNTS, KINDS.len(), &mut Draw::new(seed), |draw| {
         let pair = style.pair(draw)?;
-        let instruction = style.instruction(draw)?;
+        let (prompt, completion) = (format!("{}\nPirate:", pair.plain), format!(" {}", pair.pirate));
         Ok(Row {
-            json: json!({"instruction": instruction, "input": pair.plain, "output": pair.pirate}),
+            json: json!({"prompt": prompt, "completion": completion}),
             input: pair.plain,
             class: pair.kind.to_owned(),
             held_out: pair.held_out,
@@ -155,7 +150,8 @@ mod tests {
     #[test]
     fn the_pirate_never_says_it_plainly() {
         for row in splits(SEED).unwrap().rows.iter().flatten() {
-            assert_ne!(row.json["input"], row.json["output"]);
+            let said = row.json["completion"].as_str().unwrap().trim();
+            assert!(!row.json["prompt"].as_str().unwrap().contains(said));
         }
     }
 
