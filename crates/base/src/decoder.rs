@@ -1,13 +1,15 @@
 //! The decoder that Llama-type models share: one forward pass over ragged batches, for training, scoring and generation.
 
+mod load;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{AttentionShape, CachedSegment, Compute, RopeTable};
+use taper_kernels::{AttentionShape, BlockPass, CachedSegment, LowRank, RopeTable};
 
 use crate::rope::Rope;
-use crate::{Adapter, Batch, Checkpoint, Embedding, Error, KvCache, Linear, Module, RmsNorm};
+use crate::{Adapter, Batch, Effect, Embedding, KvCache, Linear, Module, RmsNorm};
 
 /// The facts by which Llama-type models differ, in the terms of config.json.
 #[derive(Clone, Debug)]
@@ -71,6 +73,8 @@ struct Block {
     attention: Attention,
     post_attention_layernorm: RmsNorm,
     mlp: Mlp,
+    /// The same parts, for one operation.
+    fused: Arc<taper_kernels::Block>,
 }
 
 #[derive(Debug)]
@@ -166,8 +170,38 @@ impl Decoder {
 }
 
 impl Block {
-    /// `x` `(N, D)` to `(N, D)`.
+    /// `x` `(N, D)` to `(N, D)`: in one operation, where there are no caches and the adapter allows it.
     fn forward(&self, layer: usize, x: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
+        if pass.caches.is_empty()
+            && let Some(factors) = self.factors(pass.adapter)
+        {
+            let (segments, rope) = (pass.segments.clone(), pass.rope.clone());
+            let pass = BlockPass { segments, rope, recompute: false };
+            return taper_kernels::block(x, &self.fused, &pass, &factors);
+        }
+        self.in_parts(layer, x, pass)
+    }
+
+    /// The low-rank terms beside the projections, if `adapter` changes nothing else in the block.
+    fn factors<'a>(&self, adapter: &'a dyn Adapter) -> Option<[Option<LowRank<'a>>; 7]> {
+        let heads = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+        let mut norms = [&self.input_layernorm, &self.post_attention_layernorm].into_iter().chain(heads);
+        if norms.any(|norm| adapter.param(&norm.gain_path).is_some()) {
+            return None;
+        }
+        let mut factors = [None; 7];
+        for (factors, layer) in factors.iter_mut().zip(projections(&self.attention, &self.mlp)) {
+            match adapter.effect(layer) {
+                Effect::Frozen => {}
+                Effect::LowRank(low_rank) => *factors = Some(low_rank),
+                Effect::Other => return None,
+            }
+        }
+        Some(factors)
+    }
+
+    /// The block in its single operations.
+    fn in_parts(&self, layer: usize, x: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
         let attended =
             self.attention.forward(layer, &self.input_layernorm.forward(x, pass.adapter)?, pass)?;
         let x = (x + attended)?;
@@ -175,6 +209,12 @@ impl Block {
             self.mlp.forward(&self.post_attention_layernorm.forward(&x, pass.adapter)?, pass.adapter)?;
         x + fed
     }
+}
+
+/// In the order of [`taper_kernels::Block`].
+fn projections<'a>(attention: &'a Attention, mlp: &'a Mlp) -> [&'a Linear; 7] {
+    let Attention { q_proj, k_proj, v_proj, o_proj, .. } = attention;
+    [q_proj, k_proj, v_proj, o_proj, &mlp.gate_proj, &mlp.up_proj, &mlp.down_proj]
 }
 
 impl Attention {
@@ -223,117 +263,6 @@ impl Mlp {
         let gate = self.gate_proj.forward(x, adapter)?;
         let up = self.up_proj.forward(x, adapter)?;
         self.down_proj.forward(&taper_kernels::swiglu(&gate, &up)?, adapter)
-    }
-}
-
-/// Finds the weights that a [`DecoderConfig`] calls for.
-struct Loader<'a> {
-    config: &'a DecoderConfig,
-    checkpoint: &'a Checkpoint,
-    compute: Compute,
-}
-
-impl Decoder {
-    /// Finds every weight that `config` calls for; nothing is copied but norms and biases.
-    pub(crate) fn load(
-        config: DecoderConfig,
-        checkpoint: &Checkpoint,
-        compute: Compute,
-    ) -> std::result::Result<Self, Error> {
-        let loader = Loader { config: &config, checkpoint, compute };
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = Embedding {
-            path: "model.embed_tokens".into(),
-            weight: loader.weight("model.embed_tokens", vocab, hidden)?,
-        };
-        let blocks =
-            (0..config.num_hidden_layers).map(|i| loader.block(i)).collect::<std::result::Result<_, _>>()?;
-        let norm = loader.norm("model.norm", hidden)?;
-        let lm_head = loader.linear("lm_head", (hidden, vocab), false)?;
-        Ok(Self { config, embed_tokens, blocks, norm, lm_head })
-    }
-}
-
-impl Loader<'_> {
-    fn block(&self, i: usize) -> std::result::Result<Block, Error> {
-        let path = format!("model.layers.{i}");
-        Ok(Block {
-            input_layernorm: self.norm(&format!("{path}.input_layernorm"), self.config.hidden_size)?,
-            attention: self.attention(&format!("{path}.self_attn"), self.config.layers[i])?,
-            post_attention_layernorm: self
-                .norm(&format!("{path}.post_attention_layernorm"), self.config.hidden_size)?,
-            mlp: self.mlp(&format!("{path}.mlp"))?,
-        })
-    }
-
-    fn attention(&self, path: &str, facts: LayerFacts) -> std::result::Result<Attention, Error> {
-        let c = self.config;
-        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let norms = || -> std::result::Result<_, Error> {
-            Ok((
-                self.norm(&format!("{path}.q_norm"), c.head_dim)?,
-                self.norm(&format!("{path}.k_norm"), c.head_dim)?,
-            ))
-        };
-        Ok(Attention {
-            q_proj: self.linear(&format!("{path}.q_proj"), (c.hidden_size, q), c.qkv_bias)?,
-            k_proj: self.linear(&format!("{path}.k_proj"), (c.hidden_size, kv), c.qkv_bias)?,
-            v_proj: self.linear(&format!("{path}.v_proj"), (c.hidden_size, kv), c.qkv_bias)?,
-            o_proj: self.linear(&format!("{path}.o_proj"), (q, c.hidden_size), c.o_bias)?,
-            qk_norm: c.qk_norm.then(norms).transpose()?,
-            shape: AttentionShape {
-                heads: c.num_attention_heads,
-                kv_heads: c.num_key_value_heads,
-                head_dim: c.head_dim,
-                scale: 1.0 / (c.head_dim as f32).sqrt(),
-                window: facts.window,
-            },
-            rope: facts.rope,
-        })
-    }
-
-    fn mlp(&self, path: &str) -> std::result::Result<Mlp, Error> {
-        let c = self.config;
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        Ok(Mlp {
-            gate_proj: self.linear(&format!("{path}.gate_proj"), (hidden, inner), c.mlp_bias)?,
-            up_proj: self.linear(&format!("{path}.up_proj"), (hidden, inner), c.mlp_bias)?,
-            down_proj: self.linear(&format!("{path}.down_proj"), (inner, hidden), c.mlp_bias)?,
-        })
-    }
-
-    fn linear(
-        &self,
-        path: &str,
-        (input, output): (usize, usize),
-        bias: bool,
-    ) -> std::result::Result<Linear, Error> {
-        let bias = bias.then(|| self.checkpoint.tensor(&self.name(path, "bias"), &[output])).transpose()?;
-        Ok(Linear { path: path.into(), weight: self.weight(path, output, input)?, bias })
-    }
-
-    fn norm(&self, path: &str, size: usize) -> std::result::Result<RmsNorm, Error> {
-        let gain = self.checkpoint.tensor(&self.name(path, "weight"), &[size])?;
-        Ok(RmsNorm {
-            path: path.into(),
-            gain_path: format!("{path}.weight"),
-            gain,
-            eps: self.config.rms_norm_eps,
-        })
-    }
-
-    fn weight(
-        &self,
-        path: &str,
-        rows: usize,
-        cols: usize,
-    ) -> std::result::Result<taper_kernels::Weight, Error> {
-        Ok(self.checkpoint.weight(&self.name(path, "weight"), rows, cols)?.with_compute(self.compute))
-    }
-
-    fn name(&self, path: &str, parameter: &str) -> String {
-        let name = format!("{path}.{parameter}");
-        self.checkpoint.stored_name(&name, self.config.tie_word_embeddings).unwrap_or(&name).to_owned()
     }
 }
 

@@ -34,7 +34,7 @@ pub use checkpoint::{Checkpoint, TensorInfo};
 pub use decoder::{Decoder, DecoderConfig};
 pub use error::Error;
 pub use generate::{Generation, GenerationOptions, Session, Stop, generate};
-pub use linear::{Adapter, Embedding, Linear, Module, RmsNorm};
+pub use linear::{Adapter, Effect, Embedding, Linear, Module, RmsNorm};
 pub use model_dir::{ModelDir, ModelSource};
 pub use sampler::Sampling;
 pub use text_stream::TextStream;

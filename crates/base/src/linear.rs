@@ -1,7 +1,7 @@
 //! The frozen parts of a base, and the one seam at which an adapter meets them.
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Labelled, Weight};
+use taper_kernels::{Labelled, LowRank, Weight};
 
 /// What an adapter does to the frozen parts of a base. `()` does nothing.
 ///
@@ -11,6 +11,13 @@ pub trait Adapter: Send + Sync {
     /// one fused operation.
     fn linear(&self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
         layer.frozen(x)
+    }
+
+    /// What [`Adapter::linear`] does to `layer`, where a whole block can take it over in one operation. It must say the
+    /// truth: where it does not say [`Effect::Other`], `linear` may not be asked.
+    fn effect(&self, layer: &Linear) -> Effect<'_> {
+        let _ = layer;
+        Effect::Other
     }
 
     /// Token ids to rows `(N, D)`.
@@ -37,7 +44,22 @@ pub trait Adapter: Send + Sync {
 }
 
 /// The bare base.
-impl Adapter for () {}
+impl Adapter for () {
+    fn effect(&self, _: &Linear) -> Effect<'_> {
+        Effect::Frozen
+    }
+}
+
+/// What an adapter does to a linear layer.
+#[derive(Clone, Copy, Debug)]
+pub enum Effect<'a> {
+    /// Nothing.
+    Frozen,
+    /// A low-rank term beside the frozen layer, with the dropout of this pass; nothing else.
+    LowRank(LowRank<'a>),
+    /// Something that only [`Adapter::linear`] knows.
+    Other,
+}
 
 /// A frozen `y = x Wᵀ + b`, named by its path in the checkpoint (`model.layers.0.self_attn.q_proj`).
 #[derive(Clone, Debug)]

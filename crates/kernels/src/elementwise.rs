@@ -37,10 +37,51 @@ fn check_columns(op: &str, x: &Tensor, row: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// `y = silu(gate) ⊙ up`.
+pub(crate) fn swiglu_into(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    pool::for_each_chunk(y, CHUNK, |i, y| {
+        let part = i * CHUNK..i * CHUNK + y.len();
+        let (gate, up) = (&gate[part.clone()], &up[part]);
+        vector::wide(
+            #[inline(always)]
+            || {
+                for ((y, &x), up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = x * vector::sigmoid(x) * up;
+                }
+            },
+        );
+    });
+}
+
+/// Turns `gate` and `up` into their gradients, and the gradient `g` of [`swiglu`]'s result into that result.
+pub(crate) fn swiglu_pull_back(gate: &mut [f32], up: &mut [f32], g: &mut [f32]) {
+    let runs = gate.chunks_mut(CHUNK).zip(up.chunks_mut(CHUNK)).zip(g.chunks_mut(CHUNK));
+    let mut parts: Vec<_> = runs.collect();
+    parts::for_each(&mut parts, |((gate, up), g)| {
+        vector::wide(
+            #[inline(always)]
+            || {
+                for ((gate, up), g) in gate.iter_mut().zip(up.iter_mut()).zip(g.iter_mut()) {
+                    (*gate, *up, *g) = pulled_back(*gate, *up, *g);
+                }
+            },
+        );
+    });
+}
+
+/// `dgate`, `dup` and `silu(gate)·up`: with `σ = sigmoid(gate)`, the gradients are `g·up·σ(1 + gate(1 - σ))` and `g·gate·σ`.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled inside the function that enables its instructions")]
+fn pulled_back(gate: f32, up: f32, g: f32) -> (f32, f32, f32) {
+    let sigma = vector::sigmoid(gate);
+    let silu = gate * sigma;
+    (g * up * (sigma + silu * (1.0 - sigma)), g * silu, silu * up)
+}
+
 struct SwiGlu;
 
 impl SwiGlu {
-    /// `(dgate, dup)`: with `σ = sigmoid(gate)`, `g·up·σ(1 + gate(1 - σ))` and `g·gate·σ`.
+    /// `(dgate, dup)`.
     fn gradients(gate: &[f32], up: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
         parts::for_each_pair(&mut dgate, &mut dup, (CHUNK, CHUNK), |i, dgate, dup| {
@@ -50,11 +91,8 @@ impl SwiGlu {
                 #[inline(always)]
                 || {
                     let inputs = gate.iter().zip(up).zip(g);
-                    for ((dgate, dup), ((&x, up), g)) in dgate.iter_mut().zip(dup).zip(inputs) {
-                        let sigma = vector::sigmoid(x);
-                        let silu = x * sigma;
-                        *dgate = g * up * (sigma + silu * (1.0 - sigma));
-                        *dup = g * silu;
+                    for ((dgate, dup), ((&x, &up), &g)) in dgate.iter_mut().zip(dup).zip(inputs) {
+                        (*dgate, *dup, _) = pulled_back(x, up, g);
                     }
                 },
             );
@@ -77,18 +115,7 @@ impl CustomOp2 for SwiGlu {
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (values("swiglu", s1, l1)?, values("swiglu", s2, l2)?);
         let mut y = vec![0.0; gate.len()];
-        pool::for_each_chunk(&mut y, CHUNK, |i, y| {
-            let part = i * CHUNK..i * CHUNK + y.len();
-            let (gate, up) = (&gate[part.clone()], &up[part]);
-            vector::wide(
-                #[inline(always)]
-                || {
-                    for ((y, &x), up) in y.iter_mut().zip(gate).zip(up) {
-                        *y = x * vector::sigmoid(x) * up;
-                    }
-                },
-            );
-        });
+        swiglu_into(gate, up, &mut y);
         Ok(output(y, l1.shape()))
     }
 

@@ -10,6 +10,7 @@
 //! Every operation takes and returns contiguous `f32` tensors on the CPU.
 
 mod attention;
+mod block;
 mod dropout;
 mod elementwise;
 mod error;
@@ -28,6 +29,7 @@ mod vector;
 mod weight;
 
 pub use attention::{AttentionShape, CachedSegment, attention, attention_cached};
+pub use block::{Block, BlockPass, Projection, block};
 pub use dropout::Dropout;
 pub use elementwise::{add_bias, scale_columns, swiglu};
 pub use error::Error;

@@ -20,6 +20,44 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
     x.apply_op2(gain, RmsNorm { eps: eps as f32 })
 }
 
+/// Normalises every run of `gain`'s length in `x`, into `y`.
+pub(crate) fn normalise(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
+    let norm = RmsNorm { eps };
+    let size = gain.len();
+    let chunk = parts::rows_per_task(size) * size;
+    pool::for_each_chunk(y, chunk, |i, y| {
+        for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
+            norm.normalise(x, gain, y);
+        }
+    });
+}
+
+/// Turns `g`, the gradient of a norm's result, into that of its input `x`.
+pub(crate) fn pull_back(x: &[f32], gain: &[f32], eps: f32, g: &mut [f32]) {
+    let norm = RmsNorm { eps };
+    let size = gain.len();
+    let chunk = parts::rows_per_task(size) * size;
+    pool::for_each_chunk(g, chunk, |i, g| {
+        for (g, x) in g.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
+            norm.pull_back(x, gain, g);
+        }
+    });
+}
+
+/// [`pull_back`], and `g += rest`: the gradient of `x` where `x` goes on beside the norm.
+pub(crate) fn pull_back_beside(x: &[f32], gain: &[f32], eps: f32, (g, rest): (&mut [f32], &[f32])) {
+    let norm = RmsNorm { eps };
+    let size = gain.len();
+    let chunk = parts::rows_per_task(size) * size;
+    pool::for_each_chunk(g, chunk, |i, g| {
+        let rows = x[i * chunk..].chunks_exact(size).zip(rest[i * chunk..].chunks_exact(size));
+        for (g, (x, rest)) in g.chunks_exact_mut(size).zip(rows) {
+            norm.pull_back(x, gain, g);
+            vector::axpy(1.0, rest, g);
+        }
+    });
+}
+
 struct RmsNorm {
     eps: f32,
 }
@@ -42,38 +80,26 @@ impl RmsNorm {
         );
     }
 
-    fn pull_back(&self, x: &[f32], gain: &[f32], g: &[f32], dx: &mut [f32]) {
+    /// With `r = 1/sqrt(mean(x²) + eps)`, `g` becomes `r (g⊙w - x r² mean(g⊙w⊙x))`.
+    fn pull_back(&self, x: &[f32], gain: &[f32], g: &mut [f32]) {
         let inverse = self.inverse(x);
         vector::wide(
             #[inline(always)]
             || {
-                for ((d, g), w) in dx.iter_mut().zip(g).zip(gain) {
-                    *d = g * w;
+                for (g, w) in g.iter_mut().zip(gain) {
+                    *g *= w;
                 }
             },
         );
-        let along = vector::dot(dx, x) * inverse * inverse / x.len() as f32;
+        let along = vector::dot(g, x) * inverse * inverse / x.len() as f32;
         vector::wide(
             #[inline(always)]
             || {
-                for (d, x) in dx.iter_mut().zip(x) {
-                    *d = inverse * (*d - x * along);
+                for (g, x) in g.iter_mut().zip(x) {
+                    *g = inverse * (*g - x * along);
                 }
             },
         );
-    }
-
-    fn input_gradient(&self, x: &[f32], gain: &[f32], g: &[f32]) -> Vec<f32> {
-        let size = gain.len();
-        let mut dx = vec![0.0; x.len()];
-        let chunk = parts::rows_per_task(size) * size;
-        pool::for_each_chunk(&mut dx, chunk, |i, dx| {
-            let rows = x[i * chunk..].chunks_exact(size).zip(g[i * chunk..].chunks_exact(size));
-            for (dx, (x, g)) in dx.chunks_exact_mut(size).zip(rows) {
-                self.pull_back(x, gain, g, dx);
-            }
-        });
-        dx
     }
 
     fn gain_gradient(&self, x: &[f32], size: usize, g: &[f32]) -> Vec<f32> {
@@ -104,14 +130,8 @@ impl CustomOp2 for RmsNorm {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, gain) = (values(OP, s1, l1)?, values(OP, s2, l2)?);
-        let size = gain.len();
         let mut y = vec![0.0; x.len()];
-        let chunk = parts::rows_per_task(size) * size;
-        pool::for_each_chunk(&mut y, chunk, |i, y| {
-            for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
-                self.normalise(x, gain, y);
-            }
-        });
+        normalise(x, gain, self.eps, &mut y);
         Ok(output(y, l1.shape()))
     }
 
@@ -127,7 +147,11 @@ impl CustomOp2 for RmsNorm {
         let (xs, gains, gs) = (Held::new(OP, x)?, Held::new(OP, gain)?, Held::new(OP, &g)?);
         let [x_values, gain_values, g] = [xs.values(), gains.values(), gs.values()];
         Ok((
-            gradient(x, || self.input_gradient(x_values, gain_values, g))?,
+            gradient(x, || {
+                let mut dx = g.to_vec();
+                pull_back(x_values, gain_values, self.eps, &mut dx);
+                dx
+            })?,
             gradient(gain, || self.gain_gradient(x_values, gain_values.len(), g))?,
         ))
     }

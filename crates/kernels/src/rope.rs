@@ -48,37 +48,39 @@ struct Rope {
 }
 
 impl Rope {
-    /// Every row by its angles times `direction`, 1 or -1.
-    fn rotate(&self, x: &[f32], direction: f32) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
-        let rows = parts::rows_per_task(self.width);
-        let chunk = rows * self.width;
-        pool::for_each_chunk(&mut y, chunk, |i, y| {
-            let x = x[i * chunk..].chunks_exact(self.width);
-            for (n, (y, x)) in y.chunks_exact_mut(self.width).zip(x).enumerate() {
-                self.rotate_row(i * rows + n, x, y, direction);
-            }
-        });
+    fn rotated(&self, x: &[f32], direction: f32) -> Vec<f32> {
+        let mut y = x.to_vec();
+        self.table.rotate(&mut y, (self.width, self.head_dim), direction);
         y
     }
+}
 
-    fn rotate_row(&self, row: usize, x: &[f32], y: &mut [f32], direction: f32) {
-        let half = self.table.half;
-        let cos = &self.table.cos[row * half..][..half];
-        let sin = &self.table.sin[row * half..][..half];
+impl RopeTable {
+    /// Rotates the heads of every row of `x` by the row's angles times `direction`, 1 or -1; `sizes` are those of a row and
+    /// of a head.
+    pub(crate) fn rotate(&self, x: &mut [f32], (width, head_dim): (usize, usize), direction: f32) {
+        let rows = parts::rows_per_task(width);
+        pool::for_each_chunk(x, rows * width, |i, x| {
+            for (n, x) in x.chunks_exact_mut(width).enumerate() {
+                self.rotate_row(i * rows + n, x, head_dim, direction);
+            }
+        });
+    }
+
+    fn rotate_row(&self, row: usize, x: &mut [f32], head_dim: usize, direction: f32) {
+        let half = self.half;
+        let cos = &self.cos[row * half..][..half];
+        let sin = &self.sin[row * half..][..half];
         vector::wide(
             #[inline(always)]
             || {
-                for (x, y) in x.chunks_exact(self.head_dim).zip(y.chunks_exact_mut(self.head_dim)) {
-                    let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
-                    let (x2, rest) = x2.split_at(half);
-                    let (y2, out) = y2.split_at_mut(half);
-                    for i in 0..half {
-                        let sin = sin[i] * direction;
-                        y1[i] = x1[i] * cos[i] - x2[i] * sin;
-                        y2[i] = x2[i] * cos[i] + x1[i] * sin;
+                for x in x.chunks_exact_mut(head_dim) {
+                    let (x1, x2) = x.split_at_mut(half);
+                    let angles = cos.iter().zip(sin);
+                    for ((x1, x2), (cos, sin)) in x1.iter_mut().zip(x2).zip(angles) {
+                        let sin = sin * direction;
+                        (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
                     }
-                    out.copy_from_slice(rest);
                 }
             },
         );
@@ -91,14 +93,14 @@ impl CustomOp1 for Rope {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(output(self.rotate(values(OP, storage, layout)?, 1.0), layout.shape()))
+        Ok(output(self.rotated(values(OP, storage, layout)?, 1.0), layout.shape()))
     }
 
     /// The rotation the other way.
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let g = g.contiguous()?;
         let g = Held::new(OP, &g)?;
-        gradient(x, || self.rotate(g.values(), -1.0))
+        gradient(x, || self.rotated(g.values(), -1.0))
     }
 }
 

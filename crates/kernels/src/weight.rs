@@ -10,7 +10,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use crate::Error;
-use crate::product::{Direction, Matrix, Right, product, widen};
+use crate::product::{Direction, Matrix, Prepared, Right, widen};
 
 /// How a weight's values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,12 +145,22 @@ impl Weight {
 
     /// `y = x Wᵀ`: `x` `(n, cols)`, `y` `(n, rows)`, both row-major; `y` is overwritten.
     pub fn product(&self, x: &[f32], y: &mut [f32]) {
-        product(Right::new(self.matrix(), Direction::Forward), self.compute, x, y);
+        self.product_of(&Prepared::new(self.compute, x, self.cols), y, false);
+    }
+
+    /// [`Weight::product`] of activations that are ready for it; added to `y` where `add`.
+    pub(crate) fn product_of(&self, x: &Prepared<'_>, y: &mut [f32], add: bool) {
+        x.product(Right::new(self.matrix(), Direction::Forward), y, add);
+    }
+
+    /// [`Weight::product_transposed`] of a gradient that is ready for it; added to `dx` where `add`.
+    pub(crate) fn product_transposed_of(&self, g: &Prepared<'_>, dx: &mut [f32], add: bool) {
+        g.product(Right::new(self.matrix(), Direction::Backward), dx, add);
     }
 
     /// `dx = g W`: `g` `(n, rows)`, `dx` `(n, cols)`, both row-major; `dx` is overwritten.
     pub fn product_transposed(&self, g: &[f32], dx: &mut [f32]) {
-        product(Right::new(self.matrix(), Direction::Backward), self.compute, g, dx);
+        self.product_transposed_of(&Prepared::new(self.compute, g, self.rows), dx, false);
     }
 
     /// Row `row`, widened to f32, into `out` `(cols,)`.

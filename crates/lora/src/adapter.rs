@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result as Tensors, Tensor, Var};
-use taper_base::{Adapter, Embedding, Linear};
+use taper_base::{Adapter, Effect, Embedding, Linear};
 use taper_kernels::{Dropout, Labelled, LowRank};
 
 use crate::embedding::EmbeddingLora;
@@ -202,6 +202,16 @@ impl LoraAdapter {
         }
     }
 
+    /// What [`LoraAdapter::forward`] does to `layer`.
+    fn effect_on(&self, layer: &Linear, dropout: Option<Dropout>) -> Effect<'_> {
+        let Some(adapted) = self.linears.get(&layer.path) else { return Effect::Frozen };
+        match (&adapted.weight, &adapted.bias, &adapted.variant) {
+            (None, None, None) => Effect::Frozen,
+            (None, None, Some(variant)) => variant.low_rank(dropout).map_or(Effect::Other, Effect::LowRank),
+            _ => Effect::Other,
+        }
+    }
+
     /// What the head's loss needs where it is not one fused operation.
     fn with_head<T>(
         &self,
@@ -222,11 +232,10 @@ impl LoraAdapter {
     }
 
     fn head_loss(&self, head: &Linear, dropout: Option<Dropout>) -> HeadLoss<'_> {
-        let Some(adapted) = self.linears.get(&head.path) else { return HeadLoss::Fused(None) };
-        let low_rank = adapted.variant.as_ref().and_then(|variant| variant.low_rank(dropout));
-        match (&adapted.weight, &adapted.bias, low_rank) {
-            (None, None, Some(low_rank)) => HeadLoss::Fused(Some(low_rank)),
-            _ => HeadLoss::InChunks,
+        match self.effect_on(head, dropout) {
+            Effect::Frozen => HeadLoss::Fused(None),
+            Effect::LowRank(low_rank) => HeadLoss::Fused(Some(low_rank)),
+            Effect::Other => HeadLoss::InChunks,
         }
     }
 
@@ -257,6 +266,10 @@ impl LoraAdapter {
 impl Adapter for LoraAdapter {
     fn linear(&self, layer: &Linear, x: &Tensor) -> Tensors<Tensor> {
         self.forward(layer, x, None)
+    }
+
+    fn effect(&self, layer: &Linear) -> Effect<'_> {
+        self.effect_on(layer, None)
     }
 
     fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Tensors<Tensor> {
@@ -299,6 +312,10 @@ impl Training<'_> {
 impl Adapter for Training<'_> {
     fn linear(&self, layer: &Linear, x: &Tensor) -> Tensors<Tensor> {
         self.adapter.forward(layer, x, self.dropout(&layer.path))
+    }
+
+    fn effect(&self, layer: &Linear) -> Effect<'_> {
+        self.adapter.effect_on(layer, self.dropout(&layer.path))
     }
 
     fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Tensors<Tensor> {

@@ -15,25 +15,26 @@ use crate::{parts, vector};
 const TASK_ROWS: usize = 256;
 const TASKS: usize = 8;
 
-pub(super) struct Inputs<'a> {
-    pub(super) q: &'a [f32],
-    pub(super) k: &'a [f32],
-    pub(super) v: &'a [f32],
+/// What it is computed from.
+pub(crate) struct Inputs<'a> {
+    pub(crate) q: &'a [f32],
+    pub(crate) k: &'a [f32],
+    pub(crate) v: &'a [f32],
     /// The result, and its gradient.
-    pub(super) y: &'a [f32],
-    pub(super) g: &'a [f32],
-    pub(super) log_sums: &'a [f32],
+    pub(crate) y: &'a [f32],
+    pub(crate) g: &'a [f32],
+    pub(crate) log_sums: &'a [f32],
 }
 
 /// Gradients of `q`, `k` and `v`.
 #[derive(Default)]
-pub(super) struct Gradients {
-    pub(super) q: Vec<f32>,
-    pub(super) k: Vec<f32>,
-    pub(super) v: Vec<f32>,
+pub(crate) struct Gradients {
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
 }
 
-pub(super) fn run(inputs: &Inputs<'_>, segments: &[Range<usize>], shape: &AttentionShape) -> Gradients {
+pub(crate) fn run(inputs: &Inputs<'_>, segments: &[Range<usize>], shape: &AttentionShape) -> Gradients {
     let of_segment = |segment: &Range<usize>| {
         let count = (segment.len() / TASK_ROWS).clamp(1, TASKS);
         let task = |head, share| Task::new(segment.clone(), head, (share, count));

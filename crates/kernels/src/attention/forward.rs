@@ -6,10 +6,11 @@ use super::{AttentionShape, Block, KeyValues, Rows};
 use crate::product::dense::{Dims, Write, nn, nt};
 use crate::{parts, pool, vector};
 
-pub(super) struct Inputs<'a> {
-    pub(super) q: &'a [f32],
-    pub(super) k: &'a [f32],
-    pub(super) v: &'a [f32],
+/// What it is computed from.
+pub(crate) struct Inputs<'a> {
+    pub(crate) q: &'a [f32],
+    pub(crate) k: &'a [f32],
+    pub(crate) v: &'a [f32],
 }
 
 /// A task: query rows of a segment, all heads.
@@ -21,7 +22,7 @@ struct Task<'a> {
 }
 
 /// The result `(N, H·E)` and `log Σ exp(score)` `(N, H)`.
-pub(super) fn run(
+pub(crate) fn run(
     inputs: &Inputs<'_>,
     segments: &[Range<usize>],
     shape: &AttentionShape,

@@ -3,9 +3,9 @@
 //! Work is cut into blocks of query rows. The G = H/K query heads that share a key and value head lie side by side in a
 //! row, so that a block of rows is a matrix of `rows · G` stacked queries against one head's keys.
 
-mod backward;
+pub(crate) mod backward;
 mod cached;
-mod forward;
+pub(crate) mod forward;
 #[cfg(test)]
 mod tests;
 
@@ -42,7 +42,7 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.head_dim == 0
             || self.kv_heads == 0
             || !self.heads.is_multiple_of(self.kv_heads)
@@ -67,12 +67,12 @@ impl AttentionShape {
     }
 
     /// `H·E`.
-    fn query_width(&self) -> usize {
+    pub(crate) fn query_width(&self) -> usize {
         self.heads * self.head_dim
     }
 
     /// `K·E`.
-    fn key_width(&self) -> usize {
+    pub(crate) fn key_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
@@ -201,8 +201,14 @@ pub fn attention(
             v.shape()
         );
     }
+    check_segments(segments, rows)?;
+    q.apply_op3(k, v, Attention { segments: segments.clone(), shape, log_sums: OnceLock::new() })
+}
+
+/// That the segments are consecutive and cover the rows of the batch.
+pub(crate) fn check_segments(segments: &[Range<usize>], rows: usize) -> Result<()> {
     let mut next = 0;
-    for segment in segments.iter() {
+    for segment in segments {
         if segment.start != next || segment.end < next {
             candle_core::bail!(
                 "{OP}: segment {segment:?} does not begin at row {next}, where the one before it ends"
@@ -213,7 +219,7 @@ pub fn attention(
     if next != rows {
         candle_core::bail!("{OP}: the segments cover {next} of {rows} rows");
     }
-    q.apply_op3(k, v, Attention { segments: segments.clone(), shape, log_sums: OnceLock::new() })
+    Ok(())
 }
 
 struct Attention {

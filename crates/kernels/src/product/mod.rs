@@ -107,45 +107,84 @@ impl Kernels {
         Self::Portable
     }
 
-    /// See [`product`].
-    fn product(self, right: Right<'_>, compute: Compute, a: &[f32], c: &mut [f32]) {
-        let (k, n) = right.dims();
-        let m = c.len().checked_div(n).unwrap_or(0);
-        assert!(
-            c.len() == m * n && (n == 0 || a.len() == m * k),
-            "{} and {} values in rows of {k} and {n}",
-            a.len(),
-            c.len()
-        );
-        if c.is_empty() || k == 0 {
-            return c.fill(0.0);
-        }
-        let rounded: Vec<f32>;
-        let (a, round) = match compute {
-            Compute::Bf16 if self != Self::Avx512Bf16 => {
-                let mut copy = a.to_vec();
-                portable::to_bf16(&mut copy);
-                rounded = copy;
-                (&*rounded, right.w.stored != Stored::Bf16)
-            }
-            _ => (a, false),
-        };
-        #[cfg(target_arch = "x86_64")]
-        if self != Self::Portable && !round {
+    /// See [`Prepared::new`].
+    fn prepare(self, compute: Compute, values: &[f32], k: usize) -> Prepared<'_> {
+        let m = values.len().checked_div(k).unwrap_or(0);
+        assert!(values.len() == m * k, "{} values in rows of {k}", values.len());
+        let left = match compute {
+            _ if values.is_empty() => Left::Exact(values),
+            Compute::F32 => Left::Exact(values),
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: `self` says that the instructions exist.
-            return unsafe {
-                let left = match compute {
-                    Compute::Bf16 if self == Self::Avx512Bf16 => avx512::Left::rounded(a, m, k),
-                    _ => avx512::Left::exact(a, m, k),
-                };
-                avx512::product(&left, right, c, false);
-            };
-        }
-        portable::product(right, round, a, c);
+            Compute::Bf16 if self == Self::Avx512Bf16 => {
+                Left::Pairs(unsafe { avx512::Left::rounded(values, m, k) })
+            }
+            Compute::Bf16 => {
+                let mut copy = values.to_vec();
+                portable::to_bf16(&mut copy);
+                Left::Rounded(copy)
+            }
+        };
+        Prepared { kernels: self, left, m, k }
     }
 }
 
-/// `C = A Wᵀ` or `C = A W`; the number of rows follows from `c`. `C` is overwritten.
-pub(crate) fn product(right: Right<'_>, compute: Compute, a: &[f32], c: &mut [f32]) {
-    Kernels::detect().product(right, compute, a, c);
+/// Activations `(m, k)` as the left operand of any number of products, converted once.
+pub(crate) struct Prepared<'a> {
+    kernels: Kernels,
+    left: Left<'a>,
+    m: usize,
+    k: usize,
+}
+
+enum Left<'a> {
+    Exact(&'a [f32]),
+    /// To bf16, held as f32.
+    Rounded(Vec<f32>),
+    #[cfg(target_arch = "x86_64")]
+    Pairs(avx512::Left<'a>),
+}
+
+impl<'a> Prepared<'a> {
+    /// `values`, row-major in rows of `k`.
+    pub(crate) fn new(compute: Compute, values: &'a [f32], k: usize) -> Self {
+        Kernels::detect().prepare(compute, values, k)
+    }
+
+    /// `C = A Wᵀ` or `C = A W`, or with `add` that is added to `C`.
+    pub(crate) fn product(&self, right: Right<'_>, c: &mut [f32], add: bool) {
+        let (k, n) = right.dims();
+        assert!(
+            k == self.k && (k == 0 || c.len() == self.m * n),
+            "({}, {}) times ({k}, {n}) into {} values",
+            self.m,
+            self.k,
+            c.len()
+        );
+        if c.is_empty() || k == 0 {
+            if !add {
+                c.fill(0.0);
+            }
+            return;
+        }
+        let (values, round) = match &self.left {
+            Left::Exact(values) => (*values, false),
+            Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: made only where the instructions exist.
+            Left::Pairs(pairs) => return unsafe { avx512::product(pairs, right, c, add) },
+        };
+        #[cfg(target_arch = "x86_64")]
+        if self.kernels != Kernels::Portable && !round {
+            // SAFETY: `kernels` says that the instructions exist.
+            return unsafe { avx512::product(&avx512::Left::exact(values, self.m, k), right, c, add) };
+        }
+        if add {
+            let mut product = vec![0.0; c.len()];
+            portable::product(right, round, values, &mut product);
+            c.iter_mut().zip(product).for_each(|(c, p)| *c += p);
+        } else {
+            portable::product(right, round, values, c);
+        }
+    }
 }

@@ -97,7 +97,7 @@ fn check(
     let a = values(m * k, 5);
     let right = Right::new(Matrix::new(&bytes[1..], kind, rows, cols), direction);
     let mut c = vec![f32::NAN; m * n];
-    kernels.product(right, compute, &a, &mut c);
+    kernels.prepare(compute, &a, k).product(right, &mut c, false);
     let expected = reference(&round(&a, compute), &round(&exact, compute), size, direction);
     for (i, (c, (sum, scale))) in c.iter().zip(expected).enumerate() {
         let error = (f64::from(*c) - sum).abs();
@@ -107,8 +107,16 @@ fn check(
         );
     }
     let mut alone = vec![f32::NAN; m * n];
-    pool::alone(|| kernels.product(right, compute, &a, &mut alone));
+    pool::alone(|| kernels.prepare(compute, &a, k).product(right, &mut alone, false));
     assert!(alone == c, "{kernels:?} {size:?} {kind:?} {direction:?} {compute:?}: threads change the result");
+    let mut twice = c.clone();
+    kernels.prepare(compute, &a, k).product(right, &mut twice, true);
+    for (twice, c) in twice.iter().zip(&c) {
+        assert!(
+            (twice - 2.0 * c).abs() <= 1e-4 * (1.0 + c.abs()),
+            "{kernels:?} {size:?}: {twice} for twice {c}"
+        );
+    }
 }
 
 #[test]
@@ -189,7 +197,7 @@ fn nan_and_infinity_reach_the_result() {
                 let (rows, cols) = if forward { (n, k) } else { (k, n) };
                 let right = Right::new(Matrix::new(&bytes[1..], kind, rows, cols), direction);
                 let mut c = vec![0.0; m * n];
-                kernels.product(right, Compute::F32, &a, &mut c);
+                kernels.prepare(Compute::F32, &a, k).product(right, &mut c, false);
                 for (at, c) in c.iter().enumerate() {
                     let what = (kernels, kind, direction, at);
                     match (at / n, at % n) {
@@ -207,12 +215,12 @@ fn nan_and_infinity_reach_the_result() {
 fn nothing_by_nothing() {
     let empty = Right::new(Matrix::new(&[], Stored::Bf16, 3, 0), Direction::Forward);
     let mut c = [1.0; 6];
-    product(empty, Compute::Bf16, &[], &mut c);
+    Prepared::new(Compute::Bf16, &[], 0).product(empty, &mut c, false);
     assert_eq!(c, [0.0; 6]);
     let none = Right::new(Matrix::new(&[0; 12], Stored::F32, 3, 1), Direction::Forward);
-    product(none, Compute::F32, &[], &mut []);
+    Prepared::new(Compute::F32, &[], 1).product(none, &mut [], false);
     let empty = Right::new(Matrix::new(&[], Stored::F32, 0, 4), Direction::Forward);
-    product(empty, Compute::F32, &[1.0; 8], &mut []);
+    Prepared::new(Compute::F32, &[1.0; 8], 4).product(empty, &mut [], false);
 }
 
 #[test]

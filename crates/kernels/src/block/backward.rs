@@ -1,0 +1,72 @@
+//! A block, backward.
+
+use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
+use crate::attention::backward::{Gradients, Inputs, run};
+use crate::elementwise::swiglu_pull_back;
+use crate::norm::{pull_back, pull_back_beside};
+
+impl Layer<'_> {
+    /// From the gradient `g` of the result: that of `x`, where it is `wanted`, and that of `theta`.
+    pub(super) fn pull_back(
+        &self,
+        x: &[f32],
+        g: &[f32],
+        mut saved: Saved,
+        wanted: bool,
+    ) -> (Option<Vec<f32>>, Vec<f32>) {
+        let mut dtheta = vec![0.0; self.theta.len()];
+        let dmiddle = self.pull_back_fed(g, &mut saved, &mut dtheta);
+        let found = self.pull_back_attended(&dmiddle, &saved, &mut dtheta);
+        let Saved { u, .. } = saved;
+
+        let mut normed = vec![0.0; x.len()];
+        self.norm(0, x, &mut normed);
+        let pulled = self.pull(QKV, [&found.q, &found.k, &found.v]);
+        pulled.factor_gradients(self, &normed, &u, &mut dtheta);
+        drop(normed);
+        let dx = wanted.then(|| {
+            let mut dx = pulled.input_gradient(self);
+            pull_back_beside(x, &self.block.gains[0], self.block.eps, (&mut dx, &dmiddle));
+            dx
+        });
+        (dx, dtheta)
+    }
+
+    /// The gradient of `middle`. Uses up gate and up.
+    fn pull_back_fed(&self, g: &[f32], saved: &mut Saved, dtheta: &mut [f32]) -> Vec<f32> {
+        let (mut gate, mut up) = (std::mem::take(&mut saved.gate), std::mem::take(&mut saved.up));
+        {
+            let pulled = self.pull(DOWN, [g]);
+            let mut inner = pulled.input_gradient(self);
+            // Now they are gradients, and `inner` is what it was in forward.
+            swiglu_pull_back(&mut gate, &mut up, &mut inner);
+            pulled.factor_gradients(self, &inner, &saved.u, dtheta);
+        }
+        let mut normed = vec![0.0; saved.middle.len()];
+        self.norm(1, &saved.middle, &mut normed);
+        let pulled = self.pull(GATE_UP, [&gate, &up]);
+        pulled.factor_gradients(self, &normed, &saved.u, dtheta);
+        drop(normed);
+        let mut dmiddle = pulled.input_gradient(self);
+        pull_back_beside(&saved.middle, &self.block.gains[1], self.block.eps, (&mut dmiddle, g));
+        dmiddle
+    }
+
+    /// The gradients of what was projected to q, k and v.
+    fn pull_back_attended(&self, dmiddle: &[f32], saved: &Saved, dtheta: &mut [f32]) -> Gradients {
+        let pulled = self.pull(O, [dmiddle]);
+        pulled.factor_gradients(self, &saved.attended, &saved.u, dtheta);
+        let g = pulled.input_gradient(self);
+        let (q, k) = (self.heads(0, &saved.q), self.heads(1, &saved.k));
+        let Saved { v, attended: y, log_sums, .. } = saved;
+        let inputs = Inputs { q: &q, k: &k, v, y, g: &g, log_sums };
+        let mut found = run(&inputs, &self.pass.segments, &self.block.shape);
+        self.rotate(&mut found.q, -1.0);
+        self.rotate(&mut found.k, -1.0);
+        if let Some([q_gain, k_gain]) = &self.block.head_gains {
+            pull_back(&saved.q, q_gain, self.block.eps, &mut found.q);
+            pull_back(&saved.k, k_gain, self.block.eps, &mut found.k);
+        }
+        found
+    }
+}

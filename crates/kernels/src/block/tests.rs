@@ -1,0 +1,211 @@
+//! Against the fine-grained operations.
+
+use candle_core::Var;
+
+use super::*;
+use crate::testing::{WeightedSum, assert_close, flat, tensor, values};
+use crate::{Compute, Dropout, attention, linear, rms_norm, rope, swiglu};
+
+const HIDDEN: usize = 24;
+const INNER: usize = 40;
+const EPS: f64 = 1e-5;
+
+/// One of the blocks under test.
+#[derive(Clone, Copy)]
+struct Case {
+    head_norms: bool,
+    biases: bool,
+    rotates: bool,
+    window: Option<usize>,
+    dropout: f32,
+    /// Bit `i`: projection `i` has a low-rank term.
+    adapted: u8,
+    track_x: bool,
+    compute: Compute,
+}
+
+const PLAIN: Case = Case {
+    head_norms: false,
+    biases: false,
+    rotates: true,
+    window: None,
+    dropout: 0.0,
+    adapted: 0x7f,
+    track_x: true,
+    compute: Compute::F32,
+};
+
+fn make(case: Case) -> Arc<Block> {
+    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 8, scale: 0.35, window: case.window };
+    let (q, k) = (shape.query_width(), shape.key_width());
+    let sizes = [(q, HIDDEN), (k, HIDDEN), (k, HIDDEN), (HIDDEN, q)];
+    let sizes = [&sizes[..], &[(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]].concat();
+    let projections = std::array::from_fn(|i| {
+        let (outputs, inputs) = sizes[i];
+        let values_of = values(20 + i as u64, outputs * inputs).iter().map(|w| w * 0.4).collect();
+        Projection {
+            weight: Weight::dense(values_of, outputs, inputs).unwrap().with_compute(case.compute),
+            bias: case.biases.then(|| values(40 + i as u64, outputs)),
+        }
+    });
+    Arc::new(Block {
+        projections,
+        gains: [values(51, HIDDEN), values(52, HIDDEN)],
+        head_gains: case.head_norms.then(|| [values(53, 8), values(54, 8)]),
+        eps: EPS as f32,
+        shape,
+        rotates: case.rotates,
+    })
+}
+
+fn pass(lengths: &[usize], recompute: bool) -> BlockPass {
+    let rows: usize = lengths.iter().sum();
+    let mut end = 0;
+    let segments = lengths.iter().map(|length| {
+        end += length;
+        end - length..end
+    });
+    let segments = segments.collect();
+    let angles: Vec<f32> = values(60, rows * 3).iter().map(|a| 3.0 * a).collect();
+    let table = |f: fn(f32) -> f32| angles.iter().map(|&a| f(a)).collect();
+    let rope = Arc::new(RopeTable { cos: table(f32::cos), sin: table(f32::sin), half: 3 });
+    BlockPass { segments, rope, recompute }
+}
+
+/// The same block in single operations.
+fn in_parts(
+    x: &Tensor,
+    block: &Block,
+    pass: &BlockPass,
+    factors: &[Option<LowRank<'_>>; 7],
+) -> Result<Tensor> {
+    let vector = |values: &[f32]| Tensor::new(values, &Device::Cpu);
+    let norm = |x: &Tensor, gain: &[f32]| rms_norm(x, &vector(gain)?, EPS);
+    let project = |i: usize, x: &Tensor| {
+        let Projection { weight, bias } = &block.projections[i];
+        let bias = bias.as_deref().map(vector).transpose()?;
+        linear(x, weight, bias.as_ref(), factors[i])
+    };
+    let normed = norm(x, &block.gains[0])?;
+    let (mut q, mut k, v) = (project(0, &normed)?, project(1, &normed)?, project(2, &normed)?);
+    if let Some([q_gain, k_gain]) = &block.head_gains {
+        (q, k) = (norm(&q, q_gain)?, norm(&k, k_gain)?);
+    }
+    if block.rotates {
+        let size = block.shape.head_dim;
+        (q, k) = (rope(&q, &pass.rope, size)?, rope(&k, &pass.rope, size)?);
+    }
+    let middle = (x + project(3, &attention(&q, &k, &v, &pass.segments, block.shape)?)?)?;
+    let normed = norm(&middle, &block.gains[1])?;
+    &middle + project(6, &swiglu(&project(4, &normed)?, &project(5, &normed)?)?)?
+}
+
+/// The value, and the gradients of x and of the factors, where there are any.
+fn run(
+    case: Case,
+    lengths: &[usize],
+    run: impl Fn(&Tensor, &Block, &[Option<LowRank<'_>>; 7]) -> Result<Tensor>,
+) -> Vec<Vec<f32>> {
+    let block = make(case);
+    let rows = lengths.iter().sum::<usize>();
+    let x = Var::from_tensor(&tensor(1, &[rows, HIDDEN])).unwrap();
+    let factors: Vec<[Var; 2]> = (0..7)
+        .map(|i| {
+            let Projection { weight, .. } = &block.projections[i];
+            let (rank, seed) = (2 + i % 3, 70 + 2 * i as u64);
+            let shapes = [[rank, weight.cols()], [weight.rows(), rank]];
+            [0, 1].map(|j| Var::from_tensor(&tensor(seed + j as u64, &shapes[j])).unwrap())
+        })
+        .collect();
+    let low_rank = std::array::from_fn(|i| {
+        let dropout = (case.dropout > 0.0).then_some(Dropout { p: case.dropout, seed: i as u64 });
+        let factors =
+            LowRank { a: &factors[i][0], b: &factors[i][1], scaling: 0.3 + i as f64 / 10.0, dropout };
+        (case.adapted >> i & 1 == 1).then_some(factors)
+    });
+    let argument = if case.track_x { x.as_tensor().clone() } else { x.as_detached_tensor() };
+    let y = run(&argument, &block, &low_rank).unwrap();
+    let mut found = vec![flat(&y)];
+    let loss = y.apply_op1(WeightedSum(values(99, y.elem_count()))).unwrap();
+    assert_eq!(loss.track_op(), case.track_x || case.adapted != 0);
+    if loss.track_op() {
+        let gradients = loss.backward().unwrap();
+        for var in std::iter::once(&x).chain(factors.iter().flatten()) {
+            found.push(gradients.get(var).map(flat).unwrap_or_default());
+        }
+    }
+    found
+}
+
+fn check(case: Case, lengths: &[usize], tolerance: f64) {
+    let expected = run(case, lengths, |x, block, factors| in_parts(x, block, &pass(lengths, false), factors));
+    for recompute in [false, true] {
+        let found = run(case, lengths, |x, block, factors| {
+            super::block(x, &Arc::new(block.clone()), &pass(lengths, recompute), factors)
+        });
+        assert_eq!(found.len(), expected.len());
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let expected: Vec<f64> = expected.iter().map(|&e| f64::from(e)).collect();
+            assert_close(&format!("result {i}, recompute {recompute}"), found, &expected, tolerance);
+        }
+    }
+}
+
+const LENGTHS: &[usize] = &[5, 1, 17, 9];
+
+#[test]
+fn value_and_gradients_are_those_of_the_single_operations() {
+    for case in [
+        PLAIN,
+        Case { rotates: false, ..PLAIN },
+        Case { head_norms: true, ..PLAIN },
+        Case { biases: true, window: Some(4), ..PLAIN },
+        Case { dropout: 0.3, ..PLAIN },
+        Case { head_norms: true, biases: true, window: Some(3), dropout: 0.5, ..PLAIN },
+    ] {
+        check(case, LENGTHS, 1e-5);
+    }
+}
+
+#[test]
+fn any_part_may_be_frozen() {
+    for adapted in [0, 0b101, 0b111, 0b1000, 0b11_0000, 0b100_0000, 0b101_1010] {
+        for track_x in [true, false] {
+            check(Case { adapted, track_x, dropout: 0.2, ..PLAIN }, LENGTHS, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn products_in_bf16_are_the_same_ones() {
+    let case = Case { compute: Compute::Bf16, ..PLAIN };
+    check(case, LENGTHS, 1e-2);
+    check(Case { head_norms: true, dropout: 0.1, ..case }, &[300, 20], 1e-2);
+}
+
+#[test]
+fn a_batch_without_rows_has_gradients_of_nothing() {
+    let found = run(PLAIN, &[], |x, block, factors| {
+        super::block(x, &Arc::new(block.clone()), &pass(&[], false), factors)
+    });
+    assert!(found[0].is_empty());
+    assert!(found.iter().flatten().all(|value| value.abs() < f32::MIN_POSITIVE));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let good = make(PLAIN);
+    let refused = |block: Block, width: usize, lengths: &[usize]| {
+        let x = tensor(1, &[32, width]);
+        super::block(&x, &Arc::new(block), &pass(lengths, false), &[None; 7]).unwrap_err().to_string()
+    };
+    assert!(refused((*good).clone(), HIDDEN + 1, LENGTHS).contains("projection 0"));
+    assert!(refused((*good).clone(), HIDDEN, &[5, 1]).contains("angles"));
+    let mut other = (*good).clone();
+    other.projections[2].weight = other.projections[2].weight.clone().with_compute(Compute::Bf16);
+    assert!(refused(other, HIDDEN, LENGTHS).contains("projection 2"));
+    let gains = [values(1, HIDDEN), values(1, 3)];
+    assert!(refused(Block { gains, ..(*good).clone() }, HIDDEN, LENGTHS).contains("gains"));
+    let head_gains = Some([values(1, 8), values(1, 7)]);
+    assert!(refused(Block { head_gains, ..(*good).clone() }, HIDDEN, LENGTHS).contains("gains"));
+}
