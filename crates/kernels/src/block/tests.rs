@@ -12,6 +12,7 @@ const EPS: f64 = 1e-5;
 
 /// One of the blocks under test.
 #[derive(Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "what varies from case to case")]
 struct Case {
     head_norms: bool,
     biases: bool,
