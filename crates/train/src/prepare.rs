@@ -4,10 +4,11 @@ use taper_base::{Base, ModelDir, ModelSource};
 use taper_kernels::pool;
 use taper_lora::{LoraAdapter, LoraConfig, Names};
 
+use crate::budget::Budget;
 use crate::checkpoint::{Checkpoints, Origin, State};
 use crate::recipe::Init;
 use crate::{
-    DataFiles, DataOptions, DataSet, Error, Recipe, Split, Start, Summary, available_bytes, budget, outputs,
+    DataFiles, DataOptions, DataSet, Error, Recipe, Split, Start, Summary, available_bytes, outputs,
 };
 
 /// Tokens at which rows are cut where the recipe does not say and the model could take more.
@@ -97,7 +98,7 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
     if recipe.micro_batch_tokens.is_none() {
         let before =
             state.as_ref().map(State::recipe).transpose()?.and_then(|recipe| recipe.micro_batch_tokens);
-        let automatic = || budget::automatic(&base.model, trainable(&adapter), available_bytes());
+        let automatic = || Budget::new(&base.model, &adapter).automatic(available_bytes());
         recipe.micro_batch_tokens = Some(before.unwrap_or_else(automatic));
     }
     let origin = origin(base, &recipe, rows)?;
@@ -165,11 +166,6 @@ fn agree(recipe: &Recipe, config: &LoraConfig, adapter: &str) -> Result<(), Erro
     Err(Error::recipe(format!("`init_adapter` is {adapter}, but {wrong}: leave these out of the recipe")))
 }
 
-/// Values that are trained.
-fn trainable(adapter: &LoraAdapter) -> u64 {
-    adapter.params().values().map(|var| var.elem_count() as u64).sum()
-}
-
 /// What a run of `recipe` depends on.
 fn origin(base: &Base, recipe: &Recipe, rows: &Rows) -> Result<Origin, Error> {
     let recipe = serde_json::to_value(recipe)
@@ -223,13 +219,13 @@ pub(crate) fn summary(base: &Base, prepared: &Prepared, rows: &Rows, steps_per_e
     let Prepared { recipe, adapter, state, .. } = prepared;
     let checkpoint = &base.checkpoint;
     let infos = || checkpoint.names().filter_map(|name| checkpoint.info(name));
-    let trainable = trainable(adapter);
+    let budget = Budget::new(&base.model, adapter);
     let tokens = recipe.micro_batch_tokens.unwrap_or_default().max(rows.train.stats.longest);
     let mut summary = Summary {
         model: base.dir.name.clone(),
         model_type: base.model_type().to_owned(),
         base_parameters: infos().map(|info| info.shape.iter().product::<usize>() as u64).sum(),
-        trainable_parameters: trainable,
+        trainable_parameters: budget.trainable,
         trainable_tensors: adapter.params().len(),
         adapted_modules: adapter.ranks().len(),
         format: rows.train.format.name.to_owned(),
@@ -242,7 +238,7 @@ pub(crate) fn summary(base: &Base, prepared: &Prepared, rows: &Rows, steps_per_e
         resumed_at: state.as_ref().map(|state| state.progress.step),
         step_rows: recipe.step_rows(),
         micro_batch_tokens: recipe.micro_batch_tokens.unwrap_or_default(),
-        memory_bytes: budget::memory_bytes(&base.model, tokens, trainable),
+        memory_bytes: budget.memory_bytes(tokens),
         base_bytes: infos().map(|info| info.range.len() as u64).sum(),
         available_bytes: available_bytes(),
         threads: pool::threads(),
