@@ -89,7 +89,7 @@ fn heading(found: &Inspection) -> String {
             yes(model.chat_template)
         ));
     }
-    for (what, values) in &found.parameters {
+    for (what, values) in found.parameters.iter().filter(|(_, values)| **values > 0) {
         lines.push(format!("  {} values {what}", count(*values as usize)));
     }
     for file in &found.files {

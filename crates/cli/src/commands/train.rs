@@ -186,7 +186,7 @@ fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<(
         print(results(&done.results))?;
     }
     show_samples(base, recipe)?;
-    let (model, data) = (&recipe.model, &recipe.data);
+    let (model, data) = (&recipe.model, from_here(&recipe.data));
     say(format_args!(
         "\nnext:\n  taper eval --model {model} --adapter {out} --data {data}\n  taper generate --model {model} --adapter \
          {out} --compare --prompt \"...\"\n  taper merge --model {model} --adapter {out} --out {out}-merged"
@@ -235,6 +235,15 @@ fn show_samples(base: &Base, recipe: &Recipe) -> anyhow::Result<()> {
         print(format_args!("  adapter   {}", one_line(&after.text)))?;
     }
     Ok(())
+}
+
+/// A path without detours, as seen from the working folder; anything else as it is.
+fn from_here(place: &str) -> String {
+    let here = std::env::current_dir().and_then(|dir| dir.canonicalize()).unwrap_or_default();
+    match Path::new(place).canonicalize() {
+        Ok(path) => path.strip_prefix(here).unwrap_or(&path).display().to_string(),
+        Err(_) => place.to_owned(),
+    }
 }
 
 fn one_line(text: &str) -> String {
