@@ -13,8 +13,7 @@ use clap::Parser;
 
 use crate::args::{Cli, Command};
 
-/// Every tensor is an allocation of its own: glibc returns large ones to the system each time, and the page faults of taking
-/// them again cost up to half of a memory-bound operation (`bench/README.md`).
+/// Every tensor is an allocation of its own; `bench/README.md` says what this allocator saves and what it costs.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
