@@ -24,7 +24,7 @@ fn candle_transformers_runs_a_merged_model_to_the_logits_of_base_and_adapter() {
     let tokens: Vec<u32> = (7..29).collect();
     let hidden = base.model.hidden(&Batch::new([&tokens]), &mut [], &adapter).expect("hidden states");
     let logits = values(&base.model.head().forward(&hidden, &adapter).expect("logits"));
-    let expected = &logits[logits.len() - base.model.config().vocab_size..];
+    let expected = &logits[logits.len() - base.model.sizes().vocab_size..];
 
     let text = std::fs::read_to_string(out.join("config.json")).expect("config.json");
     let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");

@@ -32,7 +32,7 @@ fn eval_prints_one_object_with_the_librarys_numbers() {
     let set = DataSet::load(files, &base.tokenizer, &DataOptions::default()).expect("rows");
     let loaded = LoraAdapter::load(adapter.as_ref(), &base).expect("an adapter");
     let measure =
-        |adapter: &dyn Adapter| evaluate(&base.model, adapter, &set.examples, 1024).expect("a loss");
+        |adapter: &dyn Adapter| evaluate(&*base.model, adapter, &set.examples, 1024).expect("a loss");
     let with = ["--adapter", adapter.as_str()];
     for (flags, expected) in [(&[][..], measure(&())), (&with[..], measure(&loaded))] {
         let eval = taper(&[&["eval", "--model", &model, "--data", &data, "--json"], flags].concat()).json();

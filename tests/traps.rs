@@ -53,7 +53,7 @@ fn trap_t1_a_step_is_the_mean_over_its_labels_however_it_is_cut() {
     let set = load(&base, &ragged(&room));
     let step = |examples: &[Example], budget: usize| {
         let micro: Vec<_> = micro_batches(examples, budget).collect();
-        step_grads(&base.model, &adapter, &micro, 0).expect("gradients")
+        step_grads(&*base.model, &adapter, &micro, 0).expect("gradients")
     };
     // The window of eight, and the partial one that remains of an epoch.
     for window in set.examples.chunks(8) {
@@ -84,10 +84,10 @@ fn trap_t2_only_tokens_of_the_completion_are_scored() {
         "the completion and its EOS"
     );
     let short = &set.examples[0];
-    let alone = evaluate(&base.model, &adapter, std::slice::from_ref(short), 1).expect("a loss");
+    let alone = evaluate(&*base.model, &adapter, std::slice::from_ref(short), 1).expect("a loss");
     // Beside a row ninety times as long, as alone.
-    let both = evaluate(&base.model, &adapter, &set.examples[..2], 10_000).expect("a loss");
-    let long = evaluate(&base.model, &adapter, &set.examples[1..2], 1).expect("a loss");
+    let both = evaluate(&*base.model, &adapter, &set.examples[..2], 10_000).expect("a loss");
+    let long = evaluate(&*base.model, &adapter, &set.examples[1..2], 1).expect("a loss");
     assert_eq!((alone.tokens, both.tokens), (2, 93));
     let sum = alone.loss * alone.tokens as f64 + long.loss * long.tokens as f64;
     assert!((both.loss * both.tokens as f64 - sum).abs() < 1e-5 * sum);
@@ -220,16 +220,18 @@ fn trap_t8_rows_of_one_batch_do_not_see_each_other() {
     for case in ["llama", "mistral", "smollm3"] {
         let (room, base, adapter) = oracle(case);
         let set = load(&base, &ragged(&room));
-        let packed = evaluate(&base.model, &adapter, &set.examples, 10_000).expect("a loss");
+        let packed = evaluate(&*base.model, &adapter, &set.examples, 10_000).expect("a loss");
         let apart: f64 = (set.examples.iter())
-            .map(|example| evaluate(&base.model, &adapter, std::slice::from_ref(example), 1).expect("a loss"))
+            .map(|example| {
+                evaluate(&*base.model, &adapter, std::slice::from_ref(example), 1).expect("a loss")
+            })
             .map(|found| found.loss * found.tokens as f64)
             .sum();
         let apart = apart / packed.tokens as f64;
         assert!((packed.loss - apart).abs() < 1e-6 * apart, "{case}: {} packed, {apart} apart", packed.loss);
         let mut turned = set.examples.clone();
         turned.reverse();
-        let turned = evaluate(&base.model, &adapter, &turned, 10_000).expect("a loss");
+        let turned = evaluate(&*base.model, &adapter, &turned, 10_000).expect("a loss");
         assert!((packed.loss - turned.loss).abs() < 1e-6 * apart, "{case}: in another order");
     }
 }

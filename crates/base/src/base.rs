@@ -2,7 +2,7 @@
 
 use taper_kernels::Compute;
 
-use crate::{Checkpoint, Decoder, Error, ModelDir, ModelSource, Tokenizer, arch};
+use crate::{Checkpoint, Error, ModelDir, ModelSource, Network, Tokenizer, arch};
 
 /// A frozen base model with its tokenizer. Immutable: share it by reference between any number of adapters and threads.
 pub struct Base {
@@ -13,7 +13,7 @@ pub struct Base {
     /// The mapped weight files.
     pub checkpoint: Checkpoint,
     /// The network over those weights.
-    pub model: Decoder,
+    pub model: Box<dyn Network>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Ids that end a generated text: those of `generation_config.json`, `config.json` and the tokenizer.

@@ -9,57 +9,41 @@ use candle_core::{Result, Tensor};
 use taper_kernels::{AttentionShape, BlockPass, CachedSegment, LowRank, RopeTable};
 
 use crate::rope::Rope;
-use crate::{Adapter, Batch, Effect, Embedding, KvCache, Linear, Module, RmsNorm};
+use crate::{Adapter, Batch, Effect, Embedding, KvCache, Linear, Module, Network, RmsNorm, Sizes};
 
 /// The facts by which Llama-type models differ, in the terms of config.json.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own in config.json")]
-pub struct DecoderConfig {
-    /// D.
-    pub hidden_size: usize,
-    /// Width of the feed-forward layer.
-    pub intermediate_size: usize,
-    /// Number of blocks.
-    pub num_hidden_layers: usize,
-    /// H.
-    pub num_attention_heads: usize,
-    /// K.
-    pub num_key_value_heads: usize,
-    /// E.
-    pub head_dim: usize,
-    /// V.
-    pub vocab_size: usize,
-    /// Longest sequence the model was made for.
-    pub max_position_embeddings: usize,
+pub(crate) struct DecoderConfig {
+    /// Its sizes.
+    pub(crate) sizes: Sizes,
     /// Added to the mean square in every norm.
-    pub rms_norm_eps: f64,
-    /// Whether the head is the embedding's matrix.
-    pub tie_word_embeddings: bool,
+    pub(crate) rms_norm_eps: f64,
     /// Whether q, k and v have biases.
-    pub qkv_bias: bool,
+    pub(crate) qkv_bias: bool,
     /// Whether the output projection of attention has one.
-    pub o_bias: bool,
+    pub(crate) o_bias: bool,
     /// Whether the feed-forward layers have them.
-    pub mlp_bias: bool,
+    pub(crate) mlp_bias: bool,
     /// Whether each q and k head is normalised before it is rotated.
-    pub qk_norm: bool,
+    pub(crate) qk_norm: bool,
     /// What differs from block to block.
-    pub layers: Vec<LayerFacts>,
+    pub(crate) layers: Vec<LayerFacts>,
     pub(crate) rope: Rope,
 }
 
 /// Facts of one block.
 #[derive(Clone, Copy, Debug)]
-pub struct LayerFacts {
+pub(crate) struct LayerFacts {
     /// Whether q and k are rotated.
-    pub rope: bool,
+    pub(crate) rope: bool,
     /// Keys that a query sees, itself included; all when none.
-    pub window: Option<usize>,
+    pub(crate) window: Option<usize>,
 }
 
 /// A frozen Llama-type decoder.
 #[derive(Debug)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     config: DecoderConfig,
     embed_tokens: Embedding,
     blocks: Vec<Block>,
@@ -105,20 +89,12 @@ struct Pass<'a, 'c> {
     adapter: &'a dyn Adapter,
 }
 
-impl Decoder {
-    /// The facts it was built from.
-    pub fn config(&self) -> &DecoderConfig {
-        &self.config
+impl Network for Decoder {
+    fn sizes(&self) -> &Sizes {
+        &self.config.sizes
     }
 
-    /// Final hidden states `(N, D)`, after the last norm. `caches` is empty, or holds one cache a segment: then segment `i`
-    /// continues `caches[i]`, which takes up its keys and values, and no gradient is kept.
-    pub fn hidden(
-        &self,
-        batch: &Batch,
-        caches: &mut [&mut KvCache],
-        adapter: &dyn Adapter,
-    ) -> Result<Tensor> {
+    fn hidden(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor> {
         if !caches.is_empty() && caches.len() != batch.segments().len() {
             candle_core::bail!("{} caches for {} sequences", caches.len(), batch.segments().len());
         }
@@ -137,23 +113,21 @@ impl Decoder {
         self.norm.forward(&x, adapter)
     }
 
-    /// The language-model head.
-    pub fn head(&self) -> &Linear {
+    fn head(&self) -> &Linear {
         &self.lm_head
     }
 
-    /// The table of token vectors.
-    pub fn embedding(&self) -> &Embedding {
+    fn embedding(&self) -> &Embedding {
         &self.embed_tokens
     }
 
-    /// An empty cache for one sequence.
-    pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.config.num_hidden_layers, self.config.num_key_value_heads * self.config.head_dim)
+    fn new_cache(&self) -> KvCache {
+        let sizes = &self.config.sizes;
+        KvCache::new(sizes.num_hidden_layers, sizes.key_width())
     }
 
-    /// Every module that an adapter may name, in the order of the checkpoint (embedding, blocks, final norm, head).
-    pub fn modules(&self) -> Vec<Module<'_>> {
+    /// Embedding, blocks, final norm, head.
+    fn modules(&self) -> Vec<Module<'_>> {
         let mut modules = vec![Module::Embedding(&self.embed_tokens)];
         for block in &self.blocks {
             let Attention { q_proj, k_proj, v_proj, o_proj, qk_norm, .. } = &block.attention;
@@ -166,6 +140,24 @@ impl Decoder {
         modules.push(Module::Norm(&self.norm));
         modules.push(Module::Linear(&self.lm_head));
         modules
+    }
+
+    /// With query width Q = H·E, key width K = K·E and feed-forward width F, a block keeps:
+    ///
+    /// - `2 (D + Q + K + F)` as one operation (`taper-kernels`, `block`);
+    /// - `6 D + 3 Q + 3 K + 3 F` operation by operation: two norms, two projections back to D, two sums; q before and after
+    ///   its rotation, and what was attended; k likewise, and v; gate, up, and their product; and Q + K more where heads are
+    ///   normalised.
+    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+        let sizes = &self.config.sizes;
+        let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
+        let heads = sizes.query_width() + sizes.key_width();
+        let block = if whole_blocks {
+            2 * (hidden + heads + inner)
+        } else {
+            6 * hidden + 3 * (heads + inner) + if self.config.qk_norm { heads } else { 0 }
+        };
+        sizes.num_hidden_layers * block
     }
 }
 

@@ -27,7 +27,7 @@ impl<'a> From<&'a Base> for BaseModules<'a> {
             model_type: base.model_type(),
             modules: base.model.modules(),
             head: &base.model.head().path,
-            tie_word_embeddings: base.model.config().tie_word_embeddings,
+            tie_word_embeddings: base.model.sizes().tie_word_embeddings,
         }
     }
 }

@@ -53,7 +53,7 @@ impl<'a> From<&'a Base> for Source<'a> {
         Self {
             dir: &base.dir.path,
             checkpoint: &base.checkpoint,
-            tied: base.model.config().tie_word_embeddings,
+            tied: base.model.sizes().tie_word_embeddings,
         }
     }
 }

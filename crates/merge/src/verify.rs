@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, Result, Tensor};
 use serde::Serialize;
-use taper_base::{Adapter, Base, Batch, Decoder, Embedding, Linear, Module};
+use taper_base::{Adapter, Base, Batch, Embedding, Linear, Module, Network};
 
 use crate::{Error, Weighted};
 
@@ -31,16 +31,16 @@ pub struct Verification {
 /// Tokens of a short text.
 pub fn sample(base: &Base) -> std::result::Result<Vec<u32>, Error> {
     let mut tokens = base.tokenizer.encode(TEXT)?;
-    tokens.retain(|&token| (token as usize) < base.model.config().vocab_size);
+    tokens.retain(|&token| (token as usize) < base.model.sizes().vocab_size);
     tokens.truncate(SAMPLE);
     Ok(if tokens.is_empty() { vec![0] } else { tokens })
 }
 
 /// Runs `tokens` through `base` with `adapters` and through `merged`, and compares the logits at every position.
 pub fn verify(
-    base: &Decoder,
+    base: &dyn Network,
     adapters: &[Weighted<'_>],
-    merged: &Decoder,
+    merged: &dyn Network,
     tokens: &[u32],
 ) -> std::result::Result<Verification, Error> {
     let batch = Batch::new([tokens]);
@@ -80,7 +80,7 @@ struct Stack<'a> {
 }
 
 impl<'a> Stack<'a> {
-    fn new(base: &Decoder, adapters: &'a [Weighted<'a>]) -> Result<Self> {
+    fn new(base: &dyn Network, adapters: &'a [Weighted<'a>]) -> Result<Self> {
         let mut params = BTreeMap::new();
         for module in base.modules() {
             let Module::Norm(norm) = module else { continue };

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde::Serialize;
-use taper_base::{Adapter, Decoder};
+use taper_base::{Adapter, Network};
 
 use crate::packing::micro_batches;
 use crate::{Error, Example};
@@ -31,7 +31,7 @@ pub struct Evaluation {
 /// # Errors
 /// [`Error::Data`] without a label, [`Error::Training`] where the loss is not finite.
 pub fn evaluate(
-    model: &Decoder,
+    model: &dyn Network,
     adapter: &dyn Adapter,
     examples: &[Example],
     budget: usize,

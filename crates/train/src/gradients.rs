@@ -1,6 +1,6 @@
 //! The gradient of one step: its micro-batches forward and backward, summed, divided once by the step's labels.
 
-use taper_base::{Adapter, Decoder};
+use taper_base::{Adapter, Network};
 use taper_lora::{LoraAdapter, Training};
 
 use crate::Error;
@@ -31,7 +31,7 @@ impl StepGrads {
 /// # Errors
 /// [`Error::Training`] where the loss is not finite, or some trainable parameter received no gradient: all are named.
 pub fn step_grads(
-    model: &Decoder,
+    model: &dyn Network,
     adapter: &LoraAdapter,
     micro: &[MicroBatch],
     seed: u64,
@@ -63,7 +63,7 @@ pub fn step_grads(
 /// Gradients leave candle's store as plain numbers: a stored tensor may hold on to the whole graph (`backprop.rs`,
 /// candle-core 0.11.1), which here ends with this call.
 fn add_micro_batch(
-    model: &Decoder,
+    model: &dyn Network,
     adapter: Training<'_>,
     micro: &MicroBatch,
     (params, grads): (&Params, &mut Grads),
@@ -145,7 +145,7 @@ mod tests {
             let grads = |tokens| {
                 let options = PackOptions { rows: 8, micro_batch_tokens: tokens, shuffle: false, seed: 0 };
                 let step = Plan::new(&examples, options).step(0, 0);
-                (step.micro.len(), step_grads(&base.model, &adapter, &step.micro, 0).unwrap())
+                (step.micro.len(), step_grads(&*base.model, &adapter, &step.micro, 0).unwrap())
             };
             let ((one, whole), (many, cut)) = (grads(10_000), grads(1));
             assert_eq!((one, many), (1, rows));
@@ -161,8 +161,8 @@ mod tests {
         let examples = ragged(&[9, 4, 17]);
         let options = PackOptions { rows: 3, micro_batch_tokens: 64, shuffle: true, seed: 5 };
         let step = Plan::new(&examples, options).step(0, 0);
-        let trained = step_grads(&base.model, &adapter, &step.micro, 0).unwrap();
-        let evaluated = evaluate(&base.model, &adapter.frozen(), &examples, 16).unwrap();
+        let trained = step_grads(&*base.model, &adapter, &step.micro, 0).unwrap();
+        let evaluated = evaluate(&*base.model, &adapter.frozen(), &examples, 16).unwrap();
         assert_eq!((evaluated.examples, evaluated.tokens), (3, trained.labels));
         assert!((evaluated.loss - trained.loss()).abs() < 1e-6);
         assert!((evaluated.perplexity - evaluated.loss.exp()).abs() < 1e-9);
@@ -180,7 +180,7 @@ mod tests {
             let step = Plan::new(&examples, options).step(0, 0);
             let mut optim = AdamW::new(adapter.params(), AdamWConfig::default());
             for (at, loss) in expected["losses"].as_array().unwrap().iter().enumerate() {
-                let sum = step_grads(&base.model, &adapter, &step.micro, 0).unwrap();
+                let sum = step_grads(&*base.model, &adapter, &step.micro, 0).unwrap();
                 let loss = loss.as_f64().unwrap();
                 assert!((sum.loss() - loss).abs() <= ORACLE * loss, "{case} {at}: {} {loss}", sum.loss());
                 optim.step(adapter.params(), &sum.grads, expected["lr"].as_f64().unwrap()).unwrap();

@@ -57,7 +57,7 @@ pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
 
 /// Tokens at which rows are cut.
 pub(crate) fn max_length(base: &Base, recipe: &Recipe) -> usize {
-    recipe.max_length.unwrap_or_else(|| MAX_LENGTH.min(base.model.config().max_position_embeddings))
+    recipe.max_length.unwrap_or_else(|| MAX_LENGTH.min(base.model.sizes().max_position_embeddings))
 }
 
 /// A run with nothing missing but its first step.
@@ -98,7 +98,7 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
     if recipe.micro_batch_tokens.is_none() {
         let before =
             state.as_ref().map(State::recipe).transpose()?.and_then(|recipe| recipe.micro_batch_tokens);
-        let automatic = || Budget::new(&base.model, &adapter).automatic(available_bytes());
+        let automatic = || Budget::new(&*base.model, &adapter).automatic(available_bytes());
         recipe.micro_batch_tokens = Some(before.unwrap_or_else(automatic));
     }
     let origin = origin(base, &recipe, rows)?;
@@ -219,7 +219,7 @@ pub(crate) fn summary(base: &Base, prepared: &Prepared, rows: &Rows, steps_per_e
     let Prepared { recipe, adapter, state, .. } = prepared;
     let checkpoint = &base.checkpoint;
     let infos = || checkpoint.names().filter_map(|name| checkpoint.info(name));
-    let budget = Budget::new(&base.model, adapter);
+    let budget = Budget::new(&*base.model, adapter);
     let tokens = recipe.micro_batch_tokens.unwrap_or_default().max(rows.train.stats.longest);
     let mut summary = Summary {
         model: base.dir.name.clone(),
@@ -255,7 +255,7 @@ pub(crate) fn steps(recipe: &Recipe, steps_per_epoch: usize) -> usize {
 
 fn warnings(base: &Base, recipe: &Recipe, summary: &Summary) -> Vec<String> {
     let mut warnings = Vec::new();
-    let made_for = base.model.config().max_position_embeddings;
+    let made_for = base.model.sizes().max_position_embeddings;
     if recipe.max_length.is_some_and(|length| length > made_for) && summary.train.longest > made_for {
         let longest = summary.train.longest;
         warnings.push(format!("rows have up to {longest} tokens, the model was made for {made_for}"));

@@ -145,7 +145,7 @@ impl<'a> Run<'a> {
         let lr = self.schedule.lr_at(done);
         let seed = mix(self.recipe.seed ^ DROPOUT, done as u64);
         let in_step = |error| at_step(error, done + 1);
-        let mut sum = step_grads(&self.base.model, &self.adapter, &step.micro, seed).map_err(in_step)?;
+        let mut sum = step_grads(&*self.base.model, &self.adapter, &step.micro, seed).map_err(in_step)?;
         let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
         self.optim.step(self.adapter.params(), &sum.grads, lr)?;
         self.progress.step += 1;
@@ -182,7 +182,7 @@ impl<'a> Run<'a> {
 
     fn loss_on(&self, adapter: &dyn Adapter, set: &DataSet) -> Result<Evaluation, Error> {
         let budget = self.recipe.micro_batch_tokens.unwrap_or(1);
-        evaluate(&self.base.model, adapter, &set.examples, budget)
+        evaluate(&*self.base.model, adapter, &set.examples, budget)
     }
 
     /// Writes a checkpoint; one that is due is told of.

@@ -14,13 +14,17 @@ use taper_kernels::Compute;
 
 use crate::decoder::{DecoderConfig, LayerFacts};
 use crate::rope::Rope;
-use crate::{Checkpoint, Decoder, Error};
+use crate::{Checkpoint, Decoder, Error, Network, Sizes};
 
 const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, smollm3";
 
-/// Builds the decoder that `config` describes over the weights of `checkpoint`.
-pub(crate) fn build(config: &Value, checkpoint: &Checkpoint, compute: Compute) -> Result<Decoder, Error> {
-    Decoder::load(facts(config)?, checkpoint, compute)
+/// Builds the network that `config` describes over the weights of `checkpoint`.
+pub(crate) fn build(
+    config: &Value,
+    checkpoint: &Checkpoint,
+    compute: Compute,
+) -> Result<Box<dyn Network>, Error> {
+    Ok(Box::new(Decoder::load(facts(config)?, checkpoint, compute)?))
 }
 
 fn facts(config: &Value) -> Result<DecoderConfig, Error> {
@@ -57,16 +61,18 @@ fn common(config: &Value) -> Result<DecoderConfig, Error> {
         )));
     }
     Ok(DecoderConfig {
-        hidden_size,
-        intermediate_size: size(config, "intermediate_size")?,
-        num_hidden_layers,
-        num_attention_heads,
-        num_key_value_heads,
-        head_dim,
-        vocab_size: size(config, "vocab_size")?,
-        max_position_embeddings,
+        sizes: Sizes {
+            hidden_size,
+            intermediate_size: size(config, "intermediate_size")?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: size(config, "vocab_size")?,
+            max_position_embeddings,
+            tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(false),
+        },
         rms_norm_eps: config["rms_norm_eps"].as_f64().unwrap_or(1e-6),
-        tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(false),
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,

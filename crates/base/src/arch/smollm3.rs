@@ -36,13 +36,13 @@ pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
     let interval = own.no_rope_layer_interval.max(1);
     let rotates: Vec<bool> = match &own.no_rope_layers {
         Some(layers) => layers.iter().map(|&rope| rope != 0).collect(),
-        None => (1..=facts.num_hidden_layers).map(|i| i % interval != 0).collect(),
+        None => (1..=facts.sizes.num_hidden_layers).map(|i| i % interval != 0).collect(),
     };
-    if rotates.len() != facts.num_hidden_layers {
+    if rotates.len() != facts.sizes.num_hidden_layers {
         let what = format!(
             "config.json: `no_rope_layers` has {} entries for {} layers",
             rotates.len(),
-            facts.num_hidden_layers
+            facts.sizes.num_hidden_layers
         );
         return Err(super::unsupported(what));
     }

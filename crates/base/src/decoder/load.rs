@@ -23,13 +23,14 @@ impl Decoder {
         compute: Compute,
     ) -> std::result::Result<Self, Error> {
         let loader = Loader { config: &config, checkpoint, compute };
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let (vocab, hidden) = (config.sizes.vocab_size, config.sizes.hidden_size);
         let embed_tokens = Embedding {
             path: "model.embed_tokens".into(),
             weight: loader.weight("model.embed_tokens", vocab, hidden)?,
         };
-        let blocks =
-            (0..config.num_hidden_layers).map(|i| loader.block(i)).collect::<std::result::Result<_, _>>()?;
+        let blocks = (0..config.sizes.num_hidden_layers)
+            .map(|i| loader.block(i))
+            .collect::<std::result::Result<_, _>>()?;
         let norm = loader.norm("model.norm", hidden)?;
         let lm_head = loader.linear("lm_head", (hidden, vocab), false)?;
         Ok(Self { config, embed_tokens, blocks, norm, lm_head })
@@ -39,7 +40,7 @@ impl Decoder {
 impl Loader<'_> {
     fn block(&self, i: usize) -> std::result::Result<Block, Error> {
         let path = format!("model.layers.{i}");
-        let hidden = self.config.hidden_size;
+        let hidden = self.config.sizes.hidden_size;
         let input_layernorm = self.norm(&format!("{path}.input_layernorm"), hidden)?;
         let attention = self.attention(&format!("{path}.self_attn"), self.config.layers[i])?;
         let post_attention_layernorm = self.norm(&format!("{path}.post_attention_layernorm"), hidden)?;
@@ -76,25 +77,25 @@ impl Loader<'_> {
     }
 
     fn attention(&self, path: &str, facts: LayerFacts) -> std::result::Result<Attention, Error> {
-        let c = self.config;
-        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let (c, sizes) = (self.config, &self.config.sizes);
+        let (hidden, q, kv) = (sizes.hidden_size, sizes.query_width(), sizes.key_width());
         let norms = || -> std::result::Result<_, Error> {
             Ok((
-                self.norm(&format!("{path}.q_norm"), c.head_dim)?,
-                self.norm(&format!("{path}.k_norm"), c.head_dim)?,
+                self.norm(&format!("{path}.q_norm"), sizes.head_dim)?,
+                self.norm(&format!("{path}.k_norm"), sizes.head_dim)?,
             ))
         };
         Ok(Attention {
-            q_proj: self.linear(&format!("{path}.q_proj"), (c.hidden_size, q), c.qkv_bias)?,
-            k_proj: self.linear(&format!("{path}.k_proj"), (c.hidden_size, kv), c.qkv_bias)?,
-            v_proj: self.linear(&format!("{path}.v_proj"), (c.hidden_size, kv), c.qkv_bias)?,
-            o_proj: self.linear(&format!("{path}.o_proj"), (q, c.hidden_size), c.o_bias)?,
+            q_proj: self.linear(&format!("{path}.q_proj"), (hidden, q), c.qkv_bias)?,
+            k_proj: self.linear(&format!("{path}.k_proj"), (hidden, kv), c.qkv_bias)?,
+            v_proj: self.linear(&format!("{path}.v_proj"), (hidden, kv), c.qkv_bias)?,
+            o_proj: self.linear(&format!("{path}.o_proj"), (q, hidden), c.o_bias)?,
             qk_norm: c.qk_norm.then(norms).transpose()?,
             shape: AttentionShape {
-                heads: c.num_attention_heads,
-                kv_heads: c.num_key_value_heads,
-                head_dim: c.head_dim,
-                scale: 1.0 / (c.head_dim as f32).sqrt(),
+                heads: sizes.num_attention_heads,
+                kv_heads: sizes.num_key_value_heads,
+                head_dim: sizes.head_dim,
+                scale: 1.0 / (sizes.head_dim as f32).sqrt(),
                 window: facts.window,
             },
             rope: facts.rope,
@@ -103,7 +104,7 @@ impl Loader<'_> {
 
     fn mlp(&self, path: &str) -> std::result::Result<Mlp, Error> {
         let c = self.config;
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let (hidden, inner) = (c.sizes.hidden_size, c.sizes.intermediate_size);
         Ok(Mlp {
             gate_proj: self.linear(&format!("{path}.gate_proj"), (hidden, inner), c.mlp_bias)?,
             up_proj: self.linear(&format!("{path}.up_proj"), (hidden, inner), c.mlp_bias)?,
@@ -142,6 +143,6 @@ impl Loader<'_> {
 
     fn name(&self, path: &str, parameter: &str) -> String {
         let name = format!("{path}.{parameter}");
-        self.checkpoint.stored_name(&name, self.config.tie_word_embeddings).unwrap_or(&name).to_owned()
+        self.checkpoint.stored_name(&name, self.config.sizes.tie_word_embeddings).unwrap_or(&name).to_owned()
     }
 }

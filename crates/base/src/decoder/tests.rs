@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, IndexOp, Tensor};
 use taper_kernels::Compute;
 
-use crate::{Batch, Checkpoint, Decoder, KvCache, arch};
+use crate::{Batch, Checkpoint, KvCache, Network, arch};
 
 /// Logits of sequences that are run in another order of summation.
 const TOLERANCE: f32 = 2e-5;
@@ -14,14 +14,14 @@ fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/oracle").join(name)
 }
 
-fn decoder(name: &str) -> Decoder {
+fn decoder(name: &str) -> Box<dyn Network> {
     let dir = case(name).join("model");
     let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&dir).unwrap();
     arch::build(&serde_json::from_str(&config).unwrap(), &checkpoint, Compute::F32).unwrap()
 }
 
-fn logits(model: &Decoder, batch: &Batch, caches: &mut [&mut KvCache]) -> Vec<f32> {
+fn logits(model: &dyn Network, batch: &Batch, caches: &mut [&mut KvCache]) -> Vec<f32> {
     let hidden = model.hidden(batch, caches, &()).unwrap();
     model.head().forward(&hidden, &()).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -55,7 +55,7 @@ fn logits_of_every_model_type_are_those_of_transformers() {
         let wanted: Vec<Tensor> =
             (0..rows.len()).map(|i| expected["base_logits"].i((i, ..rows[i].len())).unwrap()).collect();
         let wanted: Vec<f32> = Tensor::cat(&wanted, 0).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        assert_close(&logits(&model, &Batch::new(&rows), &mut []), &wanted);
+        assert_close(&logits(&*model, &Batch::new(&rows), &mut []), &wanted);
     }
 }
 
@@ -64,14 +64,14 @@ fn prefill_chunks_and_decoding_give_the_logits_of_one_pass() {
     let tokens: Vec<u32> = (0..23).map(|i| (i * 37 + 11) % 250).collect();
     for name in CASES {
         let model = decoder(name);
-        let whole = logits(&model, &Batch::new([&tokens]), &mut []);
+        let whole = logits(&*model, &Batch::new([&tokens]), &mut []);
         for cuts in [vec![23], vec![9, 14], vec![20, 1, 1, 1], vec![1; 23]] {
             let mut cache = model.new_cache();
             let mut found = Vec::new();
             let mut rest = tokens.as_slice();
             for cut in cuts {
                 let (piece, after) = rest.split_at(cut);
-                found.extend(logits(&model, &Batch::new([piece]), &mut [&mut cache]));
+                found.extend(logits(&*model, &Batch::new([piece]), &mut [&mut cache]));
                 rest = after;
             }
             assert_close(&found, &whole);
@@ -85,14 +85,14 @@ fn trap_t10_sequences_of_one_batch_do_not_see_each_other() {
     for name in CASES {
         let model = decoder(name);
         let apart = [
-            logits(&model, &Batch::new([&long[..]]), &mut []),
-            logits(&model, &Batch::new([&short[..]]), &mut []),
+            logits(&*model, &Batch::new([&long[..]]), &mut []),
+            logits(&*model, &Batch::new([&short[..]]), &mut []),
         ];
-        assert_close(&logits(&model, &Batch::new([&long[..], &short[..]]), &mut []), &apart.concat());
+        assert_close(&logits(&*model, &Batch::new([&long[..], &short[..]]), &mut []), &apart.concat());
         // The same with caches: the long one half read, the short one still to come.
         let (mut a, mut b) = (model.new_cache(), model.new_cache());
-        let mut found = logits(&model, &Batch::new([&long[..4]]), &mut [&mut a]);
-        let both = logits(&model, &Batch::new([&long[4..], &short[..]]), &mut [&mut a, &mut b]);
+        let mut found = logits(&*model, &Batch::new([&long[..4]]), &mut [&mut a]);
+        let both = logits(&*model, &Batch::new([&long[4..], &short[..]]), &mut [&mut a, &mut b]);
         found.extend(both);
         assert_close(&found, &apart.concat());
     }
@@ -103,9 +103,9 @@ fn a_cache_that_is_cut_back_goes_on_from_there() {
     let model = decoder("llama");
     let (tokens, other) = ([1u32, 2, 3, 4, 5, 6], [1u32, 2, 3, 9]);
     let mut cache = model.new_cache();
-    logits(&model, &Batch::new([&tokens[..]]), &mut [&mut cache]);
+    logits(&*model, &Batch::new([&tokens[..]]), &mut [&mut cache]);
     cache.truncate(3);
-    let found = logits(&model, &Batch::new([&other[3..]]), &mut [&mut cache]);
-    let whole = logits(&model, &Batch::new([&other[..]]), &mut []);
+    let found = logits(&*model, &Batch::new([&other[3..]]), &mut [&mut cache]);
+    let whole = logits(&*model, &Batch::new([&other[..]]), &mut []);
     assert_close(&found, &whole[whole.len() - found.len()..]);
 }

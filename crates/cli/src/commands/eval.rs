@@ -50,7 +50,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         ));
     }
     let measure =
-        |adapter: &dyn Adapter| evaluate(&base.model, adapter, &set.examples, args.micro_batch_tokens);
+        |adapter: &dyn Adapter| evaluate(&*base.model, adapter, &set.examples, args.micro_batch_tokens);
     if args.json {
         return print(as_json(&base, &adapters, measure)?);
     }

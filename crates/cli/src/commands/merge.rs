@@ -88,7 +88,7 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
 fn compare(base: &Base, adapters: &[Weighted<'_>], merged: &Merged) -> anyhow::Result<Verification> {
     let found =
         Base::open(&ModelSource::Folder(merged.path.clone()), Compute::F32).context("the merged model")?;
-    Ok(verify(&base.model, adapters, &found.model, &sample(base)?)?)
+    Ok(verify(&*base.model, adapters, &*found.model, &sample(base)?)?)
 }
 
 fn report(merged: &Merged, verification: Option<&Verification>, seconds: f64) -> anyhow::Result<()> {

@@ -161,7 +161,7 @@ fn architecture(found: &mut Inspection, dir: &Path) {
         Ok(base) => base,
         Err(error) => return found.problem(error.to_string()),
     };
-    let tied = base.model.config().tie_word_embeddings;
+    let tied = base.model.sizes().tie_word_embeddings;
     let mut used = BTreeSet::new();
     for module in base.model.modules() {
         let bias = matches!(module, Module::Linear(layer) if layer.bias.is_some());

@@ -13,9 +13,9 @@ pub(super) fn assert_merged_is_adapted(room: &Room, adapters: &[(&LoraAdapter, f
     let base = room.base();
     let merged = room.merge_to(name, false, &base, adapters).unwrap();
     let weighted: Vec<_> = adapters.iter().map(|&(adapter, weight)| Weighted { adapter, weight }).collect();
-    let result = verify(&base.model, &weighted, &open(&merged.path).model, &TOKENS).unwrap();
+    let result = verify(&*base.model, &weighted, &*open(&merged.path).model, &TOKENS).unwrap();
     assert!(result.max_logit_difference <= LOGITS * (1.0 + result.max_logit), "{name}: {result:?}");
-    let effect = verify(&base.model, &weighted, &base.model, &TOKENS).unwrap();
+    let effect = verify(&*base.model, &weighted, &*base.model, &TOKENS).unwrap();
     assert!(effect.max_logit_difference > 0.01, "{name} changes nothing: {effect:?}");
     assert_eq!((result.argmax_agree, result.tokens), (TOKENS.len(), TOKENS.len()));
 }

@@ -129,7 +129,7 @@ fn a_run_lowers_the_loss_and_writes_all_its_files() {
     }
     let frozen = LoraAdapter::load(&recipe.out, &bench.base).unwrap();
     let rows = Rows::load(&bench.base, &recipe).unwrap();
-    let again = evaluate(&bench.base.model, &frozen, &rows.test.unwrap().examples, 48).unwrap();
+    let again = evaluate(&*bench.base.model, &frozen, &rows.test.unwrap().examples, 48).unwrap();
     assert_eq!(again.loss.to_bits(), done.results[1].adapted.loss.to_bits());
 }
 
