@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -67,6 +67,28 @@ pub struct Weighted<'a> {
     pub weight: f64,
 }
 
+impl Weighted<'_> {
+    /// Turns rows `rows` of `tensor` into those that this adapter makes of them; `before` is room to work in.
+    pub(crate) fn merge_rows(
+        &self,
+        tensor: &str,
+        rows: Range<usize>,
+        values: &mut [f32],
+        before: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        before.clear();
+        if !matches!(self.weight, 1.0) {
+            before.extend_from_slice(values);
+        }
+        self.adapter.merge_rows(tensor, rows, values)?;
+        let weight = self.weight as f32;
+        for (value, before) in values.iter_mut().zip(before) {
+            *value = *before + weight * (*value - *before);
+        }
+        Ok(())
+    }
+}
+
 /// How far a merge is, in bytes of weight files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -94,10 +116,10 @@ pub struct Merged {
 /// Merges `adapters` into the weights of `base` and puts the resulting model into the new folder `out`.
 ///
 /// Every weight file keeps its name, header, metadata and offsets; a tensor that no adapter changes keeps its bytes. A
-/// changed one is summed in f32 and rounded once, to nearest-even, to the type that it is stored in. With several adapters
-/// it is `W + Σ weight · (adapted - W)`, each `adapted` taken on the base: what PEFT computes with all of them active, in
-/// any order (PEFT 0.21.2, `tuners/lora/layer.py` `Linear.forward`, `variants.py`). Other files of the base's folder are
-/// copied, `config.json` byte for byte unless a tied head has to part from its embedding.
+/// changed one is summed in f32 and rounded once, to nearest-even, to the type that it is stored in. Several adapters are
+/// merged one after another, each into what the one before it left, as PEFT does (PEFT 0.21.2, `tuners/lora/layer.py`
+/// `Linear.merge`); the order matters where one of them is DoRA or holds whole parameters. Other files of the base's folder
+/// are copied, `config.json` byte for byte unless a tied head has to part from its embedding.
 ///
 /// The folder is built under a hidden name beside `out` and renamed when it is whole and on the disk: whatever goes wrong,
 /// nothing that looks finished is left. `on_progress` may stop it. Memory: a few blocks of rows a thread.
@@ -118,6 +140,7 @@ pub fn merge<'a>(
     }
     let unties = source.tied && adapters.iter().any(|a| a.adapter.unties());
     let changes = changes(adapters, unties);
+    check_embedding(adapters)?;
     let parameters: Vec<&str> = changes.keys().map(String::as_str).collect();
     let plan = Plan::new(&source, &parameters, unties)?;
     let partial = Partial::create(out, force, &[source.dir])?;
@@ -152,6 +175,21 @@ fn changes(adapters: &[Weighted<'_>], unties: bool) -> BTreeMap<String, Vec<usiz
             .extend([EMBEDDING, HEAD].map(|parameter| (parameter.to_owned(), (0..adapters.len()).collect())));
     }
     changes
+}
+
+/// DoRA on an embedding divides by lengths of whole columns, which the adapter has of its own base only.
+fn check_embedding(adapters: &[Weighted<'_>]) -> Result<(), Error> {
+    let changes = |i: &usize| adapters[*i].adapter.changed_tensors().iter().any(|name| name == EMBEDDING);
+    let mut later = (0..adapters.len()).filter(changes).skip(1);
+    match later.find(|&i| adapters[i].adapter.config().use_dora) {
+        None => Ok(()),
+        Some(i) => Err(Error::unsupported(format!(
+            "adapter {} of {} is DoRA on an embedding that one before it changes: merge those first, and this one into the \
+             result in a run of its own",
+            i + 1,
+            adapters.len()
+        ))),
+    }
 }
 
 /// Copies everything beside the weights, `config.json` last.

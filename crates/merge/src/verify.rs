@@ -1,10 +1,12 @@
 //! Whether a merged model says what its base says with the adapters: both run over the same tokens.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use serde::Serialize;
-use taper_base::{Adapter, Base, Batch, Embedding, Linear, Module, Network};
+use taper_base::{Adapter, Base, Batch, Effect, Embedding, Linear, Module, Network};
+use taper_kernels::Weight;
 
 use crate::{Error, Weighted};
 
@@ -73,49 +75,72 @@ fn largest(values: &Tensor) -> Result<f32> {
         .fold(0.0, f32::max))
 }
 
-/// Several weighted adapters as one: base + Σ weight · (adapted - base), as [`merge`](crate::merge()) has it.
+/// Several weighted adapters as one, each upon what the one before it left, as [`merge`](crate::merge()) has it.
 struct Stack<'a> {
     adapters: &'a [Weighted<'a>],
     params: BTreeMap<String, Tensor>,
 }
 
 impl<'a> Stack<'a> {
-    fn new(base: &dyn Network, adapters: &'a [Weighted<'a>]) -> Result<Self> {
-        let mut params = BTreeMap::new();
+    fn new(base: &dyn Network, adapters: &'a [Weighted<'a>]) -> std::result::Result<Self, Error> {
+        let mut stack = Self { adapters, params: BTreeMap::new() };
         for module in base.modules() {
             let Module::Norm(norm) = module else { continue };
-            let gain = sum(&norm.gain, adapters, |adapter| {
-                Ok(adapter.param(&norm.gain_path).unwrap_or(&norm.gain).clone())
-            })?;
-            params.insert(norm.gain_path.clone(), gain);
+            let gain = stack.vector(&norm.gain_path, &norm.gain)?;
+            stack.params.insert(norm.gain_path.clone(), gain);
         }
-        Ok(Self { adapters, params })
+        Ok(stack)
+    }
+
+    /// Rows `rows` of the tensor `name`, as the adapters leave them.
+    fn merge_rows(&self, name: &str, rows: Range<usize>, values: &mut [f32]) -> Result<()> {
+        let mut before = Vec::new();
+        for weighted in self.adapters {
+            let merged = weighted.merge_rows(name, rows.clone(), values, &mut before);
+            merged.map_err(candle_core::Error::wrap)?;
+        }
+        Ok(())
+    }
+
+    fn vector(&self, name: &str, frozen: &Tensor) -> Result<Tensor> {
+        let mut values = frozen.to_vec1::<f32>()?;
+        self.merge_rows(name, 0..values.len(), &mut values)?;
+        Tensor::from_vec(values, frozen.shape(), frozen.device())
+    }
+
+    /// `layer` with the adapters in its weight and bias.
+    fn merged(&self, layer: &Linear) -> Result<Linear> {
+        let (rows, cols) = (layer.out_features(), layer.in_features());
+        let mut values = layer.weight.to_f32();
+        self.merge_rows(&format!("{}.weight", layer.path), 0..rows, &mut values)?;
+        let weight = Weight::dense(values, rows, cols).map_err(candle_core::Error::wrap)?;
+        let bias = layer.bias.as_ref().map(|bias| self.vector(&format!("{}.bias", layer.path), bias));
+        Ok(Linear { path: layer.path.clone(), weight, bias: bias.transpose()? })
     }
 }
 
 impl Adapter for Stack<'_> {
+    /// One adapter by its own forward pass; several by their merged weight, for they need not be a sum.
     fn linear(&self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        sum(&layer.frozen(x)?, self.adapters, |adapter| adapter.linear(layer, x))
+        let frozen = layer.frozen(x)?;
+        let mut active = self.adapters.iter().filter(|a| !matches!(a.adapter.effect(layer), Effect::Frozen));
+        match (active.next(), active.next()) {
+            (None, _) => Ok(frozen),
+            (Some(one), None) => &frozen + ((one.adapter.linear(layer, x)? - &frozen)? * one.weight)?,
+            (Some(_), Some(_)) => self.merged(layer)?.frozen(x),
+        }
     }
 
     fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Result<Tensor> {
-        sum(&layer.frozen(ids)?, self.adapters, |adapter| adapter.embedding(layer, ids))
+        let mut rows = layer.frozen(ids)?.flatten_all()?.to_vec1::<f32>()?;
+        let (name, cols) = (format!("{}.weight", layer.path), layer.weight.cols());
+        for (&id, row) in ids.iter().zip(rows.chunks_exact_mut(cols)) {
+            self.merge_rows(&name, id as usize..id as usize + 1, row)?;
+        }
+        Tensor::from_vec(rows, (ids.len(), cols), &Device::Cpu)
     }
 
     fn param(&self, path: &str) -> Option<&Tensor> {
         self.params.get(path)
     }
-}
-
-/// `frozen + Σ weight · (adapted - frozen)`.
-fn sum(
-    frozen: &Tensor,
-    adapters: &[Weighted<'_>],
-    adapted: impl Fn(&dyn Adapter) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let mut total = frozen.clone();
-    for Weighted { adapter, weight } in adapters {
-        total = (total + ((adapted(*adapter)? - frozen)? * *weight)?)?;
-    }
-    Ok(total)
 }

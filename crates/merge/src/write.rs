@@ -32,8 +32,7 @@ enum Task<'a> {
 #[derive(Default)]
 struct Buffers {
     merged: Vec<f32>,
-    base: Vec<f32>,
-    one: Vec<f32>,
+    before: Vec<f32>,
     bytes: Vec<u8>,
 }
 
@@ -175,7 +174,7 @@ impl Writer<'_> {
 
     /// Leaves rows of the merged tensor, as they are stored, in `buffers.bytes`.
     fn merge(&self, target: &Target, rows: Range<usize>, buffers: &mut Buffers) -> Result<(), Error> {
-        let Buffers { merged, base, one, bytes } = buffers;
+        let Buffers { merged, before, bytes } = buffers;
         let count = rows.len() * target.cols;
         let size = values::size(target.dtype).unwrap_or(1);
         merged.resize(count, 0.0);
@@ -183,19 +182,8 @@ impl Writer<'_> {
         let stored = self.checkpoint.bytes(&target.from).unwrap_or_default();
         let start = rows.start * target.cols * size;
         values::widen(&stored[start..start + count * size], target.dtype, merged);
-        let adapters = self.adapters_of(&target.parameter);
-        if let [Weighted { adapter, weight: 1.0 }] = adapters[..] {
-            adapter.merge_rows(&target.parameter, rows.clone(), merged)?;
-        } else {
-            base.clone_from(merged);
-            for Weighted { adapter, weight } in adapters {
-                one.clone_from(base);
-                adapter.merge_rows(&target.parameter, rows.clone(), one)?;
-                let weight = weight as f32;
-                for ((merged, one), base) in merged.iter_mut().zip(&*one).zip(&*base) {
-                    *merged += weight * (one - base);
-                }
-            }
+        for weighted in self.adapters_of(&target.parameter) {
+            weighted.merge_rows(&target.parameter, rows.clone(), merged, before)?;
         }
         if values::round(merged, target.dtype, bytes) {
             return Ok(());

@@ -24,7 +24,7 @@ const SUSPICIOUS: f32 = 0.1;
 pub(crate) struct MergeArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// An adapter: a folder or a hub id; may be repeated
+    /// An adapter: a folder or a hub id; several are merged one after another
     #[arg(long, value_name = "PATH", required = true)]
     adapter: Vec<String>,
     /// How much of each --adapter, in their order [default: 1 each]

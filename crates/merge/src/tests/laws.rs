@@ -33,8 +33,8 @@ pub(super) fn cases() -> Vec<(&'static str, LoraConfig)> {
         ("lora", targets(&all)),
         ("rslora", LoraConfig { use_rslora: true, ..targets(&["q_proj"]) }),
         ("dora", LoraConfig { use_dora: true, ..targets(&all) }),
-        ("embedding", targets(&["embed_tokens", "q_proj"])),
         ("dora-embedding", LoraConfig { use_dora: true, ..targets(&["embed_tokens", "q_proj"]) }),
+        ("embedding", targets(&["embed_tokens", "q_proj"])),
         ("head", targets(&["lm_head"])),
         ("both", targets(&["lm_head", "embed_tokens"])),
         ("saved-norm-head", saved(&["norm", "lm_head"])),
@@ -82,6 +82,42 @@ fn merged_is_adapted_by_several_of_different_kinds() {
             assert_merged_is_adapted(&room, &[(a, 0.8), (b, 0.5)], &format!("pair-{i}"));
         }
     }
+}
+
+/// DoRA measures the rows that it finds, so it must find those that the adapter before it left.
+#[test]
+fn two_at_once_are_one_after_the_other() {
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"];
+    let plain = || targets(&all);
+    let dora = || LoraConfig { use_dora: true, ..targets(&all) };
+    let room = Room::new(Shape::of(Dtype::F32));
+    let base = room.base();
+    for (i, [first, second]) in
+        [[plain(), dora()], [dora(), plain()], [dora(), dora()], [saved(&["norm"]), plain()]]
+            .into_iter()
+            .enumerate()
+    {
+        let (a, b) = (adapter(&base, first, 15), adapter(&base, second, 16));
+        let at_once = room.merge_to(&format!("{i}-at-once"), false, &base, &[(&a, 0.7), (&b, 0.9)]).unwrap();
+        let one = room.merge_to(&format!("{i}-one"), false, &base, &[(&a, 0.7)]).unwrap();
+        let middle = open(&one.path);
+        let two = room.merge_to(&format!("{i}-two"), false, &middle, &[(&b, 0.9)]).unwrap();
+        let result = verify(&*open(&at_once.path).model, &[], &*open(&two.path).model, &TOKENS).unwrap();
+        assert!(result.max_logit_difference <= LOGITS * (1.0 + result.max_logit), "{i}: {result:?}");
+        let sum = verify(&*base.model, &[Weighted { adapter: &b, weight: 0.9 }], &*middle.model, &TOKENS);
+        assert!(sum.unwrap().max_logit_difference > 0.01, "{i}");
+    }
+}
+
+#[test]
+fn dora_on_an_embedding_does_not_follow_another_change_of_it() {
+    let room = Room::new(Shape::of(Dtype::F32));
+    let base = room.base();
+    let plain = adapter(&base, targets(&["embed_tokens"]), 17);
+    let dora = adapter(&base, LoraConfig { use_dora: true, ..targets(&["embed_tokens"]) }, 18);
+    room.merge_to("first", false, &base, &[(&dora, 1.0), (&plain, 1.0)]).unwrap();
+    let error = room.merge_to("second", false, &base, &[(&plain, 1.0), (&dora, 1.0)]).unwrap_err();
+    assert!(error.to_string().contains("adapter 2 of 2 is DoRA on an embedding"), "{error}");
 }
 
 #[test]
