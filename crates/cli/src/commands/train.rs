@@ -55,16 +55,17 @@ fn interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-/// Shows a run on the terminal: the plan, a line every so many steps, and a bar.
+/// Shows a run on the terminal: the plan, a line for the first step, the last and every so many, and a bar.
 struct Screen {
     quiet: bool,
     every: usize,
+    steps: usize,
     bar: Option<ProgressBar>,
 }
 
 impl Screen {
     fn new(quiet: bool, every: usize) -> Self {
-        Self { quiet, every: every.max(1), bar: None }
+        Self { quiet, every: every.max(1), steps: 0, bar: None }
     }
 
     fn show(&mut self, event: &Event) {
@@ -74,13 +75,14 @@ impl Screen {
         match event {
             Event::Plan(summary) => {
                 say(plan(summary));
+                self.steps = summary.steps;
                 self.bar = on_terminal().then(|| bar(summary.steps, summary.resumed_at.unwrap_or(0)));
             }
             Event::Step(step) => {
                 if let Some(bar) = &self.bar {
                     bar.set_position(step.step as u64);
                 }
-                if step.step == 1 || step.step % self.every == 0 {
+                if [1, self.steps].contains(&step.step) || step.step % self.every == 0 {
                     self.line(&step_line(step));
                 }
             }
