@@ -4,39 +4,64 @@ use std::ops::Range;
 
 use candle_core::{Result, Storage, Tensor};
 
-/// What a sequence has already been through: its keys and values in every layer, and its length.
+/// What a sequence has already been through: its tokens, and their keys and values in every layer.
+///
+/// Some rope types turn all rows by angles that depend on the sequence's length. Where a sequence outgrows the angles that
+/// its keys were made with, not only the keys are stale but whatever the later layers made of them, so the tokens are run
+/// again ([`unread`](Self::unread)) with the pass that asked for more.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     layers: Vec<(Vec<f32>, Vec<f32>)>,
     width: usize,
-    len: usize,
+    tokens: Vec<u32>,
+    /// Tokens, from the first on, whose keys and values the layers hold.
+    read: usize,
+    /// See [`Rope::turning`](crate::rope::Rope::turning): what they were made with.
+    turning: usize,
 }
 
 impl KvCache {
     /// An empty cache for `layers` layers of keys and values of `width` = K·E values a token.
     pub fn new(layers: usize, width: usize) -> Self {
-        Self { layers: vec![(Vec::new(), Vec::new()); layers], width, len: 0 }
+        let layers = vec![(Vec::new(), Vec::new()); layers];
+        Self { layers, width, tokens: Vec::new(), read: 0, turning: 0 }
     }
 
-    /// Tokens that all layers hold: the position of the next token.
+    /// Tokens that have been run: the position of the next one.
     pub fn len(&self) -> usize {
-        self.len
+        self.tokens.len()
     }
 
     /// Whether nothing has been run yet.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.tokens.is_empty()
     }
 
     /// Forgets everything from token `len` on.
     pub fn truncate(&mut self, len: usize) {
-        if len < self.len {
-            self.len = len;
-            for (keys, values) in &mut self.layers {
-                keys.truncate(len * self.width);
-                values.truncate(len * self.width);
-            }
+        self.tokens.truncate(len);
+        self.read = self.read.min(len);
+        for (keys, values) in &mut self.layers {
+            keys.truncate(self.read * self.width);
+            values.truncate(self.read * self.width);
         }
+    }
+
+    /// Keys and values that were made with other angles than `turning` are to be made again.
+    pub(crate) fn turn(&mut self, turning: usize) {
+        if self.turning != turning {
+            (self.read, self.turning) = (0, turning);
+        }
+    }
+
+    /// The tokens whose keys and values are to be made again, before those of new ones.
+    pub(crate) fn unread(&self) -> &[u32] {
+        &self.tokens[self.read..]
+    }
+
+    /// The position of the first token of the next pass: [`unread`](Self::unread) ones come first.
+    pub(crate) fn start(&self) -> usize {
+        self.read
     }
 
     /// Appends `rows` of a batch's `keys` and `values` `(N, K·E)` to a layer; [`advance`](Self::advance) counts them once all
@@ -52,7 +77,7 @@ impl KvCache {
         let (k, v) = &mut self.layers[layer];
         for (cache, tensor) in [(k, keys), (v, values)] {
             // A pass that failed half-way left rows that were never counted.
-            cache.truncate(self.len * self.width);
+            cache.truncate(self.read * self.width);
             let (storage, layout) = tensor.storage_and_layout();
             let Storage::Cpu(storage) = &*storage else {
                 candle_core::bail!("a cache takes tensors on the CPU")
@@ -69,8 +94,9 @@ impl KvCache {
         (k, v)
     }
 
-    /// Counts `tokens` that every layer has had appended.
-    pub(crate) fn advance(&mut self, tokens: usize) {
-        self.len += tokens;
+    /// Counts the unread tokens and the new `tokens`, which every layer has had appended.
+    pub(crate) fn advance(&mut self, tokens: &[u32]) {
+        self.tokens.extend_from_slice(tokens);
+        self.read = self.tokens.len();
     }
 }

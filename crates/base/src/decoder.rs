@@ -5,7 +5,7 @@ mod load;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use taper_kernels::{AttentionShape, BlockPass, CachedSegment, LowRank, RopeTable};
 
 use crate::rope::Rope;
@@ -98,19 +98,19 @@ impl Network for Decoder {
         if !caches.is_empty() && caches.len() != batch.segments().len() {
             candle_core::bail!("{} caches for {} sequences", caches.len(), batch.segments().len());
         }
-        let start = |i: usize| caches.get(i).map_or(0, |cache| cache.len());
-        let positions: Vec<Range<usize>> =
-            batch.segments().iter().enumerate().map(|(i, rows)| start(i)..start(i) + rows.len()).collect();
-        let rope = Arc::new(self.config.rope.table(&positions));
-        let mut x = self.embed_tokens.forward(batch.tokens(), adapter)?;
-        let mut pass = Pass { segments: batch.segments().into(), rope, caches, adapter };
-        for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(layer, &x, &mut pass)?;
+        for (cache, rows) in caches.iter_mut().zip(batch.segments()) {
+            cache.turn(self.config.rope.turning(cache.len() + rows.len()));
         }
-        for (cache, rows) in pass.caches.iter_mut().zip(batch.segments()) {
-            cache.advance(rows.len());
+        let hidden = if caches.iter().any(|cache| !cache.unread().is_empty()) {
+            let (longer, asked) = with_unread(batch, caches);
+            self.run(&longer, caches, adapter)?.index_select(&Tensor::new(asked, &Device::Cpu)?, 0)?
+        } else {
+            self.run(batch, caches, adapter)?
+        };
+        for (cache, rows) in caches.iter_mut().zip(batch.segments()) {
+            cache.advance(&batch.tokens()[rows.clone()]);
         }
-        self.norm.forward(&x, adapter)
+        Ok(hidden)
     }
 
     fn head(&self) -> &Linear {
@@ -159,6 +159,33 @@ impl Network for Decoder {
         };
         sizes.num_hidden_layers * block
     }
+}
+
+impl Decoder {
+    /// [`hidden`](Network::hidden) of a batch that begins where the caches' keys end.
+    fn run(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor> {
+        let start = |i: usize| caches.get(i).map_or(0, |cache| cache.start());
+        let positions: Vec<Range<usize>> =
+            batch.segments().iter().enumerate().map(|(i, rows)| start(i)..start(i) + rows.len()).collect();
+        let rope = Arc::new(self.config.rope.table(&positions));
+        let mut x = self.embed_tokens.forward(batch.tokens(), adapter)?;
+        let mut pass = Pass { segments: batch.segments().into(), rope, caches, adapter };
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(layer, &x, &mut pass)?;
+        }
+        self.norm.forward(&x, adapter)
+    }
+}
+
+/// `batch` with each cache's unread tokens before its segment, and the rows of `batch` in that.
+fn with_unread(batch: &Batch, caches: &[&mut KvCache]) -> (Batch, Vec<u32>) {
+    let (mut longer, mut asked) = (Batch::default(), Vec::with_capacity(batch.len()));
+    for (cache, rows) in caches.iter().zip(batch.segments()) {
+        longer.push(&[cache.unread(), &batch.tokens()[rows.clone()]].concat());
+        let end = longer.len() as u32;
+        asked.extend(end - rows.len() as u32..end);
+    }
+    (longer, asked)
 }
 
 impl Block {

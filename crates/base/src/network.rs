@@ -12,7 +12,9 @@ pub trait Network: fmt::Debug + Send + Sync {
     fn sizes(&self) -> &Sizes;
 
     /// The rows that the head reads `(N, D)`: final hidden states. `caches` is empty, or holds one cache a segment: then
-    /// segment `i` continues `caches[i]`, which takes up its keys and values, and no gradient is kept.
+    /// segment `i` continues `caches[i]`, which takes up its keys and values, and no gradient is kept. The
+    /// rows are those of one pass over everything that is then in the cache; a dynamic rope beyond its trained context runs
+    /// that pass again each time.
     fn hidden(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor>;
 
     /// The output head.

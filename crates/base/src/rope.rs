@@ -85,10 +85,14 @@ impl Rope {
         Ok(Self { inv_freq, attention_factor, dynamic })
     }
 
+    /// What a sequence of `len` tokens is turned by: two lengths with the same value have the same angles.
+    pub(crate) fn turning(&self, len: usize) -> usize {
+        self.dynamic.as_ref().map_or(0, |dynamic| len.max(dynamic.max_positions))
+    }
+
     /// Cosines and sines of every row: `segments` gives each sequence's positions.
     ///
-    /// A sequence longer than the trained context of a dynamic rope turns all its rows by the frequencies of its end; keys
-    /// that a cache already holds keep the ones they were made with, as in transformers.
+    /// A sequence longer than the trained context of a dynamic rope turns all its rows by the frequencies of its end.
     pub(crate) fn table(&self, segments: &[Range<usize>]) -> RopeTable {
         let half = self.inv_freq.len();
         let rows: usize = segments.iter().map(ExactSizeIterator::len).sum();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, IndexOp, Tensor};
+use serde_json::json;
 use taper_kernels::Compute;
 
 use crate::{Batch, Checkpoint, KvCache, Network, arch};
@@ -15,10 +16,26 @@ fn case(name: &str) -> PathBuf {
 }
 
 fn decoder(name: &str) -> Box<dyn Network> {
+    decoder_with(name, &json!({}))
+}
+
+/// With some fields of config.json replaced.
+fn decoder_with(name: &str, fields: &serde_json::Value) -> Box<dyn Network> {
     let dir = case(name).join("model");
     let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
-    let checkpoint = Checkpoint::open(&dir).unwrap();
-    arch::build(&serde_json::from_str(&config).unwrap(), &checkpoint, Compute::F32).unwrap()
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    arch::build(&config, &Checkpoint::open(&dir).unwrap(), Compute::F32).unwrap()
+}
+
+/// A model that was made for 8 tokens and turns longer sequences by other angles.
+fn dynamic() -> Box<dyn Network> {
+    let rope = json!({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0});
+    decoder_with("llama-rope-scaled", &json!({"max_position_embeddings": 8, "rope_parameters": rope}))
+}
+
+fn some_tokens() -> Vec<u32> {
+    (0..23).map(|i| (i * 37 + 11) % 250).collect()
 }
 
 fn logits(model: &dyn Network, batch: &Batch, caches: &mut [&mut KvCache]) -> Vec<f32> {
@@ -61,7 +78,7 @@ fn logits_of_every_model_type_are_those_of_transformers() {
 
 #[test]
 fn prefill_chunks_and_decoding_give_the_logits_of_one_pass() {
-    let tokens: Vec<u32> = (0..23).map(|i| (i * 37 + 11) % 250).collect();
+    let tokens = some_tokens();
     for name in CASES {
         let model = decoder(name);
         let whole = logits(&*model, &Batch::new([&tokens]), &mut []);
@@ -108,4 +125,64 @@ fn a_cache_that_is_cut_back_goes_on_from_there() {
     let found = logits(&*model, &Batch::new([&other[3..]]), &mut [&mut cache]);
     let whole = logits(&*model, &Batch::new([&other[..]]), &mut []);
     assert_close(&found, &whole[whole.len() - found.len()..]);
+}
+
+// transformers 5.23, the same weights with these rope_parameters and max_position_embeddings, use_cache=False: the first
+// logits of row 5 and of the last row. That row 5's change with the length shows that they hold for one length alone.
+#[test]
+fn dynamic_rope_gives_the_logits_of_transformers_at_every_length() {
+    let (model, tokens) = (dynamic(), some_tokens());
+    for (len, fifth, last) in [
+        (8, [-0.065053, -2.591664, 0.73902], [0.690307, -2.182889, 0.24318]),
+        (9, [-0.072048, -2.54693, 0.766334], [-0.225071, -2.083302, 0.552728]),
+        (23, [-0.110089, -2.299928, 0.9153], [-0.177687, -0.647258, 1.928339]),
+    ] {
+        let found = logits(&*model, &Batch::new([&tokens[..len]]), &mut []);
+        let row = found.len() / len;
+        assert_close(&found[5 * row..5 * row + 3], &fifth);
+        assert_close(&found[(len - 1) * row..(len - 1) * row + 3], &last);
+    }
+}
+
+#[test]
+fn a_sequence_that_outgrows_its_angles_is_read_again() {
+    let (model, tokens) = (dynamic(), some_tokens());
+    for cuts in [vec![8, 1, 14], vec![3, 7, 13], vec![1; 23]] {
+        let mut cache = model.new_cache();
+        for cut in cuts {
+            let from = cache.len();
+            let found = logits(&*model, &Batch::new([&tokens[from..from + cut]]), &mut [&mut cache]);
+            // Every pass gives what one pass over all that there is so far gives.
+            let whole = logits(&*model, &Batch::new([&tokens[..from + cut]]), &mut []);
+            assert_close(&found, &whole[whole.len() - found.len()..]);
+        }
+        assert_eq!(cache.len(), tokens.len());
+    }
+}
+
+#[test]
+fn one_of_several_sequences_may_outgrow_its_angles() {
+    let (model, tokens) = (dynamic(), some_tokens());
+    let (mut long, mut short) = (model.new_cache(), model.new_cache());
+    logits(&*model, &Batch::new([&tokens[..7], &tokens[..2]]), &mut [&mut long, &mut short]);
+    let found = logits(&*model, &Batch::new([&tokens[7..10], &tokens[2..4]]), &mut [&mut long, &mut short]);
+    let ends = [
+        logits(&*model, &Batch::new([&tokens[..10]]), &mut []),
+        logits(&*model, &Batch::new([&tokens[..4]]), &mut []),
+    ];
+    let row = ends[1].len() / 4;
+    assert_close(&found, &[&ends[0][7 * row..], &ends[1][2 * row..]].concat());
+}
+
+#[test]
+fn a_cache_that_is_cut_back_below_the_trained_length_turns_as_before() {
+    let (model, tokens) = (dynamic(), some_tokens());
+    for keep in [3, 8, 12] {
+        let mut cache = model.new_cache();
+        logits(&*model, &Batch::new([&tokens[..16]]), &mut [&mut cache]);
+        cache.truncate(keep);
+        let found = logits(&*model, &Batch::new([&tokens[keep..keep + 2]]), &mut [&mut cache]);
+        let whole = logits(&*model, &Batch::new([&tokens[..keep + 2]]), &mut []);
+        assert_close(&found, &whole[whole.len() - found.len()..]);
+    }
 }
