@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use taper_kernels::{AttentionShape, BlockPass, CachedSegment, LowRank, RopeTable};
+use taper_kernels::{Adapted, AttentionShape, BlockPass, CachedSegment, RopeTable};
 
 use crate::rope::Rope;
 use crate::{Adapter, Batch, Effect, Embedding, KvCache, Linear, Module, Network, RmsNorm, Sizes};
@@ -192,31 +192,31 @@ impl Block {
     /// `x` `(N, D)` to `(N, D)`: in one operation, where there are no caches and the adapter allows it.
     fn forward(&self, layer: usize, x: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
         if pass.caches.is_empty()
-            && let Some(factors) = self.factors(pass.adapter)
+            && let Some(adapted) = self.adapted(pass.adapter)?
         {
             let (segments, rope) = (pass.segments.clone(), pass.rope.clone());
             let pass = BlockPass { segments, rope, recompute: false };
-            return taper_kernels::block(x, &self.fused, &pass, &factors);
+            return taper_kernels::block(x, &self.fused, &pass, &adapted);
         }
         self.in_parts(layer, x, pass)
     }
 
-    /// The low-rank terms beside the projections, if `adapter` changes nothing else in the block.
-    fn factors<'a>(&self, adapter: &'a dyn Adapter) -> Option<[Option<LowRank<'a>>; 7]> {
+    /// What `adapter` makes of the projections, if it changes nothing else in the block.
+    fn adapted<'a>(&self, adapter: &'a dyn Adapter) -> Result<Option<[Option<Adapted<'a>>; 7]>> {
         let heads = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
         let mut norms = [&self.input_layernorm, &self.post_attention_layernorm].into_iter().chain(heads);
         if norms.any(|norm| adapter.param(&norm.gain_path).is_some()) {
-            return None;
+            return Ok(None);
         }
-        let mut factors = [None; 7];
-        for (factors, layer) in factors.iter_mut().zip(projections(&self.attention, &self.mlp)) {
-            match adapter.effect(layer) {
+        let mut all = [const { None }; 7];
+        for (adapted, layer) in all.iter_mut().zip(projections(&self.attention, &self.mlp)) {
+            match adapter.effect(layer)? {
                 Effect::Frozen => {}
-                Effect::LowRank(low_rank) => *factors = Some(low_rank),
-                Effect::Other => return None,
+                Effect::Adapted(change) => *adapted = Some(change),
+                Effect::Other => return Ok(None),
             }
         }
-        Some(factors)
+        Ok(Some(all))
     }
 
     /// The block in its single operations.

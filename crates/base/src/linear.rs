@@ -1,7 +1,7 @@
 //! The frozen parts of a base, and the one seam at which an adapter meets them.
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Labelled, LowRank, Weight};
+use taper_kernels::{Adapted, Labelled, Weight};
 
 /// What an adapter does to the frozen parts of a base. `()` does nothing.
 ///
@@ -15,9 +15,9 @@ pub trait Adapter: Send + Sync {
 
     /// What [`Adapter::linear`] does to `layer`, where a whole block can take it over in one operation. It must say the
     /// truth: where it does not say [`Effect::Other`], `linear` may not be asked.
-    fn effect(&self, layer: &Linear) -> Effect<'_> {
+    fn effect(&self, layer: &Linear) -> Result<Effect<'_>> {
         let _ = layer;
-        Effect::Other
+        Ok(Effect::Other)
     }
 
     /// Token ids to rows `(N, D)`.
@@ -45,18 +45,18 @@ pub trait Adapter: Send + Sync {
 
 /// The bare base.
 impl Adapter for () {
-    fn effect(&self, _: &Linear) -> Effect<'_> {
-        Effect::Frozen
+    fn effect(&self, _: &Linear) -> Result<Effect<'_>> {
+        Ok(Effect::Frozen)
     }
 }
 
 /// What an adapter does to a linear layer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Effect<'a> {
     /// Nothing.
     Frozen,
-    /// A low-rank term beside the frozen layer, with the dropout of this pass; nothing else.
-    LowRank(LowRank<'a>),
+    /// A low-rank term beside the frozen layer, with the dropout of this pass, and perhaps a gain; nothing else.
+    Adapted(Adapted<'a>),
     /// Something that only [`Adapter::linear`] knows.
     Other,
 }

@@ -29,7 +29,7 @@ mod vector;
 mod weight;
 
 pub use attention::{AttentionShape, CachedSegment, attention, attention_cached};
-pub use block::{Block, BlockPass, Projection, block};
+pub use block::{Adapted, Block, BlockPass, Projection, block};
 pub use dropout::Dropout;
 pub use elementwise::{add_bias, scale_columns, swiglu};
 pub use error::Error;

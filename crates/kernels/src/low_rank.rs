@@ -53,6 +53,11 @@ impl Term {
         Ok(Self { inputs, outputs, rank, scaling: factors.scaling as f32, dropout })
     }
 
+    /// Whether its input is dropped in part.
+    pub(crate) fn has_dropout(&self) -> bool {
+        self.dropout.is_some()
+    }
+
     /// `dropout(x)` `(n, in)`; the mask's index of `x`'s first row is `row`.
     pub(crate) fn dropped<'a>(&self, x: &'a [f32], row: usize) -> Cow<'a, [f32]> {
         let Some(dropout) = self.dropout else { return Cow::Borrowed(x) };

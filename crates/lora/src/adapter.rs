@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result as Tensors, Tensor, Var};
 use taper_base::{Adapter, Effect, Embedding, Linear};
-use taper_kernels::{Dropout, Labelled, LowRank};
+use taper_kernels::{Adapted, Dropout, Labelled, LowRank};
 
 use crate::embedding::EmbeddingLora;
 use crate::head::Head;
 use crate::ops::mix;
 use crate::plan::{BaseModules, Origin, Plan};
 use crate::source::{Fresh, fingerprint};
-use crate::variant::Variant;
+use crate::variant::{Variant, View};
 use crate::{Error, LoraConfig};
 
 /// The adapter of a whole model.
@@ -136,7 +136,14 @@ impl LoraAdapter {
     /// Take a new one after an update of the parameters: it may have kept what it computed from them (DoRA's lengths).
     #[must_use]
     pub fn frozen(&self) -> Self {
-        self.reweighted(1.0)
+        self.seen(View { tracked: false, weight: 1.0 })
+    }
+
+    /// The same adapter for the passes between two updates of the parameters: gradients reach them, and what it computes
+    /// from them (DoRA's lengths) it computes once.
+    #[must_use]
+    pub fn between_updates(&self) -> Self {
+        Self { params: self.params.clone(), ..self.seen(View { tracked: true, weight: 1.0 }) }
     }
 
     /// The adapter frozen, with its low-rank term `weight` times as large.
@@ -150,34 +157,32 @@ impl LoraAdapter {
                     format!("`{name}` is trained whole: such an adapter cannot be taken {weight} times");
                 Err(Error::Merge { what })
             }
-            _ => Ok(self.reweighted(weight)),
+            _ => Ok(self.seen(View { tracked: false, weight })),
         }
     }
 
-    fn reweighted(&self, weight: f64) -> Self {
+    fn seen(&self, view: View) -> Self {
         let linear = |layer: &AdaptedLinear| AdaptedLinear {
-            variant: layer.variant.as_ref().map(|variant| variant.frozen(weight)),
-            weight: layer.weight.as_ref().map(Tensor::detach),
-            bias: layer.bias.as_ref().map(Tensor::detach),
+            variant: layer.variant.as_ref().map(|variant| variant.seen(view)),
+            weight: layer.weight.as_ref().map(|weight| view.of(weight)),
+            bias: layer.bias.as_ref().map(|bias| view.of(bias)),
         };
         let embedding = |layer: &AdaptedEmbedding| match layer {
-            AdaptedEmbedding::Factors(lora) => AdaptedEmbedding::Factors(lora.frozen(weight)),
-            AdaptedEmbedding::Whole(table) => AdaptedEmbedding::Whole(table.detach()),
+            AdaptedEmbedding::Factors(lora) => AdaptedEmbedding::Factors(lora.seen(view)),
+            AdaptedEmbedding::Whole(table) => AdaptedEmbedding::Whole(view.of(table)),
         };
-        let detached = |tensors: &BTreeMap<String, Tensor>| {
-            tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect()
+        let all = |tensors: &BTreeMap<String, Tensor>| {
+            tensors.iter().map(|(name, tensor)| (name.clone(), view.of(tensor))).collect()
         };
+        let linears = self.linears.iter().map(|(path, layer)| (path.clone(), linear(layer)));
+        let embeddings = self.embeddings.iter().map(|(path, layer)| (path.clone(), embedding(layer)));
         Self {
             config: self.config.clone(),
             warnings: self.warnings.clone(),
-            linears: self.linears.iter().map(|(path, layer)| (path.clone(), linear(layer))).collect(),
-            embeddings: self
-                .embeddings
-                .iter()
-                .map(|(path, layer)| (path.clone(), embedding(layer)))
-                .collect(),
-            whole: detached(&self.whole),
-            tensors: detached(&self.tensors),
+            linears: linears.collect(),
+            embeddings: embeddings.collect(),
+            whole: all(&self.whole),
+            tensors: all(&self.tensors),
             params: BTreeMap::new(),
             head: self.head.clone(),
         }
@@ -203,13 +208,15 @@ impl LoraAdapter {
     }
 
     /// What [`LoraAdapter::forward`] does to `layer`.
-    fn effect_on(&self, layer: &Linear, dropout: Option<Dropout>) -> Effect<'_> {
-        let Some(adapted) = self.linears.get(&layer.path) else { return Effect::Frozen };
-        match (&adapted.weight, &adapted.bias, &adapted.variant) {
+    fn effect_on(&self, layer: &Linear, dropout: Option<Dropout>) -> Tensors<Effect<'_>> {
+        let Some(adapted) = self.linears.get(&layer.path) else { return Ok(Effect::Frozen) };
+        Ok(match (&adapted.weight, &adapted.bias, &adapted.variant) {
             (None, None, None) => Effect::Frozen,
-            (None, None, Some(variant)) => variant.low_rank(dropout).map_or(Effect::Other, Effect::LowRank),
+            (None, None, Some(variant)) => {
+                variant.adapted(layer, dropout)?.map_or(Effect::Other, Effect::Adapted)
+            }
             _ => Effect::Other,
-        }
+        })
     }
 
     /// What the head's loss needs where it is not one fused operation.
@@ -231,12 +238,12 @@ impl LoraAdapter {
         run(&Head { logits: &logits, tensors, outputs: head.out_features() })
     }
 
-    fn head_loss(&self, head: &Linear, dropout: Option<Dropout>) -> HeadLoss<'_> {
-        match self.effect_on(head, dropout) {
+    fn head_loss(&self, head: &Linear, dropout: Option<Dropout>) -> Tensors<HeadLoss<'_>> {
+        Ok(match self.effect_on(head, dropout)? {
             Effect::Frozen => HeadLoss::Fused(None),
-            Effect::LowRank(low_rank) => HeadLoss::Fused(Some(low_rank)),
-            Effect::Other => HeadLoss::InChunks,
-        }
+            Effect::Adapted(Adapted { low_rank, gain: None }) => HeadLoss::Fused(Some(low_rank)),
+            Effect::Adapted(_) | Effect::Other => HeadLoss::InChunks,
+        })
     }
 
     fn loss(
@@ -246,7 +253,7 @@ impl LoraAdapter {
         labelled: &Labelled,
         dropout: Option<Dropout>,
     ) -> Tensors<Tensor> {
-        match self.head_loss(head, dropout) {
+        match self.head_loss(head, dropout)? {
             HeadLoss::Fused(low_rank) => {
                 taper_kernels::linear_cross_entropy(x, &head.weight, head.bias.as_ref(), low_rank, labelled)
             }
@@ -268,7 +275,7 @@ impl Adapter for LoraAdapter {
         self.forward(layer, x, None)
     }
 
-    fn effect(&self, layer: &Linear) -> Effect<'_> {
+    fn effect(&self, layer: &Linear) -> Tensors<Effect<'_>> {
         self.effect_on(layer, None)
     }
 
@@ -285,7 +292,7 @@ impl Adapter for LoraAdapter {
     }
 
     fn nll(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
-        match self.head_loss(head, None) {
+        match self.head_loss(head, None)? {
             HeadLoss::Fused(low_rank) => {
                 taper_kernels::linear_nll(hidden, &head.weight, head.bias.as_ref(), low_rank, labelled)
             }
@@ -314,7 +321,7 @@ impl Adapter for Training<'_> {
         self.adapter.forward(layer, x, self.dropout(&layer.path))
     }
 
-    fn effect(&self, layer: &Linear) -> Effect<'_> {
+    fn effect(&self, layer: &Linear) -> Tensors<Effect<'_>> {
         self.adapter.effect_on(layer, self.dropout(&layer.path))
     }
 

@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor};
 use taper_base::Linear;
-use taper_kernels::{Dropout, LowRank};
+use taper_kernels::{Adapted, Dropout, LowRank};
 
 use crate::lora::{Factors, Lora, PREFIX};
 use crate::norms::{self, inverse, length};
 use crate::source::{Source, Start};
-use crate::variant::Variant;
+use crate::variant::{Variant, View};
 use crate::{Error, ops};
 
 /// The factors and the magnitude of a linear layer.
@@ -78,6 +78,19 @@ impl Variant for Dora {
         bias.map_or_else(|| Ok(y.clone()), |bias| taper_kernels::add_bias(&y, bias))
     }
 
+    /// Not with dropout, which is the frozen product's as well; and not where a gain is 0, as it hides what the gradient of
+    /// its magnitude needs.
+    fn adapted(&self, layer: &Linear, dropout: Option<Dropout>) -> Result<Option<Adapted<'_>>> {
+        if self.gain.is_none() || dropout.is_some_and(|dropout| dropout.p > 0.0) {
+            return Ok(None);
+        }
+        let gain = self.gain(layer)?;
+        let all = gain.detach().to_vec1::<f32>()?.iter().all(|c| c.is_normal());
+        let Lora { a, b, scaling, .. } = &self.lora;
+        let low_rank = LowRank { a, b, scaling: *scaling, dropout: None };
+        Ok(all.then_some(Adapted { low_rank, gain: Some(gain) }))
+    }
+
     /// `m ⊙ (W + s·B·A) / ‖W + s·B·A‖`.
     fn merge_rows(&self, rows: Range<usize>, weight: &mut [f32]) -> Result<()> {
         self.lora.add_delta(rows.clone(), weight)?;
@@ -100,10 +113,10 @@ impl Variant for Dora {
         self.lora.rank()
     }
 
-    fn frozen(&self, weight: f64) -> Box<dyn Variant> {
+    fn seen(&self, view: View) -> Box<dyn Variant> {
         Box::new(Self {
-            lora: self.lora.detached(weight),
-            magnitude: self.magnitude.detach(),
+            lora: self.lora.view(view),
+            magnitude: view.of(&self.magnitude),
             squares: self.squares.clone(),
             gain: Some(OnceLock::new()),
         })

@@ -11,6 +11,7 @@ use taper_kernels::Weight;
 use crate::lora::{Factors, PREFIX};
 use crate::norms::{self, inverse};
 use crate::source::{Source, Start};
+use crate::variant::View;
 use crate::{Error, Init, ops};
 
 /// The low-rank factors of an embedding. Dropout does not apply to them, as in PEFT.
@@ -98,16 +99,16 @@ impl EmbeddingLora {
         self.a.dims().first().copied().unwrap_or_default()
     }
 
-    /// The same with nothing tracked and its term `weight` times as large, sharing the values.
-    pub(crate) fn frozen(&self, weight: f64) -> Self {
-        let frozen = |columns: &Columns| Columns {
-            magnitude: columns.magnitude.detach(),
+    /// The same as `view` has it, sharing the values.
+    pub(crate) fn seen(&self, view: View) -> Self {
+        let seen = |columns: &Columns| Columns {
+            magnitude: view.of(&columns.magnitude),
             table: columns.table.clone(),
             squares: columns.squares.clone(),
             gain: Some(OnceLock::new()),
         };
-        let dora = self.dora.as_ref().map(frozen);
-        Self { a: self.a.detach(), b: self.b.detach(), scaling: self.scaling * weight, dora }
+        let dora = self.dora.as_ref().map(seen);
+        Self { a: view.of(&self.a), b: view.of(&self.b), scaling: self.scaling * view.weight, dora }
     }
 }
 

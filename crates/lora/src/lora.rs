@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use taper_base::Linear;
-use taper_kernels::{Dropout, LowRank};
+use taper_kernels::{Adapted, Dropout, LowRank};
 
 use crate::source::{Source, Start};
-use crate::variant::Variant;
+use crate::variant::{Variant, View};
 use crate::{Error, Init, ops};
 
 /// Key prefix of every tensor in a PEFT file.
@@ -74,13 +74,13 @@ impl Lora {
         taper_kernels::add_low_rank(&factors, rows, weight)
     }
 
-    /// The factors with nothing tracked and `weight · s`.
-    pub(crate) fn detached(&self, weight: f64) -> Self {
+    /// The factors as `view` has them.
+    pub(crate) fn view(&self, view: View) -> Self {
         Self {
-            a: self.a.detach(),
-            b: self.b.detach(),
-            bias: self.bias.as_ref().map(Tensor::detach),
-            scaling: self.scaling * weight,
+            a: view.of(&self.a),
+            b: view.of(&self.b),
+            bias: self.bias.as_ref().map(|bias| view.of(bias)),
+            scaling: self.scaling * view.weight,
         }
     }
 }
@@ -114,9 +114,9 @@ impl Variant for Lora {
         self.bias.as_ref().map(|bias| bias * self.scaling).transpose()
     }
 
-    fn low_rank(&self, dropout: Option<Dropout>) -> Option<LowRank<'_>> {
+    fn adapted(&self, _: &Linear, dropout: Option<Dropout>) -> Result<Option<Adapted<'_>>> {
         let low_rank = LowRank { a: &self.a, b: &self.b, scaling: self.scaling, dropout };
-        self.bias.is_none().then_some(low_rank)
+        Ok(self.bias.is_none().then_some(Adapted { low_rank, gain: None }))
     }
 
     fn tensors(&self) -> Vec<&Tensor> {
@@ -127,7 +127,7 @@ impl Variant for Lora {
         self.b.dims().last().copied().unwrap_or_default()
     }
 
-    fn frozen(&self, weight: f64) -> Box<dyn Variant> {
-        Box::new(self.detached(weight))
+    fn seen(&self, view: View) -> Box<dyn Variant> {
+        Box::new(self.view(view))
     }
 }

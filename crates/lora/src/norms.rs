@@ -88,6 +88,13 @@ pub(crate) fn column_lengths(
     Ok(expansion.lengths(squares, |columns| expansion.full_columns(weight, columns)))
 }
 
+/// `y += alpha · x`.
+fn add(alpha: f64, x: &[f64], y: &mut [f64]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += alpha * x;
+    }
+}
+
 /// A small tensor's values, row-major.
 struct Matrix {
     values: Vec<f32>,
@@ -121,40 +128,51 @@ impl Expansion {
     fn lengths(&self, squares: &[f64], in_full: impl Fn(&[usize]) -> Vec<f64>) -> Vec<f64> {
         let gram = self.gram();
         let mut lengths = vec![0.0; squares.len()];
-        let mut cancelled = Vec::new();
-        for (i, length) in lengths.iter_mut().enumerate() {
-            let (cross, own) = self.terms(i, &gram, squares.len());
-            let sum = squares[i] + cross + own;
-            if sum <= CANCELLED * (squares[i] + cross.abs() + own) {
-                cancelled.push(i);
+        pool::for_each_chunk(&mut lengths, CHUNK, |chunk, lengths| {
+            let mut line = vec![0.0; self.a.rows];
+            for (i, length) in (chunk * CHUNK..).zip(lengths) {
+                let (cross, own) = self.terms(i, &gram, &mut line);
+                let sum = squares[i] + cross + own;
+                let cancelled = sum <= CANCELLED * (squares[i] + cross.abs() + own);
+                *length = if cancelled { f64::NAN } else { sum.sqrt() };
             }
-            *length = sum.max(0.0).sqrt();
-        }
-        if !cancelled.is_empty() {
-            for (i, square) in cancelled.iter().zip(in_full(&cancelled)) {
+        });
+        // Cancelled, or not a number already.
+        let unknown: Vec<usize> = (0..lengths.len()).filter(|i| lengths[*i].is_nan()).collect();
+        if !unknown.is_empty() {
+            for (i, square) in unknown.iter().zip(in_full(&unknown)) {
                 lengths[*i] = square.sqrt();
             }
         }
         lengths
     }
 
-    /// `2s·(W Aᵀ)ᵢ·Bᵢ` and `s²·Bᵢ (A Aᵀ) Bᵢᵀ`.
-    fn terms(&self, i: usize, gram: &[f64], outputs: usize) -> (f64, f64) {
-        let (b, r) = (self.b.row(i), self.a.rows);
-        let (mut cross, mut own) = (0.0, 0.0);
-        for (k, bk) in b.iter().map(|b| f64::from(*b)).enumerate() {
-            cross += bk * f64::from(self.products[k * outputs + i]);
-            let line = &gram[k * r..(k + 1) * r];
-            own += bk * line.iter().zip(b).map(|(g, b)| g * f64::from(*b)).sum::<f64>();
+    /// `2s·(W Aᵀ)ᵢ·Bᵢ` and `s²·Bᵢ (A Aᵀ) Bᵢᵀ`, by way of `line` `(R,)`.
+    fn terms(&self, i: usize, gram: &[f64], line: &mut [f64]) -> (f64, f64) {
+        let (b, outputs) = (self.b.row(i), self.b.rows);
+        let mut cross = 0.0;
+        line.fill(0.0);
+        for (k, (b, gram)) in b.iter().zip(gram.chunks_exact(line.len())).enumerate() {
+            cross += f64::from(*b) * f64::from(self.products[k * outputs + i]);
+            add(f64::from(*b), gram, line);
         }
+        let own: f64 = line.iter().zip(b).map(|(x, b)| x * f64::from(*b)).sum();
         (2.0 * self.scaling * cross, self.scaling * self.scaling * own)
     }
 
     /// `A Aᵀ` `(R, R)`.
     fn gram(&self) -> Vec<f64> {
         let r = self.a.rows;
-        let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
-        (0..r * r).map(|i| dot(self.a.row(i / r), self.a.row(i % r))).collect()
+        let (mut gram, mut column) = (vec![0.0; r * r], vec![0.0; r]);
+        for j in 0..self.a.cols {
+            for (k, value) in column.iter_mut().enumerate() {
+                *value = f64::from(self.a.values[k * self.a.cols + j]);
+            }
+            for (value, line) in column.iter().zip(gram.chunks_exact_mut(r)) {
+                add(*value, &column, line);
+            }
+        }
+        gram
     }
 
     /// `n²` of one row of `W + s·B·A`, every element formed.

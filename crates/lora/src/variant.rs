@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use taper_base::Linear;
-use taper_kernels::{Dropout, LowRank};
+use taper_kernels::{Adapted, Dropout};
 
 /// One way of adapting a linear layer by low-rank factors.
 ///
@@ -27,10 +27,11 @@ pub(crate) trait Variant: Send + Sync + std::fmt::Debug {
         Ok(None)
     }
 
-    /// The term beside `W`, where there is nothing else to the variant: then the head's loss can be one fused operation.
-    fn low_rank(&self, dropout: Option<Dropout>) -> Option<LowRank<'_>> {
-        let _ = dropout;
-        None
+    /// The variant as a low-rank term and perhaps a gain, where it is nothing else: then a block of the model, or the loss of
+    /// its head, can be one fused operation.
+    fn adapted(&self, layer: &Linear, dropout: Option<Dropout>) -> Result<Option<Adapted<'_>>> {
+        let _ = (layer, dropout);
+        Ok(None)
     }
 
     /// The variant's own tensors.
@@ -39,6 +40,22 @@ pub(crate) trait Variant: Send + Sync + std::fmt::Debug {
     /// R.
     fn rank(&self) -> usize;
 
-    /// The same variant with nothing tracked and its term `weight` times as large, sharing the values.
-    fn frozen(&self, weight: f64) -> Box<dyn Variant>;
+    /// The same variant as `view` has it, sharing the values. It may keep what it computes from them.
+    fn seen(&self, view: View) -> Box<dyn Variant>;
+}
+
+/// How passes see an adapter between which no parameter changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    /// Whether gradients reach the parameters.
+    pub(crate) tracked: bool,
+    /// Factor on the low-rank terms.
+    pub(crate) weight: f64,
+}
+
+impl View {
+    /// A parameter.
+    pub(crate) fn of(self, tensor: &Tensor) -> Tensor {
+        if self.tracked { tensor.clone() } else { tensor.detach() }
+    }
 }

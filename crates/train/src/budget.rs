@@ -34,8 +34,8 @@ pub(crate) struct Budget<'a> {
 impl<'a> Budget<'a> {
     pub(crate) fn new(model: &'a dyn Network, adapter: &LoraAdapter) -> Self {
         let lora = adapter.config();
-        let more =
-            lora.use_dora || lora.lora_bias || lora.bias != Bias::None || !lora.modules_to_save.is_empty();
+        let dropped = lora.use_dora && lora.lora_dropout > 0.0;
+        let more = dropped || lora.lora_bias || lora.bias != Bias::None || !lora.modules_to_save.is_empty();
         let trainable = adapter.params().values().map(|var| var.elem_count() as u64).sum();
         Self { model, whole_blocks: !more, trainable }
     }

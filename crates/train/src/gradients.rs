@@ -37,6 +37,7 @@ pub fn step_grads(
     seed: u64,
 ) -> Result<StepGrads, Error> {
     let mut sum = StepGrads { grads: Grads::new(), loss_sum: 0.0, labels: 0 };
+    let adapter = adapter.between_updates();
     for (index, batch) in micro.iter().enumerate() {
         let training = adapter.training(mix(seed, index as u64));
         sum.loss_sum += add_micro_batch(model, training, batch, (adapter.params(), &mut sum.grads))?;

@@ -1,27 +1,34 @@
 //! A block, backward.
 
+use std::borrow::Cow;
+
+use super::gains::Output;
 use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
 use crate::attention::backward::{Gradients, Inputs, run};
 use crate::elementwise::swiglu_pull_back;
 use crate::norm::{pull_back, pull_back_beside};
 
 impl Layer<'_> {
-    /// From the gradient `g` of the result: that of `x`, where it is `wanted`, and that of `theta`.
+    /// From the gradient `g` of the result `y`: that of `x`, where it is `wanted`, and that of `theta`.
     pub(super) fn pull_back(
         &self,
-        x: &[f32],
+        (x, y): (&[f32], &[f32]),
         g: &[f32],
         mut saved: Saved,
         wanted: bool,
     ) -> (Option<Vec<f32>>, Vec<f32>) {
         let mut dtheta = vec![0.0; self.theta.len()];
-        let dmiddle = self.pull_back_fed(g, &mut saved, &mut dtheta);
-        let found = self.pull_back_attended(&dmiddle, &saved, &mut dtheta);
+        let dmiddle = self.pull_back_fed(y, g, &mut saved, &mut dtheta);
+        let found = self.pull_back_attended(x, &dmiddle, &saved, &mut dtheta);
+        let pulled = {
+            let (q, k) = (self.projected(QKV, &saved.q), self.projected(QKV + 1, &saved.k));
+            let outputs = [&*q, &*k, &saved.v].map(|sum| Output { sum, beneath: None });
+            self.pull(QKV, [found.q, found.k, found.v].map(Cow::Owned), outputs, &mut dtheta)
+        };
         let Saved { u, .. } = saved;
 
         let mut normed = vec![0.0; x.len()];
         self.norm(0, x, &mut normed);
-        let pulled = self.pull(QKV, [&found.q, &found.k, &found.v]);
         pulled.factor_gradients(self, &normed, &u, &mut dtheta);
         drop(normed);
         let dx = wanted.then(|| {
@@ -33,10 +40,13 @@ impl Layer<'_> {
     }
 
     /// The gradient of `middle`. Uses up gate and up.
-    fn pull_back_fed(&self, g: &[f32], saved: &mut Saved, dtheta: &mut [f32]) -> Vec<f32> {
+    fn pull_back_fed(&self, y: &[f32], g: &[f32], saved: &mut Saved, dtheta: &mut [f32]) -> Vec<f32> {
         let (mut gate, mut up) = (std::mem::take(&mut saved.gate), std::mem::take(&mut saved.up));
+        let gained = |i, values: &[f32]| self.gain(GATE_UP + i).map_or_else(Vec::new, |_| values.to_vec());
+        let outputs = [gained(0, &gate), gained(1, &up)];
         {
-            let pulled = self.pull(DOWN, [g]);
+            let output = Output { sum: y, beneath: Some(&saved.middle) };
+            let pulled = self.pull(DOWN, [Cow::Borrowed(g)], [output], dtheta);
             let mut inner = pulled.input_gradient(self);
             // Now they are gradients, and `inner` is what it was in forward.
             swiglu_pull_back(&mut gate, &mut up, &mut inner);
@@ -44,7 +54,8 @@ impl Layer<'_> {
         }
         let mut normed = vec![0.0; saved.middle.len()];
         self.norm(1, &saved.middle, &mut normed);
-        let pulled = self.pull(GATE_UP, [&gate, &up]);
+        let outputs = outputs.each_ref().map(|sum| Output { sum, beneath: None });
+        let pulled = self.pull(GATE_UP, [gate, up].map(Cow::Owned), outputs, dtheta);
         pulled.factor_gradients(self, &normed, &saved.u, dtheta);
         drop(normed);
         let mut dmiddle = pulled.input_gradient(self);
@@ -53,8 +64,9 @@ impl Layer<'_> {
     }
 
     /// The gradients of what was projected to q, k and v.
-    fn pull_back_attended(&self, dmiddle: &[f32], saved: &Saved, dtheta: &mut [f32]) -> Gradients {
-        let pulled = self.pull(O, [dmiddle]);
+    fn pull_back_attended(&self, x: &[f32], dmiddle: &[f32], saved: &Saved, dtheta: &mut [f32]) -> Gradients {
+        let output = Output { sum: &saved.middle, beneath: Some(x) };
+        let pulled = self.pull(O, [Cow::Borrowed(dmiddle)], [output], dtheta);
         pulled.factor_gradients(self, &saved.attended, &saved.u, dtheta);
         let g = pulled.input_gradient(self);
         let (q, k) = (self.heads(0, &saved.q), self.heads(1, &saved.k));

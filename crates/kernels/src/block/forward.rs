@@ -58,4 +58,15 @@ impl Layer<'_> {
         self.rotate(&mut heads, 1.0);
         Cow::Owned(heads)
     }
+
+    /// The result of projection `number`, q's or k's, from what [`Saved`] has of it: turned back where that was rotated and
+    /// there is a gain to ask for it.
+    pub(super) fn projected<'a>(&self, number: usize, saved: &'a [f32]) -> Cow<'a, [f32]> {
+        if self.gain(number).is_none() || self.block.head_gains.is_some() {
+            return Cow::Borrowed(saved);
+        }
+        let mut heads = saved.to_vec();
+        self.rotate(&mut heads, -1.0);
+        Cow::Owned(heads)
+    }
 }

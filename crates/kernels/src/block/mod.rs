@@ -1,6 +1,7 @@
 //! A whole transformer block as one operation: what it keeps for backward is little, and nothing is copied that need not be.
 //!
-//! With `norm` as in [`rms_norm`](crate::rms_norm) and every `W` a frozen weight with its bias and, perhaps, a low-rank term:
+//! With `norm` as in [`rms_norm`](crate::rms_norm) and every `W` a frozen weight with its bias and, perhaps, a low-rank term and
+//! a gain ([`Adapted`]):
 //!
 //! `q, k, v = rope(heads(norm(x) W)),  middle = x + attention(q, k, v) Wₒ,`
 //! `y = middle + (silu(norm(middle) W_gate) ⊙ norm(middle) W_up) W_down`
@@ -13,6 +14,7 @@
 
 mod backward;
 mod forward;
+mod gains;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -44,6 +46,16 @@ pub struct Projection {
     pub bias: Option<Vec<f32>>,
 }
 
+/// What an adapter makes of a projection: `c ⊙ (x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ) + b`.
+#[derive(Clone, Debug)]
+pub struct Adapted<'a> {
+    /// `A`, `B` and `s`.
+    pub low_rank: LowRank<'a>,
+    /// `c` `(out,)`, of which no value is 0; ones where there is none. Not together with dropout, which in DoRA is the
+    /// frozen product's too.
+    pub gain: Option<Tensor>,
+}
+
 /// The frozen parts of a transformer block.
 #[derive(Clone, Debug)]
 pub struct Block {
@@ -72,17 +84,17 @@ pub struct BlockPass {
     pub recompute: bool,
 }
 
-/// The block on `x` `(N, D)`, to `(N, D)`, with a low-rank term beside some of its projections.
+/// The block on `x` `(N, D)`, to `(N, D)`, some of its projections adapted.
 ///
-/// Gradients reach `x` and the factors where they are tracked.
+/// Gradients reach `x`, the factors and the gains where they are tracked.
 pub fn block(
     x: &Tensor,
     block: &Arc<Block>,
     pass: &BlockPass,
-    factors: &[Option<LowRank<'_>>; 7],
+    adapted: &[Option<Adapted<'_>>; 7],
 ) -> Result<Tensor> {
     block.check(x.dims2()?, pass)?;
-    let (theta, slots) = terms::gather(OP, &block.projections, factors)?;
+    let (theta, slots) = terms::gather(OP, &block.projections, adapted)?;
     let tracked = x.track_op() || theta.track_op();
     let op = Op { block: block.clone(), pass: pass.clone(), slots, tracked, saved: Mutex::new(None) };
     x.apply_op2(&theta, op)
@@ -123,7 +135,7 @@ impl Block {
     }
 }
 
-/// The factors' values and places, and everything else that a pass through a block reads.
+/// The factors' and gains' values and places, and everything else that a pass through a block reads.
 #[derive(Clone, Copy)]
 struct Layer<'a> {
     block: &'a Block,
@@ -188,16 +200,16 @@ impl CustomOp2 for Op {
         &self,
         x: &Tensor,
         theta: &Tensor,
-        _: &Tensor,
+        y: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let g = g.contiguous()?;
-        let held = [Held::new(OP, x)?, Held::new(OP, theta)?, Held::new(OP, &g)?];
-        let [xs, thetas, gs] = held.each_ref().map(Held::values);
+        let held = [Held::new(OP, x)?, Held::new(OP, theta)?, Held::new(OP, y)?, Held::new(OP, &g)?];
+        let [xs, thetas, ys, gs] = held.each_ref().map(Held::values);
         let layer = self.layer(thetas);
         let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
         let saved = saved.unwrap_or_else(|| layer.save(xs));
-        let (dx, dtheta) = layer.pull_back(xs, gs, saved, x.track_op());
+        let (dx, dtheta) = layer.pull_back((xs, ys), gs, saved, x.track_op());
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), &Device::Cpu)).transpose()?;
         let dtheta = theta.track_op().then(|| Tensor::from_vec(dtheta, theta.shape(), &Device::Cpu));
         Ok((dx, dtheta.transpose()?))

@@ -1,50 +1,76 @@
 //! The projections that share an input, with their low-rank terms.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Layer, Projection};
-use crate::LowRank;
+use super::gains::Output;
+use super::{Adapted, Layer, Projection};
 use crate::linear::add_to_rows;
 use crate::low_rank::Term;
+use crate::operand::Held;
 use crate::product::Prepared;
 
-/// A low-rank term, and where its factors are in `theta`.
+/// A low-rank term, and where its factors and the gain are in `theta`.
 pub(super) struct Slot {
     term: Term,
     a: Range<usize>,
     b: Range<usize>,
+    gain: Option<Range<usize>>,
 }
 
-/// All factors in one tensor, `A` and `B` of each term in turn: candle hands each its part of the gradient.
+/// All factors and gains in one tensor, `A`, `B` and `c` of each projection in turn: candle hands each its part of the
+/// gradient.
 pub(super) fn gather(
     op: &str,
     projections: &[Projection; 7],
-    factors: &[Option<LowRank<'_>>; 7],
+    adapted: &[Option<Adapted<'_>>; 7],
 ) -> Result<(Tensor, [Option<Slot>; 7])> {
-    let mut parts = Vec::new();
+    let mut parts: Vec<Tensor> = Vec::new();
     let mut slots = [const { None }; 7];
     let mut end = 0;
-    for ((slot, factors), projection) in slots.iter_mut().zip(factors).zip(projections) {
-        let Some(factors) = factors else { continue };
-        let term = Term::new(op, factors, projection.weight.rows(), projection.weight.cols())?;
-        let middle = end + factors.a.elem_count();
-        let last = middle + factors.b.elem_count();
-        *slot = Some(Slot { term, a: end..middle, b: middle..last });
-        parts.extend([factors.a.flatten_all()?, factors.b.flatten_all()?]);
-        end = last;
+    let mut place = |tensor: &Tensor| -> Result<Range<usize>> {
+        parts.push(tensor.flatten_all()?);
+        let start = end;
+        end += tensor.elem_count();
+        Ok(start..end)
+    };
+    for ((slot, adapted), projection) in slots.iter_mut().zip(adapted).zip(projections) {
+        let Some(Adapted { low_rank, gain }) = adapted else { continue };
+        let term = Term::new(op, low_rank, projection.weight.rows(), projection.weight.cols())?;
+        if let Some(gain) = gain {
+            check_gain(op, gain, &term)?;
+        }
+        let (a, b) = (place(low_rank.a)?, place(low_rank.b)?);
+        *slot = Some(Slot { term, a, b, gain: gain.as_ref().map(&mut place).transpose()? });
     }
     let theta =
         if parts.is_empty() { Tensor::zeros(0, DType::F32, &Device::Cpu)? } else { Tensor::cat(&parts, 0)? };
     Ok((theta, slots))
 }
 
-/// The gradients `g` `(N, out)` of the results of some projections that share an input, the first being number `first`, and
-/// `v = s · g B` `(N, R)` of their terms.
+/// That a gain fits, that nothing is dropped beneath it, and that it can be divided by.
+fn check_gain(op: &str, gain: &Tensor, term: &Term) -> Result<()> {
+    if gain.dims() != [term.outputs] || term.has_dropout() {
+        candle_core::bail!(
+            "{op}: a gain {:?} on {} outputs{}",
+            gain.shape(),
+            term.outputs,
+            if term.has_dropout() { ", with dropout" } else { "" }
+        );
+    }
+    if let Some(c) = Held::new(op, gain)?.values().iter().find(|c| !c.is_normal()) {
+        candle_core::bail!("{op}: a gain of {c}, which no result can be divided by");
+    }
+    Ok(())
+}
+
+/// The gradients `g` `(N, out)` of the results of some projections that share an input, without gain and bias, the first
+/// being number `first`, and `v = s · g B` `(N, R)` of their terms.
 pub(super) struct Pulled<'a, const G: usize> {
     first: usize,
-    g: [&'a [f32]; G],
+    g: [Cow<'a, [f32]>; G],
     v: [Vec<f32>; G],
 }
 
@@ -52,6 +78,11 @@ impl<'a> Layer<'a> {
     fn slot(&self, i: usize) -> Option<(&'a Term, &'a [f32], &'a [f32])> {
         let slot = self.slots[i].as_ref()?;
         Some((&slot.term, &self.theta[slot.a.clone()], &self.theta[slot.b.clone()]))
+    }
+
+    /// The gain of projection `number`.
+    pub(super) fn gain(&self, number: usize) -> Option<&'a [f32]> {
+        Some(&self.theta[self.slots[number].as_ref()?.gain.clone()?])
     }
 
     /// `x` through the `G` projections from number `first` on, added to `onto` where that is given; keeps their `u`.
@@ -66,25 +97,41 @@ impl<'a> Layer<'a> {
         let prepared = Prepared::new(weight.compute(), x, weight.cols());
         std::array::from_fn(|i| {
             let Projection { weight, bias } = &self.block.projections[first + i];
-            let rows = x.len() / weight.cols();
-            let mut y = onto.map_or_else(|| vec![0.0; rows * weight.rows()], <[f32]>::to_vec);
-            weight.product_of(&prepared, &mut y, onto.is_some());
-            if let Some(bias) = bias {
-                add_to_rows(&mut y, bias);
-            }
+            let (rows, gain) = (x.len() / weight.cols(), self.gain(first + i));
+            let beneath = onto.filter(|_| gain.is_none());
+            let mut y = beneath.map_or_else(|| vec![0.0; rows * weight.rows()], <[f32]>::to_vec);
+            weight.product_of(&prepared, &mut y, beneath.is_some());
             if let Some((term, a, b)) = self.slot(first + i) {
                 let u = &mut u[first + i];
                 *u = term.down(&term.dropped(x, 0), a);
                 term.add_up(u, b, &mut y);
             }
+            match (gain, bias) {
+                (Some(gain), _) => self.scale(first + i, gain, &mut y, onto),
+                (None, Some(bias)) => add_to_rows(&mut y, bias),
+                (None, None) => {}
+            }
             y
         })
     }
 
-    /// Takes the gradients of the results of the projections from number `first` on.
-    pub(super) fn pull<'g, const G: usize>(&self, first: usize, g: [&'g [f32]; G]) -> Pulled<'g, G> {
+    /// Takes the gradients of the results `y` of the projections from number `first` on; those of their gains go into
+    /// `dtheta`. A `y` is looked at only where there is a gain.
+    pub(super) fn pull<'g, const G: usize>(
+        &self,
+        first: usize,
+        mut g: [Cow<'g, [f32]>; G],
+        y: [Output<'_>; G],
+        dtheta: &mut [f32],
+    ) -> Pulled<'g, G> {
         let v = std::array::from_fn(|i| {
-            self.slot(first + i).map_or_else(Vec::new, |(term, _, b)| term.pull(g[i], b))
+            let number = first + i;
+            let Some(slot) = &self.slots[number] else { return Vec::new() };
+            if let Some(range) = &slot.gain {
+                let gain = &self.theta[range.clone()];
+                dtheta[range.clone()].copy_from_slice(&self.unscale(number, gain, g[i].to_mut(), y[i]));
+            }
+            slot.term.pull(&g[i], &self.theta[slot.b.clone()])
         });
         Pulled { first, g, v }
     }

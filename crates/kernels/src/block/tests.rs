@@ -4,7 +4,7 @@ use candle_core::Var;
 
 use super::*;
 use crate::testing::{WeightedSum, assert_close, flat, tensor, values};
-use crate::{Compute, Dropout, attention, linear, rms_norm, rope, swiglu};
+use crate::{Compute, Dropout, add_bias, attention, linear, rms_norm, rope, scale_columns, swiglu};
 
 const HIDDEN: usize = 24;
 const INNER: usize = 40;
@@ -21,6 +21,8 @@ struct Case {
     dropout: f32,
     /// Bit `i`: projection `i` has a low-rank term.
     adapted: u8,
+    /// Bit `i`: and a gain.
+    gained: u8,
     track_x: bool,
     compute: Compute,
 }
@@ -32,6 +34,7 @@ const PLAIN: Case = Case {
     window: None,
     dropout: 0.0,
     adapted: 0x7f,
+    gained: 0,
     track_x: true,
     compute: Compute::F32,
 };
@@ -78,14 +81,19 @@ fn in_parts(
     x: &Tensor,
     block: &Block,
     pass: &BlockPass,
-    factors: &[Option<LowRank<'_>>; 7],
+    adapted: &[Option<Adapted<'_>>; 7],
 ) -> Result<Tensor> {
     let vector = |values: &[f32]| Tensor::new(values, &Device::Cpu);
     let norm = |x: &Tensor, gain: &[f32]| rms_norm(x, &vector(gain)?, EPS);
     let project = |i: usize, x: &Tensor| {
         let Projection { weight, bias } = &block.projections[i];
         let bias = bias.as_deref().map(vector).transpose()?;
-        linear(x, weight, bias.as_ref(), factors[i])
+        let low_rank = adapted[i].as_ref().map(|adapted| adapted.low_rank);
+        let Some(gain) = adapted[i].as_ref().and_then(|adapted| adapted.gain.as_ref()) else {
+            return linear(x, weight, bias.as_ref(), low_rank);
+        };
+        let y = scale_columns(&linear(x, weight, None, low_rank)?, gain)?;
+        bias.map_or_else(|| Ok(y.clone()), |bias| add_bias(&y, &bias))
     };
     let normed = norm(x, &block.gains[0])?;
     let (mut q, mut k, v) = (project(0, &normed)?, project(1, &normed)?, project(2, &normed)?);
@@ -101,37 +109,39 @@ fn in_parts(
     &middle + project(6, &swiglu(&project(4, &normed)?, &project(5, &normed)?)?)?
 }
 
-/// The value, and the gradients of x and of the factors, where there are any.
+/// The value, and the gradients of x, of the factors and of the gains, where there are any.
 fn run(
     case: Case,
     lengths: &[usize],
-    run: impl Fn(&Tensor, &Block, &[Option<LowRank<'_>>; 7]) -> Result<Tensor>,
+    run: impl Fn(&Tensor, &Block, &[Option<Adapted<'_>>; 7]) -> Result<Tensor>,
 ) -> Vec<Vec<f32>> {
     let block = make(case);
     let rows = lengths.iter().sum::<usize>();
     let x = Var::from_tensor(&tensor(1, &[rows, HIDDEN])).unwrap();
-    let factors: Vec<[Var; 2]> = (0..7)
+    let parameters: Vec<[Var; 3]> = (0..7)
         .map(|i| {
             let Projection { weight, .. } = &block.projections[i];
-            let (rank, seed) = (2 + i % 3, 70 + 2 * i as u64);
-            let shapes = [[rank, weight.cols()], [weight.rows(), rank]];
-            [0, 1].map(|j| Var::from_tensor(&tensor(seed + j as u64, &shapes[j])).unwrap())
+            let (rank, seed) = (2 + i % 3, 70 + 3 * i as u64);
+            let shapes: [&[usize]; 3] = [&[rank, weight.cols()], &[weight.rows(), rank], &[weight.rows()]];
+            [0, 1, 2].map(|j| Var::from_tensor(&tensor(seed + j as u64, shapes[j])).unwrap())
         })
         .collect();
-    let low_rank = std::array::from_fn(|i| {
+    let adapted = std::array::from_fn(|i| {
         let dropout = (case.dropout > 0.0).then_some(Dropout { p: case.dropout, seed: i as u64 });
-        let factors =
-            LowRank { a: &factors[i][0], b: &factors[i][1], scaling: 0.3 + i as f64 / 10.0, dropout };
-        (case.adapted >> i & 1 == 1).then_some(factors)
+        let gained = case.gained >> i & 1 == 1;
+        let (dropout, scaling) = (dropout.filter(|_| !gained), 0.3 + i as f64 / 10.0);
+        let [a, b, gain] = parameters[i].each_ref().map(Var::as_tensor);
+        let low_rank = LowRank { a, b, scaling, dropout };
+        (case.adapted >> i & 1 == 1).then(|| Adapted { low_rank, gain: gained.then(|| gain.clone()) })
     });
     let argument = if case.track_x { x.as_tensor().clone() } else { x.as_detached_tensor() };
-    let y = run(&argument, &block, &low_rank).unwrap();
+    let y = run(&argument, &block, &adapted).unwrap();
     let mut found = vec![flat(&y)];
     let loss = y.apply_op1(WeightedSum(values(99, y.elem_count()))).unwrap();
     assert_eq!(loss.track_op(), case.track_x || case.adapted != 0);
     if loss.track_op() {
         let gradients = loss.backward().unwrap();
-        for var in std::iter::once(&x).chain(factors.iter().flatten()) {
+        for var in std::iter::once(&x).chain(parameters.iter().flatten()) {
             found.push(gradients.get(var).map(flat).unwrap_or_default());
         }
     }
@@ -139,10 +149,10 @@ fn run(
 }
 
 fn check(case: Case, lengths: &[usize], tolerance: f64) {
-    let expected = run(case, lengths, |x, block, factors| in_parts(x, block, &pass(lengths, false), factors));
+    let expected = run(case, lengths, |x, block, adapted| in_parts(x, block, &pass(lengths, false), adapted));
     for recompute in [false, true] {
-        let found = run(case, lengths, |x, block, factors| {
-            super::block(x, &Arc::new(block.clone()), &pass(lengths, recompute), factors)
+        let found = run(case, lengths, |x, block, adapted| {
+            super::block(x, &Arc::new(block.clone()), &pass(lengths, recompute), adapted)
         });
         assert_eq!(found.len(), expected.len());
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
@@ -178,6 +188,38 @@ fn any_part_may_be_frozen() {
 }
 
 #[test]
+fn gains_scale_all_but_bias_and_residual() {
+    let all = Case { gained: 0x7f, ..PLAIN };
+    for case in [
+        all,
+        Case { biases: true, rotates: false, ..all },
+        Case { head_norms: true, biases: true, window: Some(3), ..all },
+        Case { gained: 0b010_1001, biases: true, dropout: 0.3, ..all },
+        Case { gained: 0b101_0110, adapted: 0b101_0111, track_x: false, ..all },
+    ] {
+        check(case, LENGTHS, 1e-5);
+    }
+    check(Case { compute: Compute::Bf16, ..all }, LENGTHS, 1e-2);
+}
+
+#[test]
+fn a_gain_that_does_not_fit_is_refused() {
+    let (good, x) = (make(PLAIN), tensor(1, &[32, HIDDEN]));
+    let (a, b) = (tensor(2, &[2, HIDDEN]), tensor(3, &[48, 2]));
+    let refused = |gain: &[f32], dropout| {
+        let low_rank = LowRank { a: &a, b: &b, scaling: 1.0, dropout };
+        let mut adapted = [const { None }; 7];
+        adapted[0] = Some(Adapted { low_rank, gain: Some(Tensor::new(gain, &Device::Cpu).unwrap()) });
+        super::block(&x, &good, &pass(LENGTHS, false), &adapted).unwrap_err().to_string()
+    };
+    assert!(refused(&[1.0; 47], None).contains("gain [47]"));
+    assert!(refused(&[1.0; 48], Some(Dropout { p: 0.1, seed: 0 })).contains("with dropout"));
+    let mut one_zero = [1.0; 48];
+    one_zero[7] = 0.0;
+    assert!(refused(&one_zero, None).contains("a gain of 0"));
+}
+
+#[test]
 fn products_in_bf16_are_the_same_ones() {
     let case = Case { compute: Compute::Bf16, ..PLAIN };
     check(case, LENGTHS, 1e-2);
@@ -186,8 +228,8 @@ fn products_in_bf16_are_the_same_ones() {
 
 #[test]
 fn a_batch_without_rows_has_gradients_of_nothing() {
-    let found = run(PLAIN, &[], |x, block, factors| {
-        super::block(x, &Arc::new(block.clone()), &pass(&[], false), factors)
+    let found = run(PLAIN, &[], |x, block, adapted| {
+        super::block(x, &Arc::new(block.clone()), &pass(&[], false), adapted)
     });
     assert!(found[0].is_empty());
     assert!(found.iter().flatten().all(|value| value.abs() < f32::MIN_POSITIVE));
@@ -198,7 +240,9 @@ fn what_does_not_fit_is_refused() {
     let good = make(PLAIN);
     let refused = |block: Block, width: usize, lengths: &[usize]| {
         let x = tensor(1, &[32, width]);
-        super::block(&x, &Arc::new(block), &pass(lengths, false), &[None; 7]).unwrap_err().to_string()
+        super::block(&x, &Arc::new(block), &pass(lengths, false), &[const { None }; 7])
+            .unwrap_err()
+            .to_string()
     };
     assert!(refused((*good).clone(), HIDDEN + 1, LENGTHS).contains("projection 0"));
     assert!(refused((*good).clone(), HIDDEN, &[5, 1]).contains("angles"));

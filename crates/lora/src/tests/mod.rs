@@ -1,5 +1,6 @@
 //! The tests of the crate, and the toy network that they share: embedding, norm, two linear layers, head.
 
+mod blocks;
 mod config;
 mod folder;
 mod gradients;
