@@ -3,6 +3,8 @@
 use candle_core::{Result, Tensor};
 use taper_kernels::{Adapted, Labelled, Weight};
 
+use crate::{LayerNorm, RmsNorm};
+
 /// What an adapter does to the frozen parts of a base. `()` does nothing.
 ///
 /// `lora` implements it; no model file knows how. Every method has the frozen layer's own behaviour as its default.
@@ -94,7 +96,7 @@ impl Linear {
     }
 }
 
-/// A frozen table of token vectors `(V, D)`.
+/// A frozen table of token or position vectors `(V, D)`.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     /// Module path.
@@ -126,35 +128,17 @@ impl Embedding {
     }
 }
 
-/// A frozen RMS norm.
-#[derive(Clone, Debug)]
-pub struct RmsNorm {
-    /// Module path.
-    pub path: String,
-    /// Path of its gain, `path` + `.weight`.
-    pub gain_path: String,
-    /// `(D,)`.
-    pub gain: Tensor,
-    /// Added to the mean square.
-    pub eps: f64,
-}
-
-impl RmsNorm {
-    /// The norm as `adapter` has it, over every run of `gain`'s length in the rows of `x`.
-    pub fn forward(&self, x: &Tensor, adapter: &dyn Adapter) -> Result<Tensor> {
-        taper_kernels::rms_norm(x, adapter.param(&self.gain_path).unwrap_or(&self.gain), self.eps)
-    }
-}
-
 /// A module of a base that an adapter may name.
 #[derive(Clone, Copy, Debug)]
 pub enum Module<'a> {
     /// A linear layer.
     Linear(&'a Linear),
-    /// A table of token vectors.
+    /// A table of token or position vectors.
     Embedding(&'a Embedding),
-    /// A norm.
+    /// An RMS norm.
     Norm(&'a RmsNorm),
+    /// A layer norm.
+    LayerNorm(&'a LayerNorm),
 }
 
 impl<'a> Module<'a> {
@@ -163,7 +147,29 @@ impl<'a> Module<'a> {
         match self {
             Self::Linear(layer) => &layer.path,
             Self::Embedding(layer) => &layer.path,
-            Self::Norm(layer) => &layer.path,
+            Self::Norm(norm) => &norm.path,
+            Self::LayerNorm(norm) => &norm.path,
+        }
+    }
+
+    /// Its bias, if it has one.
+    pub fn bias(self) -> Option<&'a Tensor> {
+        match self {
+            Self::Linear(layer) => layer.bias.as_ref(),
+            Self::LayerNorm(norm) => norm.bias.as_ref(),
+            Self::Embedding(_) | Self::Norm(_) => None,
+        }
+    }
+
+    /// A norm's parameters `(D,)` by their path in the checkpoint: those that [`Adapter::param`] is asked for.
+    pub fn params(self) -> Vec<(&'a str, &'a Tensor)> {
+        match self {
+            Self::Linear(_) | Self::Embedding(_) => Vec::new(),
+            Self::Norm(norm) => vec![(&norm.gain_path, &norm.gain)],
+            Self::LayerNorm(norm) => {
+                let bias = norm.bias.iter().map(|bias| (norm.bias_path.as_str(), bias));
+                [(norm.gain_path.as_str(), &norm.gain)].into_iter().chain(bias).collect()
+            }
         }
     }
 }

@@ -9,11 +9,13 @@
 //!
 //! Every operation takes and returns contiguous `f32` tensors on the CPU.
 
+mod activation;
 mod attention;
 mod block;
 mod dropout;
 mod elementwise;
 mod error;
+mod layer_norm;
 mod linear;
 mod loss;
 mod low_rank;
@@ -28,11 +30,13 @@ mod testing;
 mod vector;
 mod weight;
 
+pub use activation::{Activation, activate, gated};
 pub use attention::{AttentionShape, CachedSegment, attention, attention_cached};
 pub use block::{Adapted, Block, BlockPass, Projection, block};
 pub use dropout::Dropout;
 pub use elementwise::{add_bias, scale_columns, swiglu};
 pub use error::Error;
+pub use layer_norm::layer_norm;
 pub use linear::{LowRank, linear};
 pub use loss::{Labelled, cross_entropy, linear_cross_entropy, linear_nll};
 pub use low_rank::add_low_rank;

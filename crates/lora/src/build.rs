@@ -65,8 +65,11 @@ impl LoraAdapter {
                 };
                 self.embeddings.insert(path.to_owned(), adapted);
             }
-            Module::Norm(norm) => {
-                self.whole(source, &norm.gain_path, norm.gain.dims(), &|| norm.gain.to_vec1())?;
+            Module::Norm(_) | Module::LayerNorm(_) => {
+                let trained = |name: &str| site.whole || site.bias && name.strip_suffix(".bias").is_some();
+                for (name, value) in site.module.params().into_iter().filter(|(name, _)| trained(name)) {
+                    self.whole(source, name, value.dims(), &|| value.to_vec1())?;
+                }
             }
         }
         Ok(())

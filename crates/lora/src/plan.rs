@@ -45,7 +45,8 @@ impl<'a> BaseModules<'a> {
 
     /// Last names of the modules that can be targeted.
     fn names(&self) -> Vec<&'a str> {
-        let adaptable = self.modules.iter().filter(|module| !matches!(module, Module::Norm(_)));
+        let adaptable =
+            self.modules.iter().filter(|module| matches!(module, Module::Linear(_) | Module::Embedding(_)));
         last_names(adaptable.map(|module| module.path()))
     }
 
@@ -123,8 +124,7 @@ impl<'a> Plan<'a> {
                 "`{path}` is in `target_modules` and, by its end, in `modules_to_save`"
             )));
         }
-        let has_bias = matches!(module, Module::Linear(layer) if layer.bias.is_some());
-        let bias = has_bias
+        let bias = module.bias().is_some()
             && !whole
             && match self.config.bias {
                 Bias::None => false,
@@ -141,7 +141,7 @@ impl<'a> Plan<'a> {
     fn factors(&self, module: Module<'a>, matcher: &Matcher) -> Result<Factors, Error> {
         let path = module.path();
         match module {
-            Module::Norm(_) => {
+            Module::Norm(_) | Module::LayerNorm(_) => {
                 return Err(Error::target(format!(
                     "target module `{path}` is a norm, which has no low-rank form: put it in `modules_to_save`"
                 )));

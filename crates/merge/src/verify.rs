@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{D, Device, Result, Tensor};
 use serde::Serialize;
-use taper_base::{Adapter, Base, Batch, Effect, Embedding, Linear, Module, Network};
+use taper_base::{Adapter, Base, Batch, Effect, Embedding, Linear, Network};
 use taper_kernels::Weight;
 
 use crate::{Error, Weighted};
@@ -85,9 +85,10 @@ impl<'a> Stack<'a> {
     fn new(base: &dyn Network, adapters: &'a [Weighted<'a>]) -> std::result::Result<Self, Error> {
         let mut stack = Self { adapters, params: BTreeMap::new() };
         for module in base.modules() {
-            let Module::Norm(norm) = module else { continue };
-            let gain = stack.vector(&norm.gain_path, &norm.gain)?;
-            stack.params.insert(norm.gain_path.clone(), gain);
+            for (name, frozen) in module.params() {
+                let value = stack.vector(name, frozen)?;
+                stack.params.insert(name.to_owned(), value);
+            }
         }
         Ok(stack)
     }

@@ -124,12 +124,7 @@ impl Loader<'_> {
 
     fn norm(&self, path: &str, size: usize) -> std::result::Result<RmsNorm, Error> {
         let gain = self.checkpoint.tensor(&self.name(path, "weight"), &[size])?;
-        Ok(RmsNorm {
-            path: path.into(),
-            gain_path: format!("{path}.weight"),
-            gain,
-            eps: self.config.rms_norm_eps,
-        })
+        Ok(RmsNorm::new(path, gain, self.config.rms_norm_eps))
     }
 
     fn weight(

@@ -47,12 +47,7 @@ impl Toy {
         if tied {
             head.weight = embed.weight.clone();
         }
-        let norm = RmsNorm {
-            path: "model.norm".to_owned(),
-            gain_path: "model.norm.weight".to_owned(),
-            gain: tensor(2, &[DIM]),
-            eps: 1e-5,
-        };
+        let norm = RmsNorm::new("model.norm", tensor(2, &[DIM]), 1e-5);
         let up = linear("model.layers.0.up_proj", 3, WIDE, DIM, true);
         let down = linear("model.layers.0.down_proj", 4, DIM, WIDE, false);
         Self { embed, norm, up, down, head, tied }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
-use taper_base::{Base, Checkpoint, ModelDir, Module};
+use taper_base::{Base, Checkpoint, ModelDir};
 use taper_kernels::{Compute, pool};
 
 use super::stats::Stats;
@@ -164,8 +164,7 @@ fn architecture(found: &mut Inspection, dir: &Path) {
     let tied = base.model.sizes().tie_word_embeddings;
     let mut used = BTreeSet::new();
     for module in base.model.modules() {
-        let bias = matches!(module, Module::Linear(layer) if layer.bias.is_some());
-        for parameter in if bias { &["weight", "bias"][..] } else { &["weight"] } {
+        for parameter in if module.bias().is_some() { &["weight", "bias"][..] } else { &["weight"] } {
             used.extend(base.checkpoint.stored_name(&format!("{}.{parameter}", module.path()), tied));
         }
     }
