@@ -17,6 +17,7 @@ mod events;
 mod files;
 mod gradients;
 mod memory;
+pub mod metrics;
 mod optim;
 mod outputs;
 mod packing;
