@@ -124,11 +124,16 @@ impl Adapter for Stack<'_> {
     /// One adapter by its own forward pass; several by their merged weight, for they need not be a sum.
     fn linear(&self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
         let frozen = layer.frozen(x)?;
-        let mut active = self.adapters.iter().filter(|a| !matches!(a.adapter.effect(layer), Effect::Frozen));
-        match (active.next(), active.next()) {
-            (None, _) => Ok(frozen),
-            (Some(one), None) => &frozen + ((one.adapter.linear(layer, x)? - &frozen)? * one.weight)?,
-            (Some(_), Some(_)) => self.merged(layer)?.frozen(x),
+        let mut active = Vec::new();
+        for weighted in self.adapters {
+            if !matches!(weighted.adapter.effect(layer)?, Effect::Frozen) {
+                active.push(weighted);
+            }
+        }
+        match active[..] {
+            [] => Ok(frozen),
+            [one] => &frozen + ((one.adapter.linear(layer, x)? - &frozen)? * one.weight)?,
+            _ => self.merged(layer)?.frozen(x),
         }
     }
 
