@@ -92,7 +92,7 @@ fn many_rows((k, n): (usize, usize), stored: Stored) {
 
 fn few_rows(m: usize, stored: Stored) {
     let (k, n) = (2048, 5632);
-    let bytes = k * n * stored.size();
+    let bytes = k * n * stored.block_bytes();
     let copies = 1_000_000_000 / bytes;
     let all = weights(copies, (k, n), stored);
     let (x, mut y) = (values(m * k), vec![0.0; m * n]);

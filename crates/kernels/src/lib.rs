@@ -24,7 +24,9 @@ mod operand;
 mod parts;
 pub mod pool;
 mod product;
+pub mod quantised;
 mod rope;
+mod stored;
 #[cfg(test)]
 mod testing;
 mod vector;
@@ -42,4 +44,5 @@ pub use loss::{Labelled, cross_entropy, linear_cross_entropy, linear_nll};
 pub use low_rank::add_low_rank;
 pub use norm::rms_norm;
 pub use rope::{RopeTable, rope};
-pub use weight::{Compute, Stored, Weight, map};
+pub use stored::{RowOrder, Stored};
+pub use weight::{Compute, Weight, map};

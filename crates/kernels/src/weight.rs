@@ -9,29 +9,8 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::Error;
-use crate::product::{Direction, Matrix, Prepared, Right, widen};
-
-/// How a weight's values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
-    /// IEEE binary32.
-    F32,
-    /// IEEE binary16.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl Stored {
-    /// Bytes of one value.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-}
+use crate::product::{Direction, Matrix, Prepared, Right};
+use crate::{Error, RowOrder, Stored};
 
 /// How the products of a weight are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +29,7 @@ pub enum Compute {
 pub struct Weight {
     bytes: Bytes,
     stored: Stored,
+    order: RowOrder,
     compute: Compute,
     rows: usize,
     cols: usize,
@@ -75,7 +55,8 @@ impl Weight {
     /// The `rows x cols` little-endian values of `stored` that start at byte `offset` of `map` (at any alignment).
     ///
     /// # Errors
-    /// [`Error::WeightBytes`] where the map does not reach that far, or no map could.
+    /// [`Error::WeightBytes`] where the map does not reach that far, or no map could; [`Error::WeightBlocks`] where rows
+    /// are not whole blocks.
     pub fn mapped(
         map: Arc<Mmap>,
         offset: usize,
@@ -84,11 +65,22 @@ impl Weight {
         cols: usize,
     ) -> Result<Self, Error> {
         let found = map.len().saturating_sub(offset);
-        let expected = rows.checked_mul(cols).and_then(|values| values.checked_mul(stored.size()));
+        let block = stored.block();
+        if !cols.is_multiple_of(block) {
+            return Err(Error::WeightBlocks { rows, cols, stored, block });
+        }
+        let expected = rows.checked_mul(cols).and_then(|values| stored.bytes(values));
         match expected {
             Some(len) if len <= found && offset <= map.len() => {
                 let bytes = Bytes::Mapped { map, offset, len };
-                Ok(Self { bytes, stored, compute: Compute::default(), rows, cols })
+                Ok(Self {
+                    bytes,
+                    stored,
+                    order: RowOrder::default(),
+                    compute: Compute::default(),
+                    rows,
+                    cols,
+                })
             }
             _ => Err(Error::WeightBytes {
                 rows,
@@ -111,6 +103,7 @@ impl Weight {
         Ok(Self {
             bytes: Bytes::Dense(Arc::new(values)),
             stored: Stored::F32,
+            order: RowOrder::default(),
             compute: Compute::default(),
             rows,
             cols,
@@ -121,6 +114,19 @@ impl Weight {
     #[must_use]
     pub fn with_compute(self, compute: Compute) -> Self {
         Self { compute, ..self }
+    }
+
+    /// The same bytes with their rows in `order`, each counted where a caller expects it.
+    ///
+    /// # Errors
+    /// [`Error::WeightHeads`] where the rows are not whole heads.
+    pub fn with_order(self, order: RowOrder) -> Result<Self, Error> {
+        match order {
+            RowOrder::Paired { head } if head == 0 || head % 2 != 0 || !self.rows.is_multiple_of(head) => {
+                Err(Error::WeightHeads { rows: self.rows, head })
+            }
+            _ => Ok(Self { order, ..self }),
+        }
     }
 
     /// Rows: a linear layer's output size.
@@ -166,19 +172,21 @@ impl Weight {
     /// Row `row`, widened to f32, into `out` `(cols,)`.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        let line = self.cols * self.stored.size();
-        widen(&self.bytes()[row * line..(row + 1) * line], self.stored, out);
+        self.matrix().read(row, 0, &mut out[..self.cols]);
     }
 
     /// All values, widened to f32, row-major: for small weights and tests.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
-        widen(self.bytes(), self.stored, &mut out);
+        let matrix = self.matrix();
+        if self.cols > 0 {
+            out.chunks_exact_mut(self.cols).enumerate().for_each(|(row, out)| matrix.read(row, 0, out));
+        }
         out
     }
 
     fn matrix(&self) -> Matrix<'_> {
-        Matrix::new(self.bytes(), self.stored, self.rows, self.cols)
+        Matrix::new(self.bytes(), self.stored, self.rows, self.cols).in_order(self.order)
     }
 
     fn bytes(&self) -> &[u8] {
@@ -224,7 +232,7 @@ mod tests {
                 match stored {
                     Stored::F32 => bytes.extend(v.to_le_bytes()),
                     Stored::F16 => bytes.extend(half::f16::from_f32(v).to_le_bytes()),
-                    Stored::Bf16 => bytes.extend(half::bf16::from_f32(v).to_le_bytes()),
+                    _ => bytes.extend(half::bf16::from_f32(v).to_le_bytes()),
                 }
             }
             let weight = Weight::mapped(mapped(&format!("{stored:?}"), &bytes), 3, stored, 2, 3).unwrap();

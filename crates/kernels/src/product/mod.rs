@@ -16,15 +16,14 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use portable::widen;
+use crate::{Compute, RowOrder, Stored, quantised};
 
-use crate::{Compute, Stored};
-
-/// A matrix as it is stored: `rows x cols` little-endian values, row-major, at any alignment.
+/// A matrix as it is stored: `rows x cols` little-endian values or blocks of them, row-major, at any alignment.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     bytes: &'a [u8],
     stored: Stored,
+    order: RowOrder,
     rows: usize,
     cols: usize,
 }
@@ -41,8 +40,29 @@ pub(crate) enum Direction {
 impl<'a> Matrix<'a> {
     /// The matrix that fills `bytes`.
     pub(crate) fn new(bytes: &'a [u8], stored: Stored, rows: usize, cols: usize) -> Self {
-        assert_eq!(bytes.len(), rows * cols * stored.size(), "bytes of {rows} x {cols} values");
-        Self { bytes, stored, rows, cols }
+        let whole = stored.bytes(cols).and_then(|row| row.checked_mul(rows));
+        assert_eq!(Some(bytes.len()), whole, "bytes of {rows} x {cols} values");
+        Self { bytes, stored, order: RowOrder::default(), rows, cols }
+    }
+
+    /// The same bytes with their rows in `order`.
+    pub(crate) fn in_order(self, order: RowOrder) -> Self {
+        Self { order, ..self }
+    }
+
+    /// Bytes from row to row.
+    fn stride(&self) -> usize {
+        self.bytes.len() / self.rows.max(1)
+    }
+
+    /// Values of row `row` from column `first` on, widened exactly.
+    pub(crate) fn read(&self, row: usize, first: usize, out: &mut [f32]) {
+        let stride = self.stride();
+        let line = &self.bytes[self.order.stored(row) * stride..][..stride];
+        match self.stored.size() {
+            Some(size) => portable::widen(&line[first * size..][..out.len() * size], self.stored, out),
+            None => quantised::read(line, self.stored, first, out),
+        }
     }
 
     #[cfg(target_arch = "x86_64")]

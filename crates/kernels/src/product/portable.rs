@@ -27,19 +27,11 @@ const ROWS: usize = 1 << 16;
 #[derive(Clone, Copy)]
 pub(super) struct Strided<'a>(pub(super) &'a [f32], pub(super) usize, pub(super) usize);
 
-/// The values of `stored` that `bytes` holds, widened exactly.
-pub(crate) fn widen(bytes: &[u8], stored: Stored, out: &mut [f32]) {
-    assert_eq!(bytes.len(), out.len() * stored.size());
+/// The plain values of `stored` that `bytes` holds, widened exactly.
+pub(super) fn widen(bytes: &[u8], stored: Stored, out: &mut [f32]) {
+    assert_eq!(Some(bytes.len()), stored.bytes(out.len()));
     match stored {
         Stored::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),
-        Stored::Bf16 => wide(
-            #[inline(always)]
-            || {
-                for (o, &v) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *o = f32::from_bits((u16::from_le_bytes(v) as u32) << 16);
-                }
-            },
-        ),
         Stored::F16 => {
             let mut aligned = [f16::ZERO; 256];
             for (bytes, out) in bytes.chunks(512).zip(out.chunks_mut(256)) {
@@ -48,6 +40,14 @@ pub(crate) fn widen(bytes: &[u8], stored: Stored, out: &mut [f32]) {
                 aligned.convert_to_f32_slice(out);
             }
         }
+        _ => wide(
+            #[inline(always)]
+            || {
+                for (o, &v) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *o = f32::from_bits((u16::from_le_bytes(v) as u32) << 16);
+                }
+            },
+        ),
     }
 }
 
@@ -156,7 +156,7 @@ impl Block {
     /// The row, where it need not be widened.
     fn in_place<'a>(&self, right: Right<'a>, round: bool) -> Option<&'a [f32]> {
         let usable = right.w.stored == Stored::F32 && !round && self.rows.1 == 1;
-        let first = 4 * (self.rows.0 * right.w.cols + self.cols.0);
+        let first = 4 * (right.w.order.stored(self.rows.0) * right.w.cols + self.cols.0);
         if usable {
             bytemuck::try_cast_slice(&right.w.bytes[first..first + 4 * self.cols.1]).ok()
         } else {
@@ -165,11 +165,8 @@ impl Block {
     }
 
     fn read_into(&self, right: Right<'_>, round: bool, out: &mut [f32]) {
-        let w = right.w;
-        let size = w.stored.size();
         for (row, out) in (self.rows.0..).zip(out.chunks_exact_mut(self.cols.1)) {
-            let first = (row * w.cols + self.cols.0) * size;
-            widen(&w.bytes[first..first + self.cols.1 * size], w.stored, out);
+            right.w.read(row, self.cols.0, out);
         }
         if round {
             to_bf16(out);

@@ -46,18 +46,25 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
 
 /// `values` as stored bytes, at an odd address, and what they are as f32.
 fn stored(values: &[f32], stored: Stored) -> (Vec<u8>, Vec<f32>) {
+    if stored.size().is_none() {
+        let mut bytes = vec![0; 1 + stored.bytes(values.len()).unwrap()];
+        assert!(quantised::encode(values, stored, &mut bytes[1..]));
+        let mut exact = vec![0.0; values.len()];
+        quantised::read(&bytes[1..], stored, 0, &mut exact);
+        return (bytes, exact);
+    }
     let mut bytes = vec![0];
     let mut exact = Vec::new();
     for &v in values {
         match stored {
             Stored::F32 => bytes.extend(v.to_le_bytes()),
             Stored::F16 => bytes.extend(half::f16::from_f32(v).to_le_bytes()),
-            Stored::Bf16 => bytes.extend(bf16::from_f32(v).to_le_bytes()),
+            _ => bytes.extend(bf16::from_f32(v).to_le_bytes()),
         }
         exact.push(match stored {
             Stored::F32 => v,
             Stored::F16 => half::f16::from_f32(v).to_f32(),
-            Stored::Bf16 => bf16::from_f32(v).to_f32(),
+            _ => bf16::from_f32(v).to_f32(),
         });
     }
     (bytes, exact)
@@ -87,15 +94,17 @@ fn round(x: &[f32], compute: Compute) -> Vec<f32> {
 fn check(
     kernels: Kernels,
     size: (usize, usize, usize),
-    kind: Stored,
+    (kind, order): (Stored, RowOrder),
     direction: Direction,
     compute: Compute,
 ) {
     let (m, k, n) = size;
     let (rows, cols) = if direction == Direction::Forward { (n, k) } else { (k, n) };
-    let (bytes, exact) = stored(&values(n * k, 3), kind);
+    let (bytes, lying) = stored(&values(n * k, 3), kind);
+    let exact: Vec<f32> =
+        (0..rows).flat_map(|row| lying[order.stored(row) * cols..][..cols].iter().copied()).collect();
     let a = values(m * k, 5);
-    let right = Right::new(Matrix::new(&bytes[1..], kind, rows, cols), direction);
+    let right = Right::new(Matrix::new(&bytes[1..], kind, rows, cols).in_order(order), direction);
     let mut c = vec![f32::NAN; m * n];
     kernels.prepare(compute, &a, k).product(right, &mut c, false);
     let expected = reference(&round(&a, compute), &round(&exact, compute), size, direction);
@@ -127,10 +136,63 @@ fn products_of_all_kinds() {
             for kind in [Stored::F32, Stored::F16, Stored::Bf16] {
                 for direction in [Direction::Forward, Direction::Backward] {
                     for compute in [Compute::F32, Compute::Bf16] {
-                        check(kernels, size, kind, direction, compute);
+                        check(kernels, size, (kind, RowOrder::Plain), direction, compute);
                     }
                 }
             }
+        }
+    }
+}
+
+const QUANTISED: [Stored; 5] = [Stored::Q8_0, Stored::Q4_0, Stored::Q4_K, Stored::Q5_K, Stored::Q6_K];
+
+#[test]
+fn products_of_quantised_weights() {
+    pool::set_threads(2);
+    for kernels in all_kernels() {
+        // Rows of A; rows and columns of W.
+        for (m, rows, cols) in [(1, 30, 512), (3, 65, 256), (7, 5, 1280), (40, 70, 768), (130, 96, 2304)] {
+            for kind in QUANTISED {
+                for (direction, k, n) in [(Direction::Forward, cols, rows), (Direction::Backward, rows, cols)]
+                {
+                    for compute in [Compute::F32, Compute::Bf16] {
+                        check(kernels, (m, k, n), (kind, RowOrder::Plain), direction, compute);
+                    }
+                }
+            }
+        }
+        for kind in [Stored::Q8_0, Stored::Q4_0] {
+            check(kernels, (20, 96, 33), (kind, RowOrder::Plain), Direction::Forward, Compute::Bf16);
+            check(kernels, (20, 33, 96), (kind, RowOrder::Plain), Direction::Backward, Compute::F32);
+            check(kernels, (70, 1632, 33), (kind, RowOrder::Plain), Direction::Forward, Compute::F32);
+        }
+    }
+}
+
+#[test]
+fn products_of_rows_in_pairs() {
+    for kernels in all_kernels() {
+        for kind in [Stored::F32, Stored::Bf16, Stored::F16, Stored::Q4_K, Stored::Q8_0] {
+            for (m, head) in [(1, 10), (5, 24), (140, 60)] {
+                for (direction, k, n) in [(Direction::Forward, 256, 120), (Direction::Backward, 120, 256)] {
+                    for compute in [Compute::F32, Compute::Bf16] {
+                        check(kernels, (m, k, n), (kind, RowOrder::Paired { head }), direction, compute);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is read does not depend on where reading starts.
+#[test]
+fn parts_of_quantised_rows() {
+    for kind in QUANTISED {
+        let (bytes, exact) = stored(&values(768, 6), kind);
+        for (first, count) in [(0, 768), (5, 1), (31, 2), (250, 300), (767, 1), (768, 0)] {
+            let mut out = vec![0.0; count];
+            Matrix::new(&bytes[1..], kind, 1, 768).read(0, first, &mut out);
+            assert!(out == exact[first..first + count], "{kind:?} {first} {count}");
         }
     }
 }

@@ -9,9 +9,9 @@ use super::left::{Block, Left};
 use super::plan::{Piece, Plan};
 use super::right::{Packer, SURPLUS, packer};
 use super::{Line, Region};
-use crate::Stored;
 use crate::pool::{self, Disjoint};
 use crate::product::{Direction, Right};
+use crate::{RowOrder, Stored};
 
 /// Rows of A below which B, where it needs no conversion, is read in place: packing costs more than it saves.
 const IN_PLACE: usize = 128;
@@ -125,8 +125,8 @@ impl Call<'_> {
             && self.right.w.stored == Stored::F32
             && self.right.direction == Direction::Backward
             && region.cols == 16 * vectors;
-        if as_is && self.a.m < IN_PLACE {
-            return (region.start.cast(), region.stride / 4);
+        if as_is && self.a.m < IN_PLACE && region.order == RowOrder::Plain {
+            return (region.row(0).cast(), region.stride / 4);
         }
         // SAFETY: the caller's; the region is inside W.
         unsafe { (self.pack)(&region, vectors, panel) };
@@ -137,14 +137,21 @@ impl Call<'_> {
     fn ahead(&self, piece: &Piece, p: usize, b: usize) -> Ahead {
         let (p, b) = if p + 1 < piece.n.end { (p + 1, b) } else { (piece.n.start, b + 1) };
         let region = region(&self.right, self.columns(p), self.a.block(b));
-        let lines = (region.cols * self.right.w.stored.size()).div_ceil(64);
-        Ahead { region, lines, row: 0, line: 0 }
+        let stored = self.right.w.stored;
+        // Of a quantised row the blocks that the region lies in.
+        let (first, end) =
+            (region.at.1 / stored.block(), (region.at.1 + region.cols).div_ceil(stored.block()));
+        let skipped = if stored.size().is_none() { first * stored.block_bytes() } else { 0 };
+        let lines = ((end - first) * stored.block_bytes()).div_ceil(64);
+        Ahead { region, skipped, lines, row: 0, line: 0 }
     }
 }
 
 /// Walks over the cache lines of a region, to prefetch it.
 struct Ahead {
     region: Region,
+    /// Bytes of a row before what is needed.
+    skipped: usize,
     /// Lines of a row.
     lines: usize,
     row: usize,
@@ -163,9 +170,9 @@ impl Ahead {
             if self.row == self.region.rows {
                 return;
             }
-            let at = self.row * self.region.stride + 64 * self.line;
+            let at = self.region.row(self.row).wrapping_add(self.skipped + 64 * self.line);
             // SAFETY: a prefetch of any address is harmless.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.region.start.wrapping_add(at).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
             self.line += 1;
             if self.line == self.lines {
                 (self.row, self.line) = (self.row + 1, 0);

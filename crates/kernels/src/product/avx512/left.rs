@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use super::{mask16, round};
 use crate::pool;
+use crate::quantised::GROUP;
 
 /// Longest block of the contraction, in steps: a panel of 64 columns is then 128 KiB.
 const BLOCK: usize = 512;
@@ -70,8 +71,8 @@ impl<'a> Left<'a> {
     fn new(words: Cow<'a, [u32]>, m: usize, k: usize, pairs: bool) -> Self {
         let steps = if pairs { k.div_ceil(2) } else { k };
         assert!(m > 0 && k > 0 && words.len() == m * steps);
-        // Blocks of almost equal length, whole vectors of words.
-        let block = steps.div_ceil(steps.div_ceil(BLOCK)).next_multiple_of(16);
+        // Blocks of almost equal length, whole groups of quantised values.
+        let block = steps.div_ceil(steps.div_ceil(BLOCK)).next_multiple_of(GROUP);
         Self { words, m, k, pairs, block }
     }
 

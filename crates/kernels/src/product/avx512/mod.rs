@@ -23,6 +23,7 @@ mod blocked;
 mod kernel;
 mod left;
 mod plan;
+mod quantised;
 mod right;
 mod rows;
 
@@ -31,6 +32,7 @@ use std::arch::x86_64::*;
 pub(super) use left::{Left, transpose};
 
 use super::{Direction, Matrix, Right};
+use crate::RowOrder;
 
 /// `C = A · B`, or `C += A · B` where `add`.
 ///
@@ -58,13 +60,22 @@ struct Line([u32; 16]);
 const F32: u8 = 0;
 const F16: u8 = 1;
 const BF16: u8 = 2;
+const Q8_0: u8 = 3;
+const Q4_0: u8 = 4;
+const Q4_K: u8 = 5;
+const Q5_K: u8 = 6;
+const Q6_K: u8 = 7;
 
 /// A part of a stored matrix.
 #[derive(Clone, Copy)]
 struct Region {
+    /// The matrix's first row, from the first column of the region on; from its first block on, of a quantised one.
     start: *const u8,
-    /// Bytes from row to row.
+    /// Bytes from stored row to stored row.
     stride: usize,
+    order: RowOrder,
+    /// First row and column.
+    at: (usize, usize),
     rows: usize,
     cols: usize,
 }
@@ -73,9 +84,14 @@ impl Region {
     /// The part of `w` at row and column `at`, of `shape`, which must lie inside it.
     fn new(w: &Matrix<'_>, at: (usize, usize), shape: (usize, usize)) -> Self {
         debug_assert!(at.0 + shape.0 <= w.rows && at.1 + shape.1 <= w.cols);
-        let size = w.stored.size();
-        let start = w.bytes.as_ptr().wrapping_add((at.0 * w.cols + at.1) * size);
-        Self { start, stride: w.cols * size, rows: shape.0, cols: shape.1 }
+        let start = w.bytes.as_ptr().wrapping_add(at.1 * w.stored.size().unwrap_or(0));
+        Self { start, stride: w.stride(), order: w.order, at, rows: shape.0, cols: shape.1 }
+    }
+
+    /// Where row `i` of the region starts.
+    #[inline(always)]
+    fn row(&self, i: usize) -> *const u8 {
+        self.start.wrapping_add(self.order.stored(self.at.0 + i) * self.stride)
     }
 }
 
@@ -86,6 +102,11 @@ macro_rules! by_stored {
             Stored::F32 => $f::<F32 $(, $rest)*>,
             Stored::F16 => $f::<F16 $(, $rest)*>,
             Stored::Bf16 => $f::<BF16 $(, $rest)*>,
+            Stored::Q8_0 => $f::<Q8_0 $(, $rest)*>,
+            Stored::Q4_0 => $f::<Q4_0 $(, $rest)*>,
+            Stored::Q4_K => $f::<Q4_K $(, $rest)*>,
+            Stored::Q5_K => $f::<Q5_K $(, $rest)*>,
+            Stored::Q6_K => $f::<Q6_K $(, $rest)*>,
         }
     };
 }

@@ -4,7 +4,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{BF16, F16, F32, Region, by_stored, load_bf16, load16, mask16, mask32, round};
+use super::{BF16, F16, F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0};
+use super::{Region, by_stored, load_bf16, load16, mask16, mask32, quantised, round};
 use crate::Stored;
 use crate::product::Direction;
 
@@ -20,6 +21,9 @@ pub(super) type Packer = unsafe fn(&Region, vectors: usize, panel: *mut u32);
 
 /// The packer of `stored` values seen in `direction`, into f32 words or pairs.
 pub(super) fn packer(stored: Stored, direction: Direction, pairs: bool) -> Packer {
+    if stored.size().is_none() {
+        return quantised::packer(stored, direction, pairs);
+    }
     match (direction, pairs) {
         (Direction::Forward, false) => by_stored!(stored, along_f32),
         (Direction::Forward, true) => by_stored!(stored, along_pairs),
@@ -52,36 +56,51 @@ unsafe fn across_pairs<const S: u8>(w: &Region, vectors: usize, panel: *mut u32)
     unsafe { across::<S, true>(w, vectors, panel) }
 }
 
-/// Columns of B are rows of the region: 16 rows by 16 words are transposed at a time.
+/// Columns of B are rows of the region.
 #[inline(always)]
 unsafe fn along<const S: u8, const PAIRS: bool>(w: &Region, vectors: usize, panel: *mut u32) {
+    for v in 0..vectors {
+        let there = w.rows.saturating_sub(16 * v).min(16);
+        let rows = std::array::from_fn(|i| w.row(16 * v + i.min(there.saturating_sub(1))));
+        // SAFETY: the caller's.
+        unsafe { transposed::<S, PAIRS>((&rows, there), w.cols, panel.wrapping_add(16 * v), vectors * 16) }
+    }
+}
+
+/// One vector of a panel, whose vectors are `stride` words apart: 16 rows, of which `there` exist, by 16 words are
+/// transposed at a time.
+///
+/// # Safety
+/// As for `Packer`.
+#[inline(always)]
+pub(super) unsafe fn transposed<const S: u8, const PAIRS: bool>(
+    (rows, there): (&[*const u8; 16], usize),
+    cols: usize,
+    to: *mut u32,
+    stride: usize,
+) {
     let (size, run) = match (S, PAIRS) {
         (F32, false) => (4, 16),
         (F32, true) => (4, 32),
         _ => (2, 32),
     };
-    for v in 0..vectors {
-        let rows = w.rows.saturating_sub(16 * v).min(16);
-        let row = w.start.wrapping_add(16 * v * w.stride);
-        for k in (0..w.cols).step_by(run) {
-            let left = w.cols - k;
-            let p = row.wrapping_add(k * size);
-            let at = if PAIRS { k / 2 } else { k };
-            // SAFETY: rows and columns of the region; room for the panel.
-            unsafe {
-                let mut words = [_mm512_setzero_si512(); 16];
-                if rows == 16 {
-                    for (i, words) in words.iter_mut().enumerate() {
-                        *words = row_words::<S, PAIRS>(p.wrapping_add(i * w.stride), left);
-                    }
-                } else {
-                    for (i, words) in words.iter_mut().enumerate().take(rows) {
-                        *words = row_words::<S, PAIRS>(p.wrapping_add(i * w.stride), left);
-                    }
+    for k in (0..cols).step_by(run) {
+        let left = cols - k;
+        let at = if PAIRS { k / 2 } else { k };
+        // SAFETY: rows and columns of the region; room for the panel.
+        unsafe {
+            let mut words = [_mm512_setzero_si512(); 16];
+            if there == 16 {
+                for (words, row) in words.iter_mut().zip(rows) {
+                    *words = row_words::<S, PAIRS>(row.wrapping_add(k * size), left);
                 }
-                transpose(&mut words);
-                store::<S, PAIRS>(&words, panel.add((at * vectors + v) * 16), vectors * 16);
+            } else {
+                for (words, row) in words.iter_mut().zip(rows).take(there) {
+                    *words = row_words::<S, PAIRS>(row.wrapping_add(k * size), left);
+                }
             }
+            transpose(&mut words);
+            store::<S, PAIRS>(&words, to.add(at * stride), stride);
         }
     }
 }
@@ -161,12 +180,17 @@ unsafe fn transpose(r: &mut [__m512i; 16]) {
 }
 
 /// Columns of B are columns of the region: rows are copied, for pairs two at a time, interleaved.
+///
+/// # Safety
+/// As for `Packer`.
 #[inline(always)]
-unsafe fn across<const S: u8, const PAIRS: bool>(w: &Region, vectors: usize, panel: *mut u32) {
+pub(super) unsafe fn across<const S: u8, const PAIRS: bool>(w: &Region, vectors: usize, panel: *mut u32) {
     let size = if S == F32 { 4 } else { 2 };
     let mut to = panel;
     for k in (0..w.rows).step_by(if PAIRS { 2 } else { 1 }) {
-        let row = w.start.wrapping_add(k * w.stride);
+        let row = w.row(k);
+        // A second row that is not there is not read.
+        let next = if PAIRS && k + 1 < w.rows { w.row(k + 1) } else { row };
         for v in 0..vectors {
             let mask = mask16(w.cols.saturating_sub(16 * v));
             let p = row.wrapping_add(16 * v * size);
@@ -174,7 +198,7 @@ unsafe fn across<const S: u8, const PAIRS: bool>(w: &Region, vectors: usize, pan
             unsafe {
                 let word = if PAIRS {
                     let second = if k + 1 < w.rows { mask } else { 0 };
-                    two_rows::<S>((p, mask), (p.wrapping_add(w.stride), second))
+                    two_rows::<S>((p, mask), (next.wrapping_add(16 * v * size), second))
                 } else {
                     _mm512_castps_si512(load16::<S>(p, mask))
                 };

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
-use super::{BF16, F16, F32, Left, Line, Region, by_stored, load_bf16, load16, mask16, step};
+use super::{BF16, F16, F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0};
+use super::{Left, Line, Region, by_stored, load_bf16, load16, mask16, quantised, step};
 use crate::Stored;
 use crate::pool::{self, Disjoint};
 use crate::product::Matrix;
@@ -28,7 +29,7 @@ pub(super) unsafe fn few_rows(x: &Left<'_>, w: &Matrix<'_>, y: &mut [f32], add: 
         .step_by(together)
         .map(|first| Group::new(x, (first, together.min(x.m - first)), w.stored))
         .collect();
-    let per_task = (TASK / (w.cols * w.stored.size())).next_multiple_of(12).max(12);
+    let per_task = (TASK / w.stride()).next_multiple_of(12).max(12);
     let y = Disjoint::new(y);
     pool::for_each(w.rows.div_ceil(per_task), |task| {
         let first = task * per_task;
@@ -43,11 +44,11 @@ pub(super) unsafe fn few_rows(x: &Left<'_>, w: &Matrix<'_>, y: &mut [f32], add: 
 }
 
 /// Rows of x that are multiplied together.
-struct Group {
+pub(super) struct Group {
     /// The first, and how many there are.
-    rows: (usize, usize),
+    pub(super) rows: (usize, usize),
     /// Run by run of their columns, row by row; what they lack in rows or columns is zero.
-    runs: Vec<Line>,
+    pub(super) runs: Vec<Line>,
     dots: unsafe fn(&Part<'_>),
 }
 
@@ -66,18 +67,35 @@ impl Group {
 }
 
 /// Some rows of W against a group of rows of x.
-struct Part<'a> {
-    w: Region,
-    group: &'a Group,
-    y: &'a Disjoint<'a, f32>,
+pub(super) struct Part<'a> {
+    pub(super) w: Region,
+    pub(super) group: &'a Group,
+    pub(super) y: &'a Disjoint<'a, f32>,
     ldy: usize,
     /// The column of y that the first row makes.
     column: usize,
     add: bool,
 }
 
+impl Part<'_> {
+    /// Writes the product of row `row` of W and row `m` of the group.
+    ///
+    /// # Safety
+    /// Both are there, and nobody else has this column.
+    #[inline(always)]
+    pub(super) unsafe fn put(&self, row: usize, m: usize, value: f32) {
+        let at = (self.group.rows.0 + m) * self.ldy + self.column + row;
+        // SAFETY: the caller's.
+        let to = unsafe { &mut self.y.get(at..at + 1)[0] };
+        *to = if self.add { *to } else { 0.0 } + value;
+    }
+}
+
 /// The instance for `m` rows of x.
 fn dots(stored: Stored, pairs: bool, m: usize) -> unsafe fn(&Part<'_>) {
+    if stored.size().is_none() {
+        return quantised::dots(stored, pairs, m);
+    }
     match (pairs, m) {
         (false, 1) => by_stored!(stored, of_f32, 1, 1, 4),
         (false, 2) => by_stored!(stored, of_f32, 2, 2, 2),
@@ -107,15 +125,15 @@ unsafe fn of_pairs<const S: u8, const M: usize, const R: usize, const U: usize>(
 unsafe fn body<const S: u8, const PAIRS: bool, const M: usize, const R: usize, const U: usize>(
     part: &Part<'_>,
 ) {
-    let &Part { ref w, group, y, ldy, column, add } = part;
-    let (row, there) = group.rows;
+    let &Part { ref w, group, .. } = part;
+    let there = group.rows.1;
     let size = if S == F32 { 4 } else { 2 };
     let lines = if PAIRS { M } else { 2 * M };
     // The last rows are prefetched of nothing.
     let next = if M > 1 { R * w.stride } else { 0 };
     for r in (0..w.rows).step_by(R) {
         // Surplus rows repeat the last one.
-        let mut ws: [*const u8; R] = from_fn(|i| w.start.wrapping_add((r + i).min(w.rows - 1) * w.stride));
+        let mut ws: [*const u8; R] = from_fn(|i| w.row((r + i).min(w.rows - 1)));
         let mut x = group.runs.as_ptr();
         let mut left = w.cols;
         // SAFETY: whole runs, then what is left of the columns; x has the same runs.
@@ -142,9 +160,7 @@ unsafe fn body<const S: u8, const PAIRS: bool, const M: usize, const R: usize, c
                 for m in 0..M {
                     if r + i < w.rows && m < there {
                         let sum = sums[1..].iter().fold(sums[0][i][m], |sum, s| _mm512_add_ps(sum, s[i][m]));
-                        let at = (row + m) * ldy + column + r + i;
-                        let to = &mut y.get(at..at + 1)[0];
-                        *to = if add { *to } else { 0.0 } + _mm512_reduce_add_ps(sum);
+                        part.put(r + i, m, _mm512_reduce_add_ps(sum));
                     }
                 }
             }
