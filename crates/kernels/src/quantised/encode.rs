@@ -92,12 +92,11 @@ fn with_minima<const TOP: u8>(x: &[f32], out: &mut [u8], candidates: (f32, u8)) 
     for (fit, x) in fits.iter_mut().zip(x.chunks_exact(32)) {
         *fit = Fit::of(x, f32::from(TOP), candidates);
     }
-    let most = |of: fn(&Fit) -> f32| fits.iter().map(of).fold(0f32, f32::max) / 63.0;
+    let most = |of: fn(&Fit) -> f32| fits.iter().map(of).fold(0f32, f32::max);
     let (d, m) = (most(|fit| fit.scale), most(|fit| fit.min));
-    let (by_d, by_m) = (inverse(d), inverse(m));
-    let six = |x: f32| x.round_ties_even().min(63.0) as u8;
-    let packed: [(u8, u8); 8] = fits.map(|fit| (six(fit.scale * by_d), six(fit.min * by_m)));
-    let (d, m) = (put_half(out, 0, d), put_half(out, 2, m));
+    let six = |x: f32, most: f32| (63.0 * inverse(most) * x).round_ties_even().min(63.0) as u8;
+    let packed: [(u8, u8); 8] = fits.map(|fit| (six(fit.scale, d), six(fit.min, m)));
+    let (d, m) = (put_half(out, 0, d / 63.0), put_half(out, 2, m / 63.0));
     out[4..16].fill(0);
     let mut levels = [0; 256];
     for (g, &(scale, min)) in packed.iter().enumerate() {
@@ -136,16 +135,18 @@ impl Fit {
         if high <= low {
             return Self { scale: 0.0, min: -low };
         }
-        let level = |x: f32, by: f32| (by * (x - low)).round_ties_even().clamp(0.0, top);
-        let error = |fit: Self, by: f32| -> f32 {
-            weighted().map(|(x, w)| w * (fit.scale * level(x, by) - fit.min - x).powi(2)).sum()
+        let level = |x: f32, low: f32, by: f32| (by * (x - low)).round_ties_even().clamp(0.0, top);
+        let error = |fit: Self, low: f32, by: f32| -> f32 {
+            weighted().map(|(x, w)| w * (fit.scale * level(x, low, by) - fit.min - x).powi(2)).sum()
         };
         let plain = Self { scale: (high - low) / top, min: -low };
-        let mut best = (error(plain, top / (high - low)), plain);
+        let mut best = (error(plain, low, top / (high - low)), plain);
         for step in 0..=steps {
+            // As in ggml, levels are counted from the best minimum so far.
+            let low = -best.1.min;
             let by = (first + 0.1 * f32::from(step) + top) / (high - low);
-            if let Some(fit) = Self::least_squares(weighted().map(|(x, w)| (x, w, level(x, by)))) {
-                let error = error(fit, by);
+            if let Some(fit) = Self::least_squares(weighted().map(|(x, w)| (x, w, level(x, low, by)))) {
+                let error = error(fit, low, by);
                 if error < best.0 {
                     best = (error, fit);
                 }
