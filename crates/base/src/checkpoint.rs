@@ -1,6 +1,7 @@
-//! The weight files of a model folder: safetensors, one or many, mapped and never copied.
+//! The weight files of a model: safetensors, one or many, or a GGUF file; mapped and never copied.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,10 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
-use taper_kernels::{Stored, Weight};
+use taper_kernels::{RowOrder, Stored, Weight};
 
 use crate::Error;
+use crate::gguf::{self, Architecture, Gguf};
 
 /// Headers larger than this are refused, as the safetensors crate does.
 const MAX_HEADER: u64 = 100_000_000;
@@ -31,15 +33,86 @@ pub struct TensorInfo {
     /// Bytes in that file.
     pub range: Range<usize>,
     /// Type of its values.
-    pub dtype: Dtype,
+    pub dtype: ValueType,
     /// Its shape.
     pub shape: Vec<usize>,
+    /// The order in which its rows are stored.
+    pub order: RowOrder,
+}
+
+/// What a tensor's bytes are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum ValueType {
+    /// A value each, of a type that safetensors has.
+    Plain(Dtype),
+    /// Blocks of quantised values.
+    Quantised(Stored),
+}
+
+impl fmt::Debug for ValueType {
+    /// The type's own name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(dtype) => dtype.fmt(f),
+            Self::Quantised(stored) => stored.fmt(f),
+        }
+    }
+}
+
+impl ValueType {
+    /// The type of values that lie each by itself.
+    pub fn plain(self) -> Option<Dtype> {
+        if let Self::Plain(dtype) = self { Some(dtype) } else { None }
+    }
+
+    /// The type, if it is one of those that taper computes with.
+    pub fn stored(self) -> Option<Stored> {
+        match self {
+            Self::Quantised(stored) => Some(stored),
+            Self::Plain(Dtype::F32) => Some(Stored::F32),
+            Self::Plain(Dtype::F16) => Some(Stored::F16),
+            Self::Plain(Dtype::BF16) => Some(Stored::Bf16),
+            Self::Plain(_) => None,
+        }
+    }
+}
+
+impl From<Stored> for ValueType {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::F32 => Self::Plain(Dtype::F32),
+            Stored::F16 => Self::Plain(Dtype::F16),
+            Stored::Bf16 => Self::Plain(Dtype::BF16),
+            quantised => Self::Quantised(quantised),
+        }
+    }
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors`, or every file that `model.safetensors.index.json` names, in `dir`.
+    /// Maps `model.safetensors`, or every file that `model.safetensors.index.json` names, in `dir`; or `dir`, where that is
+    /// a GGUF file.
     pub fn open(dir: &Path) -> Result<Self, Error> {
+        if gguf::is_file(dir) {
+            return Self::of_gguf(&Gguf::open(dir)?);
+        }
         Self::open_files(&weight_files(dir)?)
+    }
+
+    /// The tensors of a GGUF file, by their names in a checkpoint; those that no checkpoint has keep their own.
+    fn of_gguf(gguf: &Gguf) -> Result<Self, Error> {
+        let architecture = Architecture::of(gguf)?;
+        let head = gguf.json("config.json")?["head_dim"].as_u64().unwrap_or_default() as usize;
+        let mut tensors = BTreeMap::new();
+        for (stored_name, tensor) in gguf.tensors() {
+            let name = gguf::tensor_name(stored_name).unwrap_or_else(|| stored_name.clone());
+            let order = architecture.order(&name, head);
+            let (range, dtype) = (tensor.range.clone(), tensor.stored.into());
+            let info = TensorInfo { file: 0, range, dtype, shape: tensor.shape.clone(), order };
+            if tensors.insert(name.clone(), info).is_some() {
+                return Err(Error::file(gguf.path(), format!("tensor `{name}` is there twice")));
+            }
+        }
+        Ok(Self { files: vec![(gguf.path().to_path_buf(), gguf.map().clone())], tensors })
     }
 
     /// Maps the given files. A name that stands in two of them is an error.
@@ -57,7 +130,13 @@ impl Checkpoint {
         let file = self.files.len();
         for (name, info) in header.tensors() {
             let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
-            let info = TensorInfo { file, range, dtype: info.dtype, shape: info.shape.clone() };
+            let info = TensorInfo {
+                file,
+                range,
+                dtype: ValueType::Plain(info.dtype),
+                shape: info.shape.clone(),
+                order: RowOrder::Plain,
+            };
             if self.tensors.insert(name.clone(), info).is_some() {
                 return Err(Error::file(
                     path,
@@ -113,17 +192,28 @@ impl Checkpoint {
     pub fn weight(&self, name: &str, rows: usize, cols: usize) -> Result<Weight, Error> {
         let info = self.expect(name, &[rows, cols])?;
         let (path, map) = &self.files[info.file];
-        let stored = stored(info.dtype).ok_or_else(|| unreadable(path, name, info.dtype))?;
-        Ok(Weight::mapped(map.clone(), info.range.start, stored, rows, cols)?)
+        let stored = info.dtype.stored().ok_or_else(|| unreadable(path, name, info.dtype))?;
+        let weight = Weight::mapped(map.clone(), info.range.start, stored, rows, cols)?;
+        Ok(weight.with_order(info.order)?)
     }
 
     /// The tensor `name` of `shape`, copied and widened to f32: for gains, biases and other small ones.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, Error> {
-        let info = self.expect(name, shape)?;
-        let (path, map) = &self.files[info.file];
-        let values =
-            widen(&map[info.range.clone()], info.dtype).ok_or_else(|| unreadable(path, name, info.dtype))?;
+        self.expect(name, shape)?;
+        let values = self.values(name).transpose()?.unwrap_or_default();
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    /// All values of the tensor `name`, widened to f32; none if there is no such tensor.
+    fn values(&self, name: &str) -> Option<Result<Vec<f32>, Error>> {
+        let info = self.info(name)?;
+        let (path, map) = &self.files[info.file];
+        let Some(stored) = info.dtype.stored() else { return Some(Err(unreadable(path, name, info.dtype))) };
+        // The rows of a vector are its values.
+        let rows = if info.order == RowOrder::Plain { 1 } else { info.shape.first().copied().unwrap_or(1) };
+        let cols = info.shape.iter().product::<usize>() / rows.max(1);
+        let weight = Weight::mapped(map.clone(), info.range.start, stored, rows, cols);
+        Some(weight.and_then(|weight| weight.with_order(info.order)).map(|w| w.to_f32()).map_err(Error::from))
     }
 
     fn expect(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, Error> {
@@ -140,27 +230,7 @@ impl Checkpoint {
     }
 }
 
-/// Values of the float types that a model may be stored in, as f32.
-pub(crate) fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    let halves = || bytes.as_chunks::<2>().0.iter().copied();
-    match dtype {
-        Dtype::F32 => Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        Dtype::F16 => Some(halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
-        Dtype::BF16 => Some(halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
-        _ => None,
-    }
-}
-
-fn stored(dtype: Dtype) -> Option<Stored> {
-    match dtype {
-        Dtype::F32 => Some(Stored::F32),
-        Dtype::F16 => Some(Stored::F16),
-        Dtype::BF16 => Some(Stored::Bf16),
-        _ => None,
-    }
-}
-
-fn unreadable(path: &Path, name: &str, dtype: Dtype) -> Error {
+fn unreadable(path: &Path, name: &str, dtype: ValueType) -> Error {
     Error::file(path, format!("tensor `{name}` is stored as {dtype:?}; taper reads F32, F16 and BF16"))
 }
 

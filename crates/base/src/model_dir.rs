@@ -1,8 +1,9 @@
-//! Where a model comes from: a folder, a hub id, or the base inside the binary. It finds the files and leaves reading them to
+//! Where a model comes from: a folder, a GGUF file, a hub id, or the base inside the binary. It finds the files and leaves reading them to
 //! others; downloads are the [`hub`]'s.
 
 use std::path::{Path, PathBuf};
 
+use crate::gguf::{self, Gguf};
 use crate::{Error, hub, tiny};
 
 /// What `--model` names.
@@ -10,7 +11,7 @@ use crate::{Error, hub, tiny};
 pub enum ModelSource {
     /// The base inside the binary.
     Tiny,
-    /// A folder.
+    /// A folder, or a GGUF file.
     Folder(PathBuf),
     /// A hub repository `org/name` at a revision.
     Hub {
@@ -21,10 +22,10 @@ pub enum ModelSource {
     },
 }
 
-/// A model's folder on disk, with the files in it that matter.
+/// A model's folder on disk, with the files in it that matter; or a GGUF file, which says the same.
 #[derive(Clone, Debug)]
 pub struct ModelDir {
-    /// The folder.
+    /// The folder, or the GGUF file.
     pub path: PathBuf,
     /// The source as it was typed: what an adapter's `base_model_name_or_path` records. Of a hub id the part before `@`, as
     /// PEFT keeps the revision in a field of its own.
@@ -63,7 +64,9 @@ impl ModelDir {
         match source {
             ModelSource::Tiny => Ok(Self { path: tiny::folder()?, name: "tiny".to_string() }),
             ModelSource::Folder(path) => {
-                check_folder(path, "config.json", "a model")?;
+                if !gguf::is_file(path) {
+                    check_folder(path, "config.json", "a model")?;
+                }
                 Ok(Self { path: path.clone(), name: path.display().to_string() })
             }
             ModelSource::Hub { id, revision } => {
@@ -87,14 +90,22 @@ impl ModelDir {
         }
     }
 
+    /// Whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        gguf::is_file(&self.path)
+    }
+
     /// `path` joined with `file`, if it exists there.
     pub fn file(&self, file: &str) -> Option<PathBuf> {
         let path = self.path.join(file);
         path.is_file().then_some(path)
     }
 
-    /// A JSON file of the folder; an empty object if it is not there.
+    /// A JSON file of the folder, or what it would say for a GGUF file; an empty object if it is not there.
     pub fn json(&self, file: &str) -> Result<serde_json::Value, Error> {
+        if self.is_gguf() {
+            return Gguf::open(&self.path)?.json(file);
+        }
         let Some(path) = self.file(file) else {
             return Ok(serde_json::Value::Object(serde_json::Map::new()));
         };
@@ -108,21 +119,18 @@ fn looks_like_path(text: &str) -> bool {
     text.starts_with(['.', '/', '~'])
         || text.ends_with('/')
         || text.contains('\\')
-        || is_gguf(Path::new(text))
+        || gguf::is_named(Path::new(text))
         || text.split('@').next().is_some_and(|id| id.matches('/').count() > 1)
-}
-
-fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// Checks that `path` is a folder that holds `file`, without which it is not `kind`.
 fn check_folder(path: &Path, file: &str, kind: &str) -> Result<(), Error> {
     let fail = |what: String| Err(Error::Source { what: format!("{}: {what}", path.display()) });
-    if is_gguf(path) {
-        return fail(
-            "GGUF files are not read yet: give the folder or hub id of the safetensors model".to_string(),
-        );
+    if gguf::is_file(path) {
+        return fail(format!("is a GGUF file, which can be a model; {kind} is a folder that holds {file}"));
+    }
+    if gguf::is_named(path) && !path.exists() {
+        return fail("there is no such file".to_string());
     }
     if !path.exists() {
         return fail("there is no such folder; a hub id is written `org/name`".to_string());
@@ -191,7 +199,7 @@ mod tests {
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         assert_eq!(ModelDir::resolve(&source).unwrap().path, dir.path());
         assert!(message(&ModelSource::Folder("/no/such".into())).contains("no such folder"));
-        assert!(message(&ModelSource::Folder("x.gguf".into())).contains("GGUF"));
+        assert!(message(&ModelSource::Folder("x.gguf".into())).contains("no such file"));
         assert!(ModelDir::resolve_adapter(&ModelSource::Tiny).is_err());
     }
 

@@ -44,6 +44,7 @@ struct Parameters {
     beta_slow: Option<f32>,
     truncate: Option<bool>,
     partial_rotary_factor: Option<f32>,
+    factors: Option<Vec<f32>>,
 }
 
 impl Rope {
@@ -70,6 +71,12 @@ impl Rope {
                 let factor = need(parameters.factor, kind, "factor")?;
                 (plain, 1.0, Some(Dynamic { theta, factor, max_positions }))
             }
+            // Not of transformers: the factors of a GGUF file, one a frequency.
+            "factors" => {
+                let factors = parameters.factors.clone().filter(|factors| factors.len() == plain.len());
+                let factors = need(factors, kind, "factors, one for each frequency,")?;
+                (plain.iter().zip(factors).map(|(f, factor)| f / factor).collect(), 1.0, None)
+            }
             "llama3" => (llama3(&plain, &parameters, original)?, 1.0, None),
             "yarn" => {
                 let (inv_freq, attention_factor) = yarn(&parameters, theta, dim, (max_positions, original));
@@ -88,6 +95,11 @@ impl Rope {
     /// What a sequence of `len` tokens is turned by: two lengths with the same value have the same angles.
     pub(crate) fn turning(&self, len: usize) -> usize {
         self.dynamic.as_ref().map_or(0, |dynamic| len.max(dynamic.max_positions))
+    }
+
+    /// One frequency a pair of dimensions, at any length but beyond a dynamic rope's.
+    pub(crate) fn inv_freq(&self) -> &[f32] {
+        &self.inv_freq
     }
 
     /// Cosines and sines of every row: `segments` gives each sequence's positions.
@@ -176,7 +188,7 @@ fn yarn(parameters: &Parameters, theta: f32, dim: usize, (max, original): (usize
     (frequencies(theta, dim).into_iter().enumerate().map(blend).collect(), attention_factor)
 }
 
-fn need(value: Option<f32>, kind: &str, field: &str) -> Result<f32, Error> {
+fn need<T>(value: Option<T>, kind: &str, field: &str) -> Result<T, Error> {
     value.ok_or_else(|| Error::Unsupported {
         what: format!("rope type `{kind}` needs `{field}` in config.json"),
     })

@@ -7,7 +7,7 @@ pub(crate) mod tests;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::json;
 use tokenizers::{AddedToken, PostProcessorWrapper};
@@ -26,12 +26,14 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` of a model folder.
+    /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` of a model folder,
+    /// or a GGUF file's metadata.
     /// The file's own truncation and padding settings are switched off.
     pub fn open(dir: &ModelDir) -> Result<Self, Error> {
-        let path = dir.file("tokenizer.json").ok_or_else(|| no_tokenizer(dir))?;
+        let path = if dir.is_gguf() { Some(dir.path.clone()) } else { dir.file("tokenizer.json") };
+        let path = path.ok_or_else(|| no_tokenizer(dir))?;
         let settings = Settings::read(dir)?;
-        let mut inner = read(&path)?;
+        let mut inner = read(&path, &bytes(dir, &path)?)?;
         make_special(&mut inner, &settings).map_err(|source| Error::file(&path, source.to_string()))?;
         if let Some((bos, eos)) = settings.wrapping() {
             let wrapping = wrap(&inner, bos, eos)?;
@@ -116,10 +118,17 @@ fn failed(source: &dyn std::error::Error) -> Error {
     Error::Tokenizer { what: source.to_string() }
 }
 
+/// `tokenizer.json`, or what it would say for a GGUF file.
+fn bytes(dir: &ModelDir, path: &Path) -> Result<Vec<u8>, Error> {
+    if dir.is_gguf() {
+        return Ok(dir.json("tokenizer.json")?.to_string().into_bytes());
+    }
+    std::fs::read(path).map_err(Error::io(path))
+}
+
 /// Loads `tokenizer.json`; files from before the model had a `type` are read as well (the crate guesses it).
-fn read(path: &PathBuf) -> Result<tokenizers::Tokenizer, Error> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|source| {
+fn read(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer, Error> {
+    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|source| {
         Error::file(
             path,
             format!("not a tokenizer that taper can read ({source}); download or convert it again"),

@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p taper-kernels --example bandwidth [MIB]`: reads a buffer, in runs of 128 KiB taken in turn by the
 //! threads, on one thread and on all, and prints GB/s, the best and the median of some rounds.
+#![expect(clippy::print_stdout, reason = "a measurement for people")]
 
 use std::hint::black_box;
 use std::time::Instant;

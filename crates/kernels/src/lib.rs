@@ -24,7 +24,7 @@ mod operand;
 mod parts;
 pub mod pool;
 mod product;
-pub mod quantised;
+mod quantised;
 mod rope;
 mod stored;
 #[cfg(test)]
@@ -43,6 +43,7 @@ pub use linear::{LowRank, linear};
 pub use loss::{Labelled, cross_entropy, linear_cross_entropy, linear_nll};
 pub use low_rank::add_low_rank;
 pub use norm::rms_norm;
+pub use quantised::{decode, encode};
 pub use rope::{RopeTable, rope};
 pub use stored::{RowOrder, Stored};
 pub use weight::{Compute, Weight, map};

@@ -156,11 +156,11 @@ impl Plan {
             );
             return Err(Error::file(&file.source, what));
         }
-        if values::size(at.dtype).is_none() {
+        let Some(dtype) = at.dtype.plain().filter(|dtype| values::size(*dtype).is_some()) else {
             let what =
                 format!("tensor `{name}` is stored as {:?}: taper merges into F32, F16 and BF16", at.dtype);
             return Err(Error::file(&file.source, what));
-        }
+        };
         let replaces = own.map(|info| info.range.start as u64..info.range.end as u64);
         let end = file.source_len + file.shift();
         let rows = at.shape.first().copied().unwrap_or(1);
@@ -171,7 +171,7 @@ impl Plan {
             offset: replaces.as_ref().map_or(end, |range| range.start + file.shift()),
             replaces,
             from: from.to_owned(),
-            dtype: at.dtype,
+            dtype,
             rows,
             cols: at.shape.iter().skip(1).product(),
         })

@@ -16,6 +16,8 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use portable::widen;
+
 use crate::{Compute, RowOrder, Stored, quantised};
 
 /// A matrix as it is stored: `rows x cols` little-endian values or blocks of them, row-major, at any alignment.

@@ -28,7 +28,7 @@ const ROWS: usize = 1 << 16;
 pub(super) struct Strided<'a>(pub(super) &'a [f32], pub(super) usize, pub(super) usize);
 
 /// The plain values of `stored` that `bytes` holds, widened exactly.
-pub(super) fn widen(bytes: &[u8], stored: Stored, out: &mut [f32]) {
+pub(crate) fn widen(bytes: &[u8], stored: Stored, out: &mut [f32]) {
     assert_eq!(Some(bytes.len()), stored.bytes(out.len()));
     match stored {
         Stored::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),

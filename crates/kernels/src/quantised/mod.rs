@@ -20,6 +20,14 @@ use crate::vector::wide;
 /// Values that are read together.
 pub(crate) const GROUP: usize = 32;
 
+/// The values that `bytes`, whole blocks, hold: the inverse of [`encode`] but for its rounding.
+pub fn decode(bytes: &[u8], stored: Stored, out: &mut [f32]) {
+    match stored.size() {
+        Some(_) => crate::product::widen(bytes, stored, out),
+        None => read(bytes, stored, 0, out),
+    }
+}
+
 /// Values from column `first` on of a row that is stored as `line`.
 pub(crate) fn read(line: &[u8], stored: Stored, first: usize, out: &mut [f32]) {
     assert!(first + out.len() <= line.len() / stored.block_bytes() * stored.block());

@@ -117,7 +117,7 @@ impl Folder {
                 None => found
                     .problem(format!("tensor `{name}` is stored as {:?}, not F32, F16 or BF16", info.dtype)),
                 Some(stats) if stats.not_finite > 0 => {
-                    let hint = if info.dtype == safetensors::Dtype::F16 {
+                    let hint = if info.dtype.plain() == Some(safetensors::Dtype::F16) {
                         " (F16 overflows beyond 65504)"
                     } else {
                         ""

@@ -2,9 +2,7 @@
 
 use taper_base::Checkpoint;
 
-use crate::values;
-
-/// Values widened at a time.
+/// Values widened at a time, whole blocks of any type.
 const RUN: usize = 4096;
 
 /// Of one tensor.
@@ -22,12 +20,12 @@ impl Stats {
     /// Of the tensor `name`; none if it has a type that taper does not compute with.
     pub(super) fn of(checkpoint: &Checkpoint, name: &str) -> Option<Self> {
         let (info, bytes) = (checkpoint.info(name)?, checkpoint.bytes(name)?);
-        let size = values::size(info.dtype)?;
+        let stored = info.dtype.stored()?;
         let mut run = [0.0; RUN];
-        let mut stats = Self { values: bytes.len() / size, ..Self::default() };
-        for bytes in bytes.chunks(RUN * size) {
-            let run = &mut run[..bytes.len() / size];
-            values::widen(bytes, info.dtype, run);
+        let mut stats = Self { values: info.shape.iter().product(), ..Self::default() };
+        for bytes in bytes.chunks(RUN / stored.block() * stored.block_bytes()) {
+            let run = &mut run[..bytes.len() / stored.block_bytes() * stored.block()];
+            taper_kernels::decode(bytes, stored, run);
             let sum: f64 = run.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
             if sum.is_finite() {
                 stats.squares += sum;

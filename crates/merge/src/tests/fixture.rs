@@ -225,6 +225,6 @@ pub(super) fn bytes(dir: &Path, name: &str) -> Vec<u8> {
 pub(super) fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     let info = checkpoint.info(name).unwrap();
     let mut out = vec![0.0; info.shape.iter().product()];
-    values::widen(checkpoint.bytes(name).unwrap(), info.dtype, &mut out);
+    values::widen(checkpoint.bytes(name).unwrap(), info.dtype.plain().unwrap(), &mut out);
     out
 }
