@@ -42,7 +42,7 @@ pub(crate) struct State {
 pub(crate) struct Progress {
     /// Steps made.
     pub(crate) step: usize,
-    /// Lowest validation loss so far.
+    /// The best evaluation so far.
     pub(crate) best: Option<Best>,
     /// Evaluations since then.
     pub(crate) stale: usize,
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_state_reads_back() {
-        let best = Some(Best { step: 3, loss: 0.1 + 0.2 });
+        let best = Some(Best { step: 3, loss: 0.1 + 0.2, score: Some(0.7 - 0.1) });
         let progress = Progress { step: 7, best, stale: 2 };
         let state = State::new(progress, 99, true, origin(&Recipe { lr: 0.1 + 0.2, ..Recipe::default() }));
         let read: State = serde_json::from_slice(&serde_json::to_vec_pretty(&state).unwrap()).unwrap();

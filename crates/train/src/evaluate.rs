@@ -5,11 +5,12 @@ use std::time::Instant;
 use serde::Serialize;
 use taper_base::{Adapter, Network};
 
+use crate::metrics::{self, Scores};
 use crate::packing::micro_batches;
 use crate::{Error, Example};
 
 /// What an evaluation found.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
     /// Examples looked at.
     pub examples: usize,
@@ -19,7 +20,10 @@ pub struct Evaluation {
     pub loss: f64,
     /// e to the loss.
     pub perplexity: f64,
-    /// Seconds that it took.
+    /// Metrics of what the model predicts, where some were asked for.
+    #[serde(skip_serializing_if = "Scores::is_empty")]
+    pub metrics: Scores,
+    /// Seconds that it took, without the metrics.
     pub seconds: f64,
     /// `tokens` / `seconds`.
     pub tokens_per_s: f64,
@@ -58,7 +62,8 @@ pub fn evaluate(
         examples: examples.len(),
         tokens,
         loss,
-        perplexity: loss.exp(),
+        perplexity: metrics::perplexity(loss),
+        metrics: Scores::default(),
         seconds,
         tokens_per_s: tokens as f64 / seconds.max(f64::MIN_POSITIVE),
     })

@@ -114,7 +114,7 @@ pub struct EvalReport {
     /// What was found.
     #[serde(flatten)]
     pub result: Evaluation,
-    /// Whether the loss is the lowest so far.
+    /// Whether it is the best so far: the lowest loss, or the highest value of `metric_for_best`.
     pub best: bool,
 }
 
@@ -133,7 +133,7 @@ pub struct SavedReport {
 pub enum Ending {
     /// All steps were made.
     Finished,
-    /// The validation loss no longer fell.
+    /// The validation loss no longer fell, or the watched metric no longer rose.
     EarlyStopping,
     /// It was interrupted; a checkpoint holds all that is needed to go on.
     Interrupted,
@@ -146,7 +146,7 @@ pub struct DoneReport {
     pub step: usize,
     /// Why it ended.
     pub ending: Ending,
-    /// Lowest validation loss, and the step it was found at.
+    /// The best evaluation on validation rows.
     pub best: Option<Best>,
     /// The step whose adapter was kept; none if interrupted.
     pub kept_step: Option<usize>,
@@ -159,13 +159,26 @@ pub struct DoneReport {
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// The lowest validation loss of a run.
+/// The best evaluation of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// Steps made when it was found.
     pub step: usize,
     /// Mean over labels, in nats.
     pub loss: f64,
+    /// The value of `metric_for_best`, where that is not the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+}
+
+impl Best {
+    /// Whether this one is better: a higher score, or without scores a lower loss.
+    pub(crate) fn beats(&self, other: &Self) -> bool {
+        match (self.score, other.score) {
+            (Some(ours), Some(theirs)) => ours > theirs || theirs.is_nan() && !ours.is_nan(),
+            _ => self.loss < other.loss,
+        }
+    }
 }
 
 /// Base and adapter side by side on one split.

@@ -7,6 +7,7 @@
 //! runs them forward and backward, `optim` updates the parameters at the rate that `schedule` gives, `checkpoint` and
 //! `outputs` write what remains. `trainer` is the loop that calls them.
 
+mod answering;
 mod budget;
 mod card;
 mod checkpoint;
@@ -27,6 +28,7 @@ mod recipe;
 mod schedule;
 mod trainer;
 
+pub use answering::Asked;
 pub use data::*;
 pub use error::Error;
 pub use evaluate::{Evaluation, evaluate};

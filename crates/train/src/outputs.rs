@@ -124,7 +124,13 @@ pub(crate) fn write_plot(out: &Path, title: &str, base: Option<f64>) -> Result<(
 pub(crate) fn write_eval(recipe: &Recipe, step: usize, results: &[SplitResult]) -> Result<(), Error> {
     let splits: serde_json::Map<String, serde_json::Value> = (results.iter())
         .map(|result| {
-            let side = |e: &crate::Evaluation| json!({"loss": e.loss, "perplexity": e.perplexity});
+            let side = |e: &crate::Evaluation| {
+                let mut side = json!({"loss": e.loss, "perplexity": e.perplexity});
+                if !e.metrics.is_empty() {
+                    side["metrics"] = json!(e.metrics);
+                }
+                side
+            };
             let (base, adapted) = (&result.base, &result.adapted);
             let row = json!({
                 "examples": adapted.examples,

@@ -36,12 +36,25 @@ impl Rows {
         };
         let test = files.get(Split::Test).map(load).transpose()?;
         let rows = Self { train: load(files.first(&[Split::Train])?)?, valid, test };
-        if recipe.early_stopping.is_some() && rows.valid.is_none() {
-            return Err(Error::recipe(
-                "`early_stopping` is set, but there are no rows to evaluate on: give `eval_data` (--eval-data)",
-            ));
-        }
+        rows.check(recipe)?;
         Ok(rows)
+    }
+
+    /// Whether there are the rows that the recipe watches.
+    fn check(&self, recipe: &Recipe) -> Result<(), Error> {
+        let wants = [
+            ("early_stopping", recipe.early_stopping.is_some(), self.valid.is_some()),
+            ("metric_for_best", recipe.metric_for_best.is_some(), self.valid.is_some()),
+            ("metrics", !recipe.metrics.is_empty(), self.valid.is_some() || self.test.is_some()),
+        ];
+        if let Some((field, ..)) = wants.iter().find(|(_, wanted, there)| *wanted && !there) {
+            return Err(Error::recipe(format!(
+                "`{field}` is set, but there are no rows to evaluate on: give `eval_data` (--eval-data)"
+            )));
+        }
+        let asked = recipe.asked()?;
+        self.valid.iter().try_for_each(|set| recipe.watched()?.check(set).and_then(|()| asked.check(set)))?;
+        self.test.iter().try_for_each(|set| asked.check(set))
     }
 }
 

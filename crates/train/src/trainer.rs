@@ -16,7 +16,7 @@ use crate::packing::{Epoch, PackOptions, Plan};
 use crate::prepare::{self, Prepared, Rows};
 use crate::schedule::Schedule;
 use crate::{
-    Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Recipe, SavedReport,
+    Asked, Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Recipe, SavedReport,
     SplitResult, StepReport, Summary, card, evaluate, peak_rss_bytes, step_grads,
 };
 
@@ -74,6 +74,7 @@ struct Run<'a> {
     progress: Progress,
     /// The last evaluation of this process, and the step it was made at.
     last: Option<(usize, Evaluation)>,
+    watched: Asked,
     checkpoints: Checkpoints,
     saved: Option<usize>,
     metrics: Metrics,
@@ -107,6 +108,7 @@ impl<'a> Run<'a> {
         let schedule = Schedule::new(recipe.lr, recipe.schedule, recipe.warmup_ratio, summary.steps);
         let number = progress.step / summary.steps_per_epoch;
         let epoch = (number, plan.epoch(number));
+        let watched = recipe.watched()?;
         let saved = state.as_ref().filter(|state| state.due).map(|state| state.progress.step);
         let mut run = Self {
             base,
@@ -121,6 +123,7 @@ impl<'a> Run<'a> {
             epoch,
             progress,
             last: None,
+            watched,
             checkpoints,
             saved,
             metrics,
@@ -163,19 +166,23 @@ impl<'a> Run<'a> {
         }))
     }
 
-    /// Looks at the validation rows, if there are any; says whether the loss is the lowest so far.
+    /// Looks at the validation rows, if there are any; says whether it is the best evaluation so far.
     fn evaluate(&mut self) -> Result<bool, Error> {
         let Some(valid) = &self.rows.valid else { return Ok(false) };
-        let result = self.loss_on(&self.adapter.frozen(), valid)?;
+        let adapter = self.adapter.frozen();
+        let mut result = self.loss_on(&adapter, valid)?;
+        result.metrics = self.watched.scores(self.base, &adapter, valid)?;
         let step = self.progress.step;
-        let best = self.progress.best.is_none_or(|best| result.loss < best.loss);
+        let score = result.metrics.0.first().map(|score| score.value);
+        let found = Best { step, loss: result.loss, score };
+        let best = self.progress.best.is_none_or(|best| found.beats(&best));
         if best {
-            self.progress.best = Some(Best { step, loss: result.loss });
+            self.progress.best = Some(found);
             self.progress.stale = 0;
         } else {
             self.progress.stale += 1;
         }
-        self.last = Some((step, result));
+        self.last = Some((step, result.clone()));
         self.report(&Event::Eval(EvalReport { step, epoch: self.epochs(), result, best }))?;
         Ok(best)
     }
@@ -231,12 +238,17 @@ impl<'a> Run<'a> {
 
     /// Base and adapter side by side on every split there is.
     fn compare(&self, adapter: &LoraAdapter, step: usize) -> Result<Vec<SplitResult>, Error> {
+        let asked = self.recipe.asked()?;
+        let with = |adapter: &dyn Adapter, set: &DataSet, known: Option<Evaluation>| -> Result<_, Error> {
+            let loss = known.map_or_else(|| self.loss_on(adapter, set), Ok)?;
+            Ok(Evaluation { metrics: asked.scores(self.base, adapter, set)?, ..loss })
+        };
         let mut results = Vec::new();
         for (split, set) in [("valid", &self.rows.valid), ("test", &self.rows.test)] {
             let Some(set) = set else { continue };
-            let known = self.last.filter(|(at, _)| split == "valid" && *at == step);
-            let adapted = known.map_or_else(|| self.loss_on(adapter, set), |(_, result)| Ok(result))?;
-            results.push(SplitResult { split, base: self.loss_on(&(), set)?, adapted });
+            let known = self.last.clone().filter(|(at, _)| split == "valid" && *at == step);
+            let adapted = with(adapter, set, known.map(|(_, result)| result))?;
+            results.push(SplitResult { split, base: with(&(), set, None)?, adapted });
         }
         Ok(results)
     }
@@ -274,7 +286,7 @@ impl<'a> Run<'a> {
         step.is_multiple_of(every.unwrap_or(self.summary.steps_per_epoch)) || step == self.schedule.steps
     }
 
-    /// Whether the validation loss has not fallen for long enough to stop.
+    /// Whether no evaluation has been better for long enough to stop.
     fn is_stale(&self) -> bool {
         self.recipe.early_stopping.is_some_and(|patience| self.progress.stale >= patience)
     }

@@ -1,9 +1,10 @@
-//! `taper eval`: loss and perplexity of a base and of adapters on a data set.
+//! `taper eval`: loss, perplexity and metrics of the answers of a base and of adapters on a data set.
 
 use clap::Args;
 use serde_json::{Value, json};
 use taper_base::{Adapter, Base};
-use taper_train::{DataFiles, DataSet, Evaluation, Split, evaluate};
+use taper_train::metrics::Score;
+use taper_train::{Asked, DataFiles, DataSet, Evaluation, Split, evaluate};
 
 use super::data::ReadingArgs;
 use crate::args::{AdapterArgs, ModelArgs};
@@ -13,7 +14,7 @@ use crate::sources::{self, Loaded};
 /// Tokens of one pass, unless a row is longer: products run at full speed, memory stays small.
 const BUDGET: usize = 1024;
 
-/// Measure loss and perplexity on a data set.
+/// Measure loss, perplexity and other metrics on a data set.
 #[derive(Args)]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
@@ -25,6 +26,12 @@ pub(crate) struct EvalArgs {
     data: String,
     #[command(flatten)]
     reading: ReadingArgs,
+    /// Metrics of greedy answers to the rows' prompts: bleu, chrf, rougeL, exact_match, token_f1, ...
+    #[arg(long, value_name = "METRICS", value_delimiter = ',')]
+    metrics: Vec<String>,
+    /// Tokens that an answer has at most
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_new_tokens: usize,
     /// Most tokens of one forward pass
     #[arg(long, value_name = "TOKENS", default_value_t = BUDGET)]
     micro_batch_tokens: usize,
@@ -34,6 +41,7 @@ pub(crate) struct EvalArgs {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
+    let asked = Asked::new(&args.metrics, args.max_new_tokens, 0)?;
     let base = sources::open_base(&args.model)?;
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let files = DataFiles::named(&args.data)?;
@@ -49,18 +57,26 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
             set.stats.rows
         ));
     }
-    let measure =
-        |adapter: &dyn Adapter| evaluate(&*base.model, adapter, &set.examples, args.micro_batch_tokens);
+    let measure = |adapter: &dyn Adapter| -> Result<Evaluation, taper_train::Error> {
+        let found = evaluate(&*base.model, adapter, &set.examples, args.micro_batch_tokens)?;
+        Ok(Evaluation { metrics: asked.scores(&base, adapter, &set)?, ..found })
+    };
     if args.json {
         return print(as_json(&base, &adapters, measure)?);
     }
+    let mut found = vec![("base", measure(&())?)];
+    for loaded in &adapters {
+        found.push((&loaded.name, measure(&loaded.adapter)?));
+    }
     let mut rows =
         vec![["", "examples", "labels", "loss", "perplexity", "labels/s"].map(ToOwned::to_owned).to_vec()];
-    rows.push(row("base", &measure(&())?));
-    for loaded in &adapters {
-        rows.push(row(&loaded.name, &measure(&loaded.adapter)?));
+    rows.extend(found.iter().map(|(name, found)| row(name, found)));
+    print(table(&rows))?;
+    if args.metrics.is_empty() {
+        return Ok(());
     }
-    print(table(&rows))
+    let sides: Vec<(&str, &Evaluation)> = found.iter().map(|(name, found)| (*name, found)).collect();
+    print(format_args!("\n{}", scores("", &sides)))
 }
 
 fn row(name: &str, found: &Evaluation) -> Vec<String> {
@@ -72,6 +88,27 @@ fn row(name: &str, found: &Evaluation) -> Vec<String> {
         format!("{:.3}", found.perplexity),
         format!("{:.0}", found.tokens_per_s),
     ]
+}
+
+/// A line a metric: its value under each of `sides`, with the interval that other rows could have given.
+pub(crate) fn scores(title: &str, sides: &[(&str, &Evaluation)]) -> String {
+    let mut rows =
+        vec![std::iter::once(title).chain(sides.iter().map(|side| side.0)).map(ToOwned::to_owned).collect()];
+    for score in sides.iter().take(1).flat_map(|(_, found)| &found.metrics.0) {
+        let cells =
+            sides.iter().map(|(_, found)| found.metrics.get(score.name).map_or_else(String::new, cell));
+        rows.push(std::iter::once(score.name.to_owned()).chain(cells).collect::<Vec<_>>());
+    }
+    table(&rows)
+}
+
+fn cell(score: &Score) -> String {
+    let digits = if score.value.abs() > 1.0 { 2 } else { 4 };
+    match score.interval {
+        _ if score.value.is_nan() => "undefined".into(),
+        Some([low, high]) => format!("{:.digits$} [{low:.digits$}, {high:.digits$}]", score.value),
+        None => format!("{:.digits$}", score.value),
+    }
 }
 
 /// One object for the base or the one adapter; a list of them under `results` for several.
@@ -93,7 +130,7 @@ fn as_json<E>(
             "tokens": found.tokens,
             "loss": found.loss,
             "perplexity": found.perplexity,
-            "metrics": {},
+            "metrics": found.metrics,
             "seconds": found.seconds,
             "tokens_per_s": found.tokens_per_s,
             "peak_rss_bytes": taper_train::peak_rss_bytes(),

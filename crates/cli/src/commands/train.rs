@@ -87,10 +87,13 @@ impl Screen {
                 }
             }
             Event::Eval(eval) => {
-                let mark = if eval.best { ", the lowest so far" } else { "" };
+                let mark = if eval.best { ", the best so far" } else { "" };
                 let result = &eval.result;
+                let scores =
+                    result.metrics.0.iter().map(|score| format!("  {} {:.4}", score.name, score.value));
+                let scores: String = scores.collect();
                 self.line(&format!(
-                    "step {:>5}  valid loss {:.4}  perplexity {:.3}  ({:.1} s){mark}",
+                    "step {:>5}  valid loss {:.4}  perplexity {:.3}{scores}  ({:.1} s){mark}",
                     eval.step, result.loss, result.perplexity, result.seconds
                 ));
             }
@@ -186,6 +189,11 @@ fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<(
     say(format_args!("\n{} steps in {:.1} s{memory}; the adapter is in {out}\n", done.step, done.seconds));
     if !done.results.is_empty() {
         print(results(&done.results))?;
+        for SplitResult { split, base, adapted } in
+            done.results.iter().filter(|result| !result.base.metrics.is_empty())
+        {
+            print(format_args!("\n{}", super::eval::scores(split, &[("base", base), ("adapter", adapted)])))?;
+        }
     }
     show_samples(base, recipe)?;
     let (model, data) = (&recipe.model, from_here(&recipe.data));

@@ -136,9 +136,18 @@ struct Fields {
     /// Steps from one checkpoint to the next [default: once an epoch]
     #[arg(long, help_heading = "Watching", value_name = "STEPS")]
     save_every: Option<usize>,
-    /// Stop after N evaluations without a lower loss, and keep the best
+    /// Stop after N evaluations without a better one, and keep the best
     #[arg(long, help_heading = "Watching", value_name = "N")]
     early_stopping: Option<usize>,
+    /// Metric of the answers that makes an evaluation the best [default: the loss]
+    #[arg(long, help_heading = "Watching", value_name = "METRIC")]
+    metric_for_best: Option<String>,
+    /// Metrics of base and adapter when training is done: bleu, rougeL, exact_match, ...
+    #[arg(long, help_heading = "Watching", value_name = "METRICS", value_delimiter = ',')]
+    metrics: Option<Vec<String>>,
+    /// Tokens that an answer has at most [default: 64]
+    #[arg(long, help_heading = "Watching", value_name = "N")]
+    max_new_tokens: Option<usize>,
     /// Steps from one printed line to the next [default: 10]
     #[arg(long, help_heading = "Watching", value_name = "STEPS")]
     log_every: Option<usize>,

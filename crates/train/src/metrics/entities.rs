@@ -100,7 +100,9 @@ impl Entities {
 
     /// Each type by itself, in order of names.
     pub fn by_kind(&self) -> impl Iterator<Item = (&str, Prf)> {
-        self.kinds.iter().map(|(kind, [right, predicted, there])| (&**kind, Prf::of(*right, *predicted, *there)))
+        self.kinds
+            .iter()
+            .map(|(kind, [right, predicted, there])| (&**kind, Prf::of(*right, *predicted, *there)))
     }
 
     /// All types in one (`precision_score`, `recall_score`, `f1_score`).

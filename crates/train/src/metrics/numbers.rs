@@ -6,7 +6,8 @@ pub fn pearson(pairs: &[(f64, f64)]) -> f64 {
     let (a, b) = pairs.iter().fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
     let (a, b) = (a / count, b / count);
     let sum = |term: &dyn Fn(f64, f64) -> f64| pairs.iter().map(|(x, y)| term(x - a, y - b)).sum::<f64>();
-    let constant = |value: fn(&(f64, f64)) -> f64| pairs.windows(2).all(|two| value(&two[0]) == value(&two[1]));
+    let constant =
+        |value: fn(&(f64, f64)) -> f64| pairs.windows(2).all(|two| value(&two[0]) == value(&two[1]));
     if pairs.len() < 2 || constant(|pair| pair.0) || constant(|pair| pair.1) {
         return f64::NAN;
     }

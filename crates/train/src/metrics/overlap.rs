@@ -290,7 +290,9 @@ mod tests {
             let (predicted, references) = (texts(&case["predicted"]), lists(&case["references"]));
             let rows = || predicted.iter().zip(&references);
             let expected = &case["expected"];
-            for (name, tokens) in [("13a", BleuTokens::V13a), ("char", BleuTokens::Char), ("none", BleuTokens::None)] {
+            for (name, tokens) in
+                [("13a", BleuTokens::V13a), ("char", BleuTokens::Char), ("none", BleuTokens::None)]
+            {
                 let rows: Vec<_> = rows().map(|(text, refs)| Bleu::row(text, refs, tokens)).collect();
                 close(Bleu::sum(&rows).score(), &expected["bleu"][name]);
                 for (row, expected) in rows.iter().zip(expected["sentence_bleu"][name].as_array().unwrap()) {

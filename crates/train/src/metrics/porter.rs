@@ -59,8 +59,8 @@ const STEP3: [(&str, &str); 7] = [
 
 /// Endings that go where the rest has a measure above 1.
 const STEP4: [&str; 19] = [
-    "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism", "ate",
-    "iti", "ous", "ive", "ize",
+    "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism",
+    "ate", "iti", "ous", "ive", "ize",
 ];
 
 /// The stem of a word of lower-case ASCII letters and digits.
@@ -110,7 +110,9 @@ fn has_vowel(word: &str) -> bool {
 
 fn ends_in_double_consonant(word: &str) -> bool {
     let letters = word.as_bytes();
-    letters.len() >= 2 && letters[letters.len() - 1] == letters[letters.len() - 2] && is_consonant(word, letters.len() - 1)
+    letters.len() >= 2
+        && letters[letters.len() - 1] == letters[letters.len() - 2]
+        && is_consonant(word, letters.len() - 1)
 }
 
 /// Whether the word ends consonant, vowel, consonant other than w, x and y; or is a vowel and a consonant.
@@ -141,7 +143,8 @@ fn past_and_progressive(word: &str) -> String {
     if let Some(rest) = word.strip_suffix("eed") {
         return if measure(rest) > 0 { format!("{rest}ee") } else { word.to_owned() };
     }
-    let ending = ["ed", "ing"].iter().filter_map(|ending| word.strip_suffix(ending)).find(|rest| has_vowel(rest));
+    let ending =
+        ["ed", "ing"].iter().filter_map(|ending| word.strip_suffix(ending)).find(|rest| has_vowel(rest));
     let Some(rest) = ending else { return word.to_owned() };
     if ["at", "bl", "iz"].iter().any(|ending| rest.ends_with(ending)) {
         format!("{rest}e")
@@ -169,14 +172,17 @@ fn double_suffix(word: String) -> String {
 
 /// The word with the first ending that it has replaced, if what is left has a measure above 0.
 fn replaced(word: &str, rules: &[(&str, &str)]) -> Option<String> {
-    let rest = |(ending, new): &(&str, &str)| word.strip_suffix(ending).map(|rest| (rest.to_owned(), (*new).to_owned()));
+    let rest = |(ending, new): &(&str, &str)| {
+        word.strip_suffix(ending).map(|rest| (rest.to_owned(), (*new).to_owned()))
+    };
     let (rest, new) = rules.iter().find_map(rest)?;
     (measure(&rest) > 0).then(|| rest + &new)
 }
 
 /// Step 4.
 fn last_suffix(word: &str) -> String {
-    let Some((ending, rest)) = STEP4.iter().find_map(|ending| Some((*ending, word.strip_suffix(ending)?))) else {
+    let Some((ending, rest)) = STEP4.iter().find_map(|ending| Some((*ending, word.strip_suffix(ending)?)))
+    else {
         return word.to_owned();
     };
     let goes = measure(rest) > 1 && (ending != "ion" || rest.ends_with(['s', 't']));

@@ -117,9 +117,12 @@ mod tests {
             let (predicted, references) = (texts(&case["predicted"]), lists(&case["references"]));
             for (key, stems) in [("rouge", false), ("rouge_stemmed", true)] {
                 let expected = &case["expected"][key];
-                for (name, kind) in
-                    [("rouge1", Rouge::N(1)), ("rouge2", Rouge::N(2)), ("rougeL", Rouge::L), ("rougeLsum", Rouge::Lsum)]
-                {
+                for (name, kind) in [
+                    ("rouge1", Rouge::N(1)),
+                    ("rouge2", Rouge::N(2)),
+                    ("rougeL", Rouge::L),
+                    ("rougeLsum", Rouge::Lsum),
+                ] {
                     let expected = expected[name].as_array().unwrap();
                     for ((text, references), expected) in predicted.iter().zip(&references).zip(expected) {
                         close(rouge(kind, text, references, stems), expected);

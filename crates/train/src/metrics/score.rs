@@ -38,6 +38,11 @@ pub struct Score {
 pub struct Scores(pub Vec<Score>);
 
 impl Scores {
+    /// Whether no metric was asked for.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The score of a name.
     pub fn get(&self, name: &str) -> Option<&Score> {
         self.0.iter().find(|score| score.name == name)

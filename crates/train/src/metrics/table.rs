@@ -66,7 +66,11 @@ pub static METRICS: &[Metric] = &[
         "F1 of entities, mean over types",
         Of::Entities(|e| e.average(Average::Macro).f1),
     ),
-    metric("entity_precision", "precision of entities", Of::Entities(|e| e.average(Average::Micro).precision)),
+    metric(
+        "entity_precision",
+        "precision of entities",
+        Of::Entities(|e| e.average(Average::Micro).precision),
+    ),
     metric("entity_recall", "recall of entities", Of::Entities(|e| e.average(Average::Micro).recall)),
 ];
 
@@ -126,7 +130,8 @@ fn mean_rouge(texts: Texts<'_>, kind: Rouge) -> Value<'_> {
 
 /// The mean over rows of what `of` gives for each.
 fn mean<'a>((texts, references): Texts<'a>, of: impl Fn(&str, &[String]) -> f64) -> Value<'a> {
-    let values: Vec<f64> = texts.iter().zip(references).map(|(text, references)| of(text, references)).collect();
+    let values: Vec<f64> =
+        texts.iter().zip(references).map(|(text, references)| of(text, references)).collect();
     Box::new(move |rows| rows.iter().map(|&row| values[row]).sum::<f64>() / rows.len() as f64)
 }
 
@@ -153,7 +158,10 @@ mod tests {
         let message = error("blue", Task::CausalLm);
         assert!(message.contains("did you mean bleu?") && message.contains("exact_match"), "{message}");
         let message = error("accuracy", Task::Tag);
-        assert!(message.contains("accuracy is not a metric for tag") && message.contains("entity_f1"), "{message}");
+        assert!(
+            message.contains("accuracy is not a metric for tag") && message.contains("entity_f1"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ impl Recipe {
         self.check_files()?;
         self.check_adapter()?;
         self.check_optimiser()?;
+        self.check_metrics()?;
         self.check_counts()
     }
 
@@ -55,6 +56,17 @@ impl Recipe {
             not_negative(self.max_grad_norm),
             "a number of 0 or more (0 is no clipping)",
         )
+    }
+
+    fn check_metrics(&self) -> Result<(), Error> {
+        self.asked()?;
+        self.watched()?;
+        match self.metric_for_best.as_deref() {
+            Some(name @ ("length" | "length_ratio")) => Err(Error::recipe(format!(
+                "`metric_for_best` is {name}: no length is the best, give another metric"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn check_counts(&self) -> Result<(), Error> {
@@ -103,7 +115,7 @@ mod tests {
 
     #[test]
     fn each_bad_value_is_named_with_what_is_allowed() {
-        let cases: [(Recipe, &str); 9] = [
+        let cases: [(Recipe, &str); 12] = [
             (Recipe { data: String::new(), ..good() }, "`data` is not set"),
             (Recipe { out: "".into(), ..good() }, "`out` is not set"),
             (Recipe { lr: -1.0, ..good() }, "`lr` is -1"),
@@ -112,6 +124,9 @@ mod tests {
             (Recipe { rank: Some(0), ..good() }, "`rank` is 0: give 1 or more"),
             (Recipe { max_length: Some(1), ..good() }, "`max_length` is 1"),
             (Recipe { seed: u64::MAX, ..good() }, "`seed` is 18446744073709551615"),
+            (Recipe { metrics: vec!["blue".into()], ..good() }, "did you mean bleu?"),
+            (Recipe { metric_for_best: Some("length".into()), ..good() }, "no length is the best"),
+            (Recipe { max_new_tokens: 0, ..good() }, "`max_new_tokens` is 0"),
             (Recipe { task: Task::Tag, ..good() }, "`task` is tag"),
         ];
         for (recipe, message) in cases {

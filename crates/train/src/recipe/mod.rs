@@ -14,6 +14,7 @@ use taper_kernels::Compute;
 use taper_lora::Names;
 
 use crate::schedule::Shape;
+use crate::{Asked, Error};
 
 /// A recipe. Every field may be left out of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,9 +98,17 @@ pub struct Recipe {
     pub eval_every: Option<usize>,
     /// Steps from one checkpoint to the next. Default: once an epoch. The last step is always saved, and so is a new best.
     pub save_every: Option<usize>,
-    /// Stop after so many evaluations without a lower loss, and in any case end with the best evaluated adapter instead of
+    /// Stop after so many evaluations without a better one, and in any case end with the best evaluated adapter instead of
     /// the last. Default none.
     pub early_stopping: Option<usize>,
+    /// Metric of the answers that makes an evaluation the best, instead of the lowest loss: the higher, the better. The model
+    /// answers the validation rows at each evaluation. Default none.
+    pub metric_for_best: Option<String>,
+    /// Metrics of the answers of base and adapter, when training is done: `bleu`, `rougeL`, `exact_match` and others. Default
+    /// none.
+    pub metrics: Vec<String>,
+    /// Tokens that an answer has at most. Default 64.
+    pub max_new_tokens: usize,
     /// Steps from one printed line to the next; `metrics.jsonl` has every step. Default 10.
     pub log_every: usize,
 }
@@ -143,6 +152,9 @@ impl Default for Recipe {
             eval_every: None,
             save_every: None,
             early_stopping: None,
+            metric_for_best: None,
+            metrics: Vec::new(),
+            max_new_tokens: 64,
             log_every: 10,
         }
     }
@@ -167,6 +179,16 @@ impl Recipe {
     /// Layers to adapt: as given, else all linear ones.
     pub fn targets(&self) -> Targets {
         self.target_modules.clone().unwrap_or_else(|| Targets::Pattern(ALL_LINEAR.into()))
+    }
+
+    /// The metrics to compute when training is done.
+    pub(crate) fn asked(&self) -> Result<Asked, Error> {
+        Asked::new(&self.metrics, self.max_new_tokens, self.seed)
+    }
+
+    /// The metric to compute at each evaluation, if it is not the loss.
+    pub(crate) fn watched(&self) -> Result<Asked, Error> {
+        Asked::new(self.metric_for_best.as_slice(), self.max_new_tokens, self.seed)
     }
 
     /// Rows of one step.
