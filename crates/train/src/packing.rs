@@ -154,8 +154,9 @@ pub fn micro_batches(examples: &[Example], budget: usize) -> impl Iterator<Item 
     })
 }
 
-/// Fisher-Yates with one `ChaCha8` stream an epoch: no epoch's order depends on another's having been made.
-fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
+/// Fisher-Yates with one `ChaCha8` stream an epoch, or whatever else is counted: no order depends on another's having been
+/// made.
+pub(crate) fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(epoch);
     for last in (1..order.len()).rev() {

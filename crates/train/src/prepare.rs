@@ -30,12 +30,22 @@ impl Rows {
         let options = data_options(base, recipe);
         let load = |files: &[_]| DataSet::load(files, &base.tokenizer, &options);
         let files = DataFiles::named(&recipe.data)?;
-        let valid = match &recipe.eval_data {
-            Some(place) => Some(load(DataFiles::named(place)?.first(&[Split::Valid, Split::Test])?)?),
-            None => files.get(Split::Valid).map(load).transpose()?,
+        let mut train = load(files.first(&[Split::Train])?)?;
+        let valid = match (&recipe.eval_data, files.get(Split::Valid), recipe.eval_split) {
+            (None, None, Some(share)) => Some(train.split_off(share, recipe.seed)?),
+            (Some(_), _, Some(_)) | (None, Some(_), Some(_)) => {
+                return Err(Error::recipe(
+                    "`eval_split` is set, but there are rows to evaluate on already (`eval_data`, or the data's own): leave \
+                     one of them out",
+                ));
+            }
+            (Some(place), _, None) => {
+                Some(load(DataFiles::named(place)?.first(&[Split::Valid, Split::Test])?)?)
+            }
+            (None, files, None) => files.map(load).transpose()?,
         };
         let test = files.get(Split::Test).map(load).transpose()?;
-        let rows = Self { train: load(files.first(&[Split::Train])?)?, valid, test };
+        let rows = Self { train, valid, test };
         rows.check(recipe)?;
         Ok(rows)
     }
@@ -49,7 +59,8 @@ impl Rows {
         ];
         if let Some((field, ..)) = wants.iter().find(|(_, wanted, there)| *wanted && !there) {
             return Err(Error::recipe(format!(
-                "`{field}` is set, but there are no rows to evaluate on: give `eval_data` (--eval-data)"
+                "`{field}` is set, but there are no rows to evaluate on: give `eval_data` (--eval-data) or \
+                 `eval_split` (--eval-split)"
             )));
         }
         let asked = recipe.asked()?;

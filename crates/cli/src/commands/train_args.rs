@@ -46,6 +46,9 @@ struct Fields {
     /// Rows to evaluate on [default: the data folder's valid split]
     #[arg(long, help_heading = "What", value_name = "SOURCE")]
     eval_data: Option<String>,
+    /// Share of the training rows to evaluate on instead, where there are no rows for that
+    #[arg(long, help_heading = "What", value_name = "SHARE")]
+    eval_split: Option<f64>,
     /// Folder to write the adapter to [default: the recipe's own]
     #[arg(long, help_heading = "What", value_name = "DIR")]
     out: Option<PathBuf>,

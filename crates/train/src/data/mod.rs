@@ -20,6 +20,7 @@ pub(crate) mod sample;
 mod samples;
 mod set;
 mod show;
+mod split;
 
 pub use check::{DataReport, Duplicates, Lengths, Overlap, SplitReport};
 pub use example::Example;

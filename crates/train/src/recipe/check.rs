@@ -59,6 +59,14 @@ impl Recipe {
     }
 
     fn check_metrics(&self) -> Result<(), Error> {
+        if let Some(share) = self.eval_split {
+            require(
+                "eval_split",
+                share,
+                share > 0.0 && share < 1.0,
+                "a share above 0 and below 1, such as 0.1",
+            )?;
+        }
         self.asked()?;
         self.watched()?;
         match self.metric_for_best.as_deref() {
@@ -115,7 +123,7 @@ mod tests {
 
     #[test]
     fn each_bad_value_is_named_with_what_is_allowed() {
-        let cases: [(Recipe, &str); 12] = [
+        let cases: [(Recipe, &str); 13] = [
             (Recipe { data: String::new(), ..good() }, "`data` is not set"),
             (Recipe { out: "".into(), ..good() }, "`out` is not set"),
             (Recipe { lr: -1.0, ..good() }, "`lr` is -1"),
@@ -126,6 +134,7 @@ mod tests {
             (Recipe { seed: u64::MAX, ..good() }, "`seed` is 18446744073709551615"),
             (Recipe { metrics: vec!["blue".into()], ..good() }, "did you mean bleu?"),
             (Recipe { metric_for_best: Some("length".into()), ..good() }, "no length is the best"),
+            (Recipe { eval_split: Some(1.0), ..good() }, "`eval_split` is 1: give a share above 0"),
             (Recipe { max_new_tokens: 0, ..good() }, "`max_new_tokens` is 0"),
             (Recipe { task: Task::Tag, ..good() }, "`task` is tag"),
         ];

@@ -26,6 +26,9 @@ pub struct Recipe {
     pub data: String,
     /// Rows to evaluate on, read like `data`. Default: the valid split of a `data` folder, if it has one.
     pub eval_data: Option<String>,
+    /// Share of the training rows that is set aside to evaluate on instead, where there are no rows for that: the same rows
+    /// for the same seed, each class of answers by itself. Default none.
+    pub eval_split: Option<f64>,
     /// Folder to write. Default: the recipe's own folder.
     pub out: PathBuf,
     /// What is learned. Default `causal-lm`.
@@ -119,6 +122,7 @@ impl Default for Recipe {
             model: "tiny".into(),
             data: String::new(),
             eval_data: None,
+            eval_split: None,
             out: PathBuf::new(),
             task: Task::CausalLm,
             format: None,
