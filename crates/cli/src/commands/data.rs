@@ -129,8 +129,25 @@ fn describe(report: &DataReport) -> String {
         let (first, second) = overlap.lines.first().copied().unwrap_or_default();
         format!("{rows} rows of {name} are in {of} too, as line {second} repeats line {first}: a test on them measures memory")
     });
+    let near = report.splits.iter().filter(|split| split.near_duplicates.rows > 0).map(|split| {
+        let (name, rows) = (split.split.name(), count(split.near_duplicates.rows));
+        let (first, again) = split.near_duplicates.lines.first().copied().unwrap_or_default();
+        format!("{name}: {rows} rows differ from an earlier one in case or white space alone, as line {again} from line {first}")
+    });
+    let near_shared = report.near_overlaps.iter().map(|overlap| {
+        let (rows, name, of) = (count(overlap.rows), overlap.second.name(), overlap.first.name());
+        let (first, second) = overlap.lines.first().copied().unwrap_or_default();
+        format!("{rows} rows of {name} are in {of} too but for case or white space, as line {second} and line {first}")
+    });
     let parts = [report.path.display().to_string(), table(&splits), table(&lengths)];
-    parts.into_iter().chain(twice).chain(shared).collect::<Vec<_>>().join("\n\n")
+    parts
+        .into_iter()
+        .chain(twice)
+        .chain(near)
+        .chain(shared)
+        .chain(near_shared)
+        .collect::<Vec<_>>()
+        .join("\n\n")
 }
 
 fn split_row(split: &SplitReport) -> Vec<String> {

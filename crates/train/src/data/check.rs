@@ -1,7 +1,7 @@
 //! What `taper data check` prints: what a data set holds, what would be learned of it, and what looks wrong.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use taper_base::Tokenizer;
@@ -21,6 +21,8 @@ pub struct DataReport {
     pub splits: Vec<SplitReport>,
     /// Rows that stand in two splits, for each pair that shares one.
     pub overlaps: Vec<Overlap>,
+    /// Rows that stand in two splits but for case and white space.
+    pub near_overlaps: Vec<Overlap>,
 }
 
 /// What a split holds.
@@ -40,6 +42,8 @@ pub struct SplitReport {
     pub lengths: Lengths,
     /// Rows that stand there more than once.
     pub duplicates: Duplicates,
+    /// Rows that repeat an earlier one but for case and white space.
+    pub near_duplicates: Duplicates,
 }
 
 /// How long rows are, in tokens.
@@ -63,7 +67,7 @@ pub struct Lengths {
     pub histogram: Vec<(usize, usize)>,
 }
 
-/// Rows with the same tokens and labels.
+/// Rows that are equal: in tokens and labels, or in their text but for case and white space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Duplicates {
     /// Rows that repeat an earlier one.
@@ -92,15 +96,19 @@ impl DataReport {
     /// As [`DataSet::load`].
     pub fn of(files: &DataFiles, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self, Error> {
         let mut splits = Vec::new();
-        let mut seen: Vec<(Split, BTreeMap<u64, usize>)> = Vec::new();
-        let mut overlaps = Vec::new();
+        let mut seen: Vec<Seen> = Vec::new();
+        let (mut overlaps, mut near_overlaps) = (Vec::new(), Vec::new());
         for (split, files) in files.splits() {
             let set = DataSet::load(files, tokenizer, options)?;
-            for (first, lines) in &seen {
-                overlaps.extend(overlap(*first, split, lines, &set.examples));
+            let rows: Vec<Known> =
+                set.examples.iter().map(|row| Known::of(row, tokenizer)).collect::<Result<_, _>>()?;
+            for first in &seen {
+                let [exactly, nearly] = first.shared(split, &rows);
+                overlaps.extend(exactly);
+                near_overlaps.extend(nearly);
             }
-            let (lines, duplicates) = duplicates(&set.examples);
-            seen.push((split, lines));
+            let (known, duplicates, near_duplicates) = Seen::of(split, &rows);
+            seen.push(known);
             splits.push(SplitReport {
                 split,
                 files: files.to_vec(),
@@ -109,25 +117,56 @@ impl DataReport {
                 learned: set.stats.labels as f64 / set.stats.tokens as f64,
                 lengths: Lengths::of(&set.examples),
                 duplicates,
+                near_duplicates,
             });
         }
-        Ok(Self { path: files.path().to_path_buf(), splits, overlaps })
+        Ok(Self { path: files.path().to_path_buf(), splits, overlaps, near_overlaps })
+    }
+}
+
+/// A row by what it can be known again by.
+#[derive(Clone, Copy)]
+struct Known {
+    exact: u64,
+    /// A hash of its text without regard to case and white space.
+    folded: u64,
+    line: usize,
+}
+
+/// The line of each row by one of its keys.
+type Lines = BTreeMap<u64, usize>;
+
+/// The rows of a split that was read, by both keys.
+struct Seen {
+    split: Split,
+    exact: Lines,
+    folded: Lines,
+}
+
+impl Known {
+    fn of(example: &Example, tokenizer: &Tokenizer) -> Result<Self, Error> {
+        let text = tokenizer.decode(&example.tokens)?.to_lowercase();
+        let words = text.split_whitespace().flat_map(|word| [word, " "]).flat_map(str::bytes);
+        let folded = words.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Ok(Self { exact: example.key, folded, line: example.line })
     }
 }
 
 /// The line of each row by its key, and what stands there again.
-fn duplicates(examples: &[Example]) -> (BTreeMap<u64, usize>, Duplicates) {
+fn duplicates(rows: impl Iterator<Item = (u64, usize)>) -> (Lines, Duplicates) {
     let mut lines = BTreeMap::new();
     let mut found = Duplicates::default();
-    for example in examples {
-        match lines.entry(example.key) {
+    for (key, line) in rows {
+        match lines.entry(key) {
             Entry::Vacant(place) => {
-                place.insert(example.line);
+                place.insert(line);
             }
             Entry::Occupied(first) => {
                 found.rows += 1;
                 if found.lines.len() < LISTED {
-                    found.lines.push((*first.get(), example.line));
+                    found.lines.push((*first.get(), line));
                 }
             }
         }
@@ -135,16 +174,28 @@ fn duplicates(examples: &[Example]) -> (BTreeMap<u64, usize>, Duplicates) {
     (lines, found)
 }
 
-fn overlap(
-    first: Split,
-    second: Split,
-    lines: &BTreeMap<u64, usize>,
-    examples: &[Example],
-) -> Option<Overlap> {
-    let shared: Vec<_> =
-        examples.iter().filter_map(|row| lines.get(&row.key).map(|line| (*line, row.line))).collect();
-    let listed = shared.iter().take(LISTED).copied().collect();
-    (!shared.is_empty()).then_some(Overlap { first, second, rows: shared.len(), lines: listed })
+impl Seen {
+    /// What is there again exactly, and what nearly: of rows that are there exactly once or first.
+    fn of(split: Split, rows: &[Known]) -> (Self, Duplicates, Duplicates) {
+        let (exact, twice) = duplicates(rows.iter().map(|row| (row.exact, row.line)));
+        let mut once = BTreeSet::new();
+        let first = rows.iter().filter(|row| once.insert(row.exact));
+        let (folded, near) = duplicates(first.map(|row| (row.folded, row.line)));
+        (Self { split, exact, folded }, twice, near)
+    }
+
+    /// The rows of `second` that this split has too, exactly and nearly.
+    fn shared(&self, second: Split, rows: &[Known]) -> [Option<Overlap>; 2] {
+        let exact = |row: &Known| Some((*self.exact.get(&row.exact)?, row.line));
+        let near = |row: &Known| Some((*self.folded.get(&row.folded)?, row.line));
+        let overlap = |shared: Vec<(usize, usize)>| {
+            let lines = shared.iter().take(LISTED).copied().collect();
+            (!shared.is_empty()).then_some(Overlap { first: self.split, second, rows: shared.len(), lines })
+        };
+        let exactly = rows.iter().filter_map(exact).collect();
+        let nearly = rows.iter().filter(|row| exact(row).is_none()).filter_map(near).collect();
+        [overlap(exactly), overlap(nearly)]
+    }
 }
 
 impl Lengths {
@@ -184,21 +235,26 @@ mod tests {
                 texts.iter().map(|text| serde_json::json!({"text": text}).to_string() + "\n").collect();
             std::fs::write(folder.path().join(name), rows).unwrap();
         };
-        write("train.jsonl", &["abc", "de", "abc", "a long row that is cut", "f"]);
-        write("test.jsonl", &["xyz", "de"]);
+        write("train.jsonl", &["abc", "de", "abc", "a long row that is cut", "f", "A  bC", "a bc"]);
+        write("test.jsonl", &["xyz", "de", "DE"]);
         let files = DataFiles::open(folder.path()).unwrap();
         let options = DataOptions { max_length: Some(6), ..DataOptions::default() };
         let report = DataReport::of(&files, &sample::plain(), &options).unwrap();
         let train = &report.splits[0];
         assert_eq!((train.split, train.format), (Split::Train, "text"));
         let DataStats { rows, truncated, dropped_empty, tokens, labels, longest, .. } = train.stats;
-        assert_eq!((rows, truncated, dropped_empty), (5, 1, 1));
-        assert_eq!((tokens, labels, longest), (3 + 2 + 3 + 6, 2 + 1 + 2 + 5, 6));
-        assert!((train.learned - 10.0 / 14.0).abs() < 1e-12);
+        assert_eq!((rows, truncated, dropped_empty), (7, 1, 1));
+        assert_eq!((tokens, labels, longest), (3 + 2 + 3 + 6 + 5 + 4, 2 + 1 + 2 + 5 + 4 + 3, 6));
+        assert!((train.learned - 17.0 / 23.0).abs() < 1e-12);
         assert_eq!(train.duplicates, Duplicates { rows: 1, lines: vec![(1, 3)] });
         assert_eq!(
             report.overlaps,
             [Overlap { first: Split::Train, second: Split::Test, rows: 1, lines: vec![(2, 2)] }]
+        );
+        assert_eq!(train.near_duplicates, Duplicates { rows: 1, lines: vec![(6, 7)] });
+        assert_eq!(
+            report.near_overlaps,
+            [Overlap { first: Split::Train, second: Split::Test, rows: 1, lines: vec![(2, 3)] }]
         );
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["splits"][1]["split"], "test");
