@@ -113,7 +113,10 @@ impl<'a> Stack<'a> {
     fn merged(&self, layer: &Linear) -> Result<Linear> {
         let (rows, cols) = (layer.out_features(), layer.in_features());
         let mut values = vec![0.0; rows * cols];
-        values.chunks_exact_mut(cols).enumerate().for_each(|(row, values)| layer.weight.read_row(row, values));
+        values
+            .chunks_exact_mut(cols)
+            .enumerate()
+            .for_each(|(row, values)| layer.weight.read_row(row, values));
         self.merge_rows(&format!("{}.weight", layer.path), 0..rows, &mut values)?;
         let weight = Weight::dense(values, rows, cols).map_err(candle_core::Error::wrap)?;
         let bias = layer.bias.as_ref().map(|bias| self.vector(&format!("{}.bias", layer.path), bias));

@@ -26,7 +26,7 @@ pub(crate) struct EvalArgs {
     data: String,
     #[command(flatten)]
     reading: ReadingArgs,
-    /// Metrics of greedy answers to the rows' prompts: bleu, chrf, rougeL, exact_match, token_f1, ...
+    /// Metrics of greedy answers to the rows' prompts: bleu, chrf, rougeL, rouge1 and others
     #[arg(long, value_name = "METRICS", value_delimiter = ',')]
     metrics: Vec<String>,
     /// Tokens that an answer has at most

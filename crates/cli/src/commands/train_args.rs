@@ -145,7 +145,7 @@ struct Fields {
     /// Metric of the answers that makes an evaluation the best [default: the loss]
     #[arg(long, help_heading = "Watching", value_name = "METRIC")]
     metric_for_best: Option<String>,
-    /// Metrics of base and adapter when training is done: bleu, rougeL, exact_match, ...
+    /// Metrics of base and adapter when training is done: bleu, rougeL, chrf and others
     #[arg(long, help_heading = "Watching", value_name = "METRICS", value_delimiter = ',')]
     metrics: Option<Vec<String>>,
     /// Tokens that an answer has at most [default: 64]

@@ -76,7 +76,9 @@ fn chosen(examples: &[Example], share: f64, seed: u64) -> Vec<bool> {
         for group in order.into_iter().map(|at| &groups[at as usize]) {
             if taken + group.len() <= wanted {
                 taken += group.len();
-                group.iter().for_each(|&row| out[row] = true);
+                for &row in group {
+                    out[row] = true;
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Answers against expected ones: equal or not, words in common, lengths.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::overlap::{PUNCTUATION, is_space, words};
 
@@ -21,8 +21,10 @@ fn words_f1(ours: &[String], theirs: &[String]) -> f64 {
     if ours.is_empty() || theirs.is_empty() {
         return f64::from(u8::from(ours == theirs));
     }
-    let mut left = HashMap::<&str, usize>::new();
-    theirs.iter().for_each(|word| *left.entry(word).or_default() += 1);
+    let mut left = BTreeMap::<&str, usize>::new();
+    for word in theirs {
+        *left.entry(word).or_default() += 1;
+    }
     let mut common = 0;
     for word in ours {
         if let Some(count @ 1..) = left.get_mut(&**word) {
@@ -88,14 +90,15 @@ mod tests {
 
     #[test]
     fn a_match_is_exact_but_for_its_ends() {
-        assert_eq!([" a b\n", "a  b", "A b"].map(|text| exact_match(text, &["x", "a b"])), [1.0, 0.0, 0.0]);
-        assert_eq!(exact_match("", &[""]), 1.0);
+        let matches = |text: &str, reference: &str| exact_match(text, &["x", reference]) > 0.5;
+        assert_eq!([" a b\n", "a  b", "A b"].map(|text| matches(text, "a b")), [true, false, false]);
+        assert!(matches("", ""));
     }
 
     #[test]
     fn lengths_are_in_words() {
         assert_eq!(length(" it's  a\u{a0}word "), 3);
-        assert_eq!(length_ratio([("a b", "a"), ("", "c d e")]), 0.5);
+        assert!((length_ratio([("a b", "a"), ("", "c d e")]) - 0.5).abs() < 1e-12);
         assert!(length_ratio([("a", "")]).is_nan());
     }
 }

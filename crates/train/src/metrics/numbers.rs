@@ -6,8 +6,9 @@ pub fn pearson(pairs: &[(f64, f64)]) -> f64 {
     let (a, b) = pairs.iter().fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
     let (a, b) = (a / count, b / count);
     let sum = |term: &dyn Fn(f64, f64) -> f64| pairs.iter().map(|(x, y)| term(x - a, y - b)).sum::<f64>();
-    let constant =
-        |value: fn(&(f64, f64)) -> f64| pairs.windows(2).all(|two| value(&two[0]) == value(&two[1]));
+    let constant = |value: fn(&(f64, f64)) -> f64| {
+        pairs.windows(2).all(|two| value(&two[0]).total_cmp(&value(&two[1])).is_eq())
+    };
     if pairs.len() < 2 || constant(|pair| pair.0) || constant(|pair| pair.1) {
         return f64::NAN;
     }
@@ -24,11 +25,13 @@ pub fn spearman(pairs: &[(f64, f64)]) -> f64 {
 
 /// Ranks from 1, ties averaged (`rankdata`).
 fn ranks(values: &[f64]) -> Vec<f64> {
+    // Adding 0 makes -0 the same as 0.
+    let values: Vec<f64> = values.iter().map(|value| value + 0.0).collect();
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
     let mut ranks = vec![0.0; values.len()];
     let mut before = 0;
-    for equal in order.chunk_by(|&a, &b| values[a] == values[b]) {
+    for equal in order.chunk_by(|&a, &b| values[a].total_cmp(&values[b]).is_eq()) {
         for &at in equal {
             ranks[at] = before as f64 + (equal.len() + 1) as f64 / 2.0;
         }

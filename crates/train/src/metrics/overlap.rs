@@ -1,7 +1,6 @@
 //! Runs of words and of characters that a text shares with references: BLEU and chrF, equal to sacrebleu's (2.x).
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::BTreeMap;
 
 /// Longest runs that BLEU counts.
 const ORDER: usize = 4;
@@ -11,8 +10,8 @@ const BETA2: f64 = 4.0;
 pub(super) const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
 
 /// How often each run of `length` items occurs.
-pub(super) fn runs<T: Hash + Eq>(items: &[T], length: usize) -> HashMap<&[T], usize> {
-    let mut counts = HashMap::new();
+pub(super) fn runs<T: Ord>(items: &[T], length: usize) -> BTreeMap<&[T], usize> {
+    let mut counts = BTreeMap::new();
     for run in items.windows(length) {
         *counts.entry(run).or_default() += 1;
     }
@@ -152,7 +151,7 @@ impl Bleu {
         }
         let mut precisions = [0f64; ORDER];
         let (mut smooth, mut orders) = (1.0, ORDER);
-        for order in 0..ORDER {
+        for (order, precision) in precisions.iter_mut().enumerate() {
             let (right, total) = (self.right[order] as f64, self.total[order] as f64);
             if total == 0.0 {
                 break;
@@ -163,7 +162,7 @@ impl Bleu {
             if right == 0.0 {
                 smooth *= 2.0;
             }
-            precisions[order] = if right == 0.0 { 100.0 / (smooth * total) } else { 100.0 * right / total };
+            *precision = if right == 0.0 { 100.0 / (smooth * total) } else { 100.0 * right / total };
         }
         // The logarithm of no precision is sacrebleu's.
         let log = |p: &f64| if *p == 0.0 { -9999999999.0 } else { p.ln() };
@@ -272,10 +271,10 @@ fn is_punctuation(c: char) -> bool {
 }
 
 /// Runs of ours, if there are any of theirs; runs of theirs; runs of both.
-fn shared<T: Hash + Eq>(ours: &[T], theirs: &[T], length: usize) -> [usize; 3] {
+fn shared<T: Ord>(ours: &[T], theirs: &[T], length: usize) -> [usize; 3] {
     let (ours, theirs) = (runs(ours, length), runs(theirs, length));
     let both = ours.iter().map(|(run, count)| *count.min(theirs.get(run).unwrap_or(&0))).sum();
-    let total = |counts: &HashMap<&[T], usize>| counts.values().sum();
+    let total = |counts: &BTreeMap<&[T], usize>| counts.values().sum();
     [if theirs.is_empty() { 0 } else { total(&ours) }, total(&theirs), both]
 }
 

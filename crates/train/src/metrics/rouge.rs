@@ -1,6 +1,6 @@
 //! Words that a text shares with a reference: ROUGE (Lin 2004), equal to Google's `rouge-score` (0.1.2).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::overlap::runs;
 use super::porter::stem;
@@ -88,7 +88,7 @@ fn common<T: Eq>(reference: &[T], other: &[T]) -> Vec<usize> {
 /// both sides have it.
 fn by_lines(ours: &[Vec<String>], theirs: &[Vec<String>]) -> f64 {
     let count = |lines: &[Vec<String>]| {
-        let mut counts = HashMap::<String, usize>::new();
+        let mut counts = BTreeMap::<String, usize>::new();
         lines.iter().flatten().for_each(|word| *counts.entry(word.clone()).or_default() += 1);
         counts
     };

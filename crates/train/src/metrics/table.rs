@@ -112,13 +112,13 @@ fn unknown(name: &str, task: Task) -> Error {
     Error::recipe(format!("{name} is not a metric for {task}: {near}There are {}", there.join(", ")))
 }
 
-fn bleu<'a>((texts, references): Texts<'a>) -> Value<'a> {
+fn bleu((texts, references): Texts<'_>) -> Value<'_> {
     let row = |(text, references): (&String, &Vec<String>)| Bleu::row(text, references, BleuTokens::V13a);
     let counts: Vec<Bleu> = texts.iter().zip(references).map(row).collect();
     Box::new(move |rows| Bleu::sum(rows.iter().map(|&row| &counts[row])).score())
 }
 
-fn chrf<'a>((texts, references): Texts<'a>, word_order: usize) -> Value<'a> {
+fn chrf((texts, references): Texts<'_>, word_order: usize) -> Value<'_> {
     let row = |(text, references): (&String, &Vec<String>)| Chrf::row(text, references, word_order);
     let counts: Vec<Chrf> = texts.iter().zip(references).map(row).collect();
     Box::new(move |rows| Chrf::sum(rows.iter().map(|&row| &counts[row])).score())
@@ -129,13 +129,13 @@ fn mean_rouge(texts: Texts<'_>, kind: Rouge) -> Value<'_> {
 }
 
 /// The mean over rows of what `of` gives for each.
-fn mean<'a>((texts, references): Texts<'a>, of: impl Fn(&str, &[String]) -> f64) -> Value<'a> {
+fn mean((texts, references): Texts<'_>, of: impl Fn(&str, &[String]) -> f64) -> Value<'_> {
     let values: Vec<f64> =
         texts.iter().zip(references).map(|(text, references)| of(text, references)).collect();
     Box::new(move |rows| rows.iter().map(|&row| values[row]).sum::<f64>() / rows.len() as f64)
 }
 
-fn ratio<'a>((texts, references): Texts<'a>) -> Value<'a> {
+fn ratio((texts, references): Texts<'_>) -> Value<'_> {
     let first = |row: usize| references[row].first().map_or("", String::as_str);
     Box::new(move |rows| length_ratio(rows.iter().map(|&row| (&*texts[row], first(row)))))
 }
