@@ -11,6 +11,7 @@
 mod support;
 
 mod bad_input;
+mod bad_input_gguf;
 mod bad_input_train;
 mod candle_witness;
 mod oracle_cases;
@@ -20,6 +21,7 @@ mod program_generate;
 mod program_merge;
 mod program_models;
 mod program_peft;
+mod program_quantize;
 #[cfg(unix)]
 mod program_resume;
 mod program_train;

@@ -22,6 +22,7 @@ pub(crate) enum Command {
     Generate(commands::generate::GenerateArgs),
     Chat(commands::chat::ChatArgs),
     Merge(commands::merge::MergeArgs),
+    Quantize(commands::quantize::QuantizeArgs),
     Inspect(commands::inspect::InspectArgs),
     Data(commands::data::DataArgs),
 }
@@ -29,7 +30,7 @@ pub(crate) enum Command {
 /// Which base, and how it is run.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// The base model: `tiny`, a folder, or a hub id (org/name or org/name@revision)
+    /// The base model: `tiny`, a folder, a .gguf file, or a hub id (org/name or org/name@revision)
     #[arg(long)]
     pub(crate) model: String,
     /// Compute threads [default: all cores]

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// Prints a line of talk to stderr. A closed stderr is no reason to stop.
 pub(crate) fn say(text: impl Display) {
@@ -77,6 +78,16 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A bar of bytes on a terminal, nothing elsewhere.
+pub(crate) fn progress_bar() -> ProgressBar {
+    if !on_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes}");
+    style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
 #[cfg(test)]

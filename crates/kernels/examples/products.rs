@@ -1,4 +1,4 @@
-//! Speed of a frozen weight's products: `cargo run --release -p taper-kernels --example products -- [THREADS] [bf16|f16|f32]`.
+//! Speed of a frozen weight's products: `cargo run --release -p taper-kernels --example products -- [THREADS] [bf16|f16|f32|q8_0|q4_k]`.
 //!
 //! GF/s are `2 M K N / time`, with all conversion and packing in the time; GB/s are bytes of the weight. Best and median.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement for people")]
@@ -16,12 +16,18 @@ fn main() {
     let has = |name: &str| args.iter().any(|a| a == name);
     let threads = args.iter().find_map(|a| a.parse().ok()).unwrap_or(usize::MAX);
     let threads = if threads == usize::MAX { pool::threads() } else { pool::set_threads(threads) };
-    let kinds = [("bf16", Stored::Bf16), ("f16", Stored::F16), ("f32", Stored::F32)];
+    let kinds = [
+        ("bf16", Stored::Bf16),
+        ("f16", Stored::F16),
+        ("f32", Stored::F32),
+        ("q8_0", Stored::Q8_0),
+        ("q4_k", Stored::Q4_K),
+    ];
     let (name, stored) = *kinds.iter().find(|(name, _)| has(name)).unwrap_or(&kinds[0]);
     println!("{threads} threads, weights {name}");
     if !has("decode") {
         println!("{:>16} {:>5} {:>10} {:>15} {:>15}", "K,N", "M", "", "F32 GF/s", "Bf16 GF/s");
-        for shape in SHAPES {
+        for shape in SHAPES.into_iter().filter(|shape| shape.0 % stored.block() == 0) {
             many_rows(shape, stored);
         }
     }
@@ -53,11 +59,8 @@ fn values(n: usize) -> Vec<f32> {
 fn weights(copies: usize, (cols, rows): (usize, usize), stored: Stored) -> Vec<Weight> {
     let path = std::env::temp_dir().join(format!("taper-products-{}", std::process::id()));
     let one = values(rows * cols);
-    let bytes: Vec<u8> = match stored {
-        Stored::F32 => one.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Stored::F16 => one.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
-        Stored::Bf16 => one.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
-    };
+    let mut bytes = vec![0; stored.bytes(one.len()).unwrap()];
+    taper_kernels::encode(&one, stored, &mut bytes);
     std::fs::write(&path, bytes.repeat(copies)).unwrap();
     let file = Arc::new(map(&std::fs::File::open(&path).unwrap()).unwrap());
     std::fs::remove_file(&path).unwrap();
@@ -92,7 +95,7 @@ fn many_rows((k, n): (usize, usize), stored: Stored) {
 
 fn few_rows(m: usize, stored: Stored) {
     let (k, n) = (2048, 5632);
-    let bytes = k * n * stored.block_bytes();
+    let bytes = stored.bytes(k * n).unwrap();
     let copies = 1_000_000_000 / bytes;
     let all = weights(copies, (k, n), stored);
     let (x, mut y) = (values(m * k), vec![0.0; m * n]);

@@ -49,7 +49,7 @@ pub enum Error {
         what: String,
     },
     /// The caller asked to stop.
-    #[error("stopped before the merge was complete; nothing was written")]
+    #[error("stopped before the output was complete; nothing was written")]
     Stopped,
     /// The base could not be read or run.
     #[error(transparent)]

@@ -1,5 +1,6 @@
 //! Folding adapters into the weights of their base, checking the result, and telling what a folder holds.
 //!
+//! [`quantize`] writes a model folder as one GGUF file.
 //! [`merge`] streams: row blocks of the base's mapped files are changed in f32, rounded once and written at their final
 //! offsets; the rest is copied by the kernel. The arithmetic of each LoRA variant is `taper-lora`'s; files, folders and
 //! rounding are here. [`verify`] runs base + adapter and the merged model side by side. [`inspect`] reads an adapter's or a
@@ -10,6 +11,7 @@ mod folder;
 mod inspect;
 mod merge;
 mod plan;
+mod quantize;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -19,4 +21,5 @@ mod write;
 pub use error::Error;
 pub use inspect::{FileFacts, Inspection, Kind, ModelFacts, ModuleFacts, TensorFacts, inspect};
 pub use merge::{Merged, Progress, Source, Weighted, merge};
+pub use quantize::{Quantized, quantize};
 pub use verify::{Verification, sample, verify};

@@ -7,7 +7,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use taper_base::{Base, Checkpoint};
+use taper_base::{Base, Checkpoint, gguf};
 use taper_lora::LoraAdapter;
 
 use crate::Error;
@@ -135,6 +135,11 @@ pub fn merge<'a>(
     on_progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
 ) -> Result<Merged, Error> {
     let source = base.into();
+    if gguf::is_file(source.dir) {
+        let what = "is a GGUF file, whose weights are rounded to a few bits: merging would round them again. Merge into the \
+                    folder of the full-precision model, and `taper quantize` the result";
+        return Err(Error::file(source.dir, what));
+    }
     if let Some(Weighted { weight, .. }) = adapters.iter().find(|a| !a.weight.is_finite()) {
         return Err(Error::unsupported(format!("an adapter's weight is {weight}: it must be a number")));
     }

@@ -26,7 +26,7 @@ use parse::Entry;
 pub use config::{Architecture, rope_factors};
 pub use names::{stored_name, tensor_name};
 pub use parse::type_number;
-pub use tokenizer::PRE_TOKENIZERS;
+pub use tokenizer::PreTokenizer;
 
 /// Whether `path` is called a GGUF file.
 pub fn is_named(path: &Path) -> bool {

@@ -43,7 +43,7 @@ enum Cut {
 }
 
 /// Those that taper knows.
-pub const PRE_TOKENIZERS: [PreTokenizer; 4] = [
+const PRE_TOKENIZERS: [PreTokenizer; 4] = [
     PreTokenizer { name: "llama-bpe", cut: Cut::Regex(LLAMA3), nfc: false, ignore_merges: true },
     PreTokenizer { name: "qwen2", cut: Cut::Regex(QWEN2), nfc: true, ignore_merges: false },
     PreTokenizer { name: "gpt-2", cut: Cut::Gpt2, nfc: false, ignore_merges: false },
@@ -51,8 +51,27 @@ pub const PRE_TOKENIZERS: [PreTokenizer; 4] = [
 ];
 
 impl PreTokenizer {
+    /// The one that a `tokenizer.json` describes.
+    pub fn of(json: &Value) -> Option<Self> {
+        let pre = &json["pre_tokenizer"];
+        let parts = pre["pretokenizers"].as_array().cloned().unwrap_or_else(|| vec![pre.clone()]);
+        let bytes =
+            parts.last().filter(|last| last["type"] == "ByteLevel" && last["add_prefix_space"] != true)?;
+        let as_gpt2 = bytes["use_regex"] != false;
+        let nfc = json["normalizer"]["type"] == "NFC";
+        PRE_TOKENIZERS.into_iter().find(|known| {
+            nfc == known.nfc
+                && match (known.cut, &parts[..parts.len() - 1]) {
+                    (Cut::Gpt2, []) => as_gpt2,
+                    (Cut::Digits, [digits]) => as_gpt2 && digits["individual_digits"] == true,
+                    (Cut::Regex(regex), [split]) => !as_gpt2 && split["pattern"]["Regex"] == regex,
+                    _ => false,
+                }
+        })
+    }
+
     /// `pre_tokenizer` of `tokenizer.json`.
-    pub fn json(&self) -> Value {
+    fn json(&self) -> Value {
         let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
         let both =
             |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});

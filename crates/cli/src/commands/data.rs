@@ -49,7 +49,7 @@ pub(crate) struct RowArgs {
     /// Rows: a file, a folder with train/valid/test, or a hub id
     #[arg(long)]
     pub(crate) data: String,
-    /// The model whose tokenizer and chat template are used: `tiny`, a folder, or a hub id
+    /// The model whose tokenizer and chat template are used: `tiny`, a folder, a .gguf file, or a hub id
     #[arg(long, default_value = "tiny")]
     pub(crate) model: String,
     #[command(flatten)]

@@ -13,7 +13,7 @@ const SHOWN: usize = 12;
 /// Show what an adapter or model holds, and what is wrong with it.
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// An adapter or model: a folder, a hub id, or `tiny`
+    /// An adapter or model: a folder, a .gguf file, a hub id, or `tiny`
     path: String,
     /// The base to check an adapter against
     #[arg(long)]

@@ -6,13 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use taper_base::{Base, ModelSource};
 use taper_kernels::Compute;
 use taper_merge::{Merged, Progress, Verification, Weighted, sample, verify};
 
 use crate::args::ModelArgs;
-use crate::output::{bytes, count, on_terminal, print, say};
+use crate::output::{bytes, count, print, progress_bar, say};
 use crate::sources;
 
 /// Logits that are further apart than this share of the largest say that the merge is not the adapter: rounding to bf16 moves
@@ -115,13 +114,4 @@ fn report(merged: &Merged, verification: Option<&Verification>, seconds: f64) ->
         }
     }
     Ok(())
-}
-
-fn progress_bar() -> ProgressBar {
-    if !on_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes}");
-    style.map_or(bar.clone(), |style| bar.with_style(style))
 }

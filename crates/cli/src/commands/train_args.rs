@@ -37,7 +37,7 @@ pub(crate) struct TrainArgs {
 /// A field that is not given is left to the recipe.
 #[derive(Args, Serialize)]
 struct Fields {
-    /// The base model: `tiny`, a folder, or a hub id (org/name or org/name@revision) [default: tiny]
+    /// The base model: `tiny`, a folder, a .gguf file, or a hub id (org/name or org/name@revision) [default: tiny]
     #[arg(long, help_heading = "What", value_name = "SOURCE")]
     model: Option<String>,
     /// Training rows: a file, a folder with train/valid/test, or a hub id

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
-use taper_base::{Base, Checkpoint};
+use taper_base::{Base, Checkpoint, gguf};
 
 use crate::Error;
 
@@ -108,12 +108,15 @@ pub struct Inspection {
     pub problems: Vec<String>,
 }
 
-/// Reads the adapter's or model's folder `dir`. With `base`, an adapter is also checked against it as strictly as loading
+/// Reads the adapter's or model's folder `dir`, or the model in a GGUF file. With `base`, an adapter is also checked against it as strictly as loading
 /// does; a model needs none.
 ///
 /// # Errors
 /// [`Error::File`] where the folder is neither.
 pub fn inspect(dir: &Path, base: Option<&Base>) -> Result<Inspection, Error> {
+    if gguf::is_file(dir) {
+        return Ok(model::inspect_gguf(dir));
+    }
     let has = |name: &str| dir.join(name).exists();
     if ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"].iter().any(|name| has(name))
     {
@@ -180,7 +183,12 @@ impl Inspection {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
         self.files.push(FileFacts { name, bytes });
-        let checkpoint = match Checkpoint::open_files(&[path.to_owned()]) {
+        let opened = if gguf::is_file(path) {
+            Checkpoint::open(path)
+        } else {
+            Checkpoint::open_files(&[path.to_owned()])
+        };
+        let checkpoint = match opened {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
                 self.problem(error.to_string());

@@ -45,6 +45,30 @@ pub(super) fn inspect(dir: &Path) -> Inspection {
     found
 }
 
+/// The same of a GGUF file, whose metadata stand for the folder's other files.
+pub(super) fn inspect_gguf(path: &Path) -> Inspection {
+    let mut found = Inspection::new(Kind::Model, path);
+    let Some(checkpoint) = found.open(path) else { return found };
+    let dir = ModelDir { path: path.to_owned(), name: path.display().to_string() };
+    let mut read = |file: &str| match dir.json(file) {
+        Ok(json) => json,
+        Err(error) => {
+            found.problem(error.to_string());
+            Value::Null
+        }
+    };
+    let (config, special) = (read("config.json"), read("tokenizer_config.json"));
+    let mut facts = facts(&config, path);
+    facts.tokenizer = true;
+    facts.chat_template = !special["chat_template"].is_null();
+    found.config = config;
+    found.count("total", 0);
+    values(&mut found, &mut facts, &checkpoint);
+    found.model = Some(facts);
+    architecture(&mut found, path);
+    found
+}
+
 fn facts(config: &Value, dir: &Path) -> ModelFacts {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let architectures =
@@ -168,6 +192,8 @@ fn architecture(found: &mut Inspection, dir: &Path) {
             used.extend(base.checkpoint.stored_name(&format!("{}.{parameter}", module.path()), tied));
         }
     }
+    // Read as a part of the configuration.
+    used.insert("rope_freqs.weight");
     let unused: Vec<&str> = base.checkpoint.names().filter(|name| !used.contains(name)).collect();
     if !unused.is_empty() {
         found.problem(format!(

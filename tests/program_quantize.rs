@@ -1,0 +1,109 @@
+//! GGUF files as bases: written by `taper quantize`, read by every command that takes a model.
+
+use serde_json::json;
+
+use crate::support::{Room, shared, taper, text};
+
+/// The same weights, the same sums in another order: q and k rows of a `llama` are stored in pairs.
+const LOSS: f64 = 1e-6;
+
+fn rows(room: &Room) -> String {
+    room.rows(
+        "rows.jsonl",
+        &[json!({ "text": "one good turn" }), json!({ "text": "deserves another, 12 times" })],
+    )
+}
+
+fn quantize(room: &Room, model: &str, to: &str) -> String {
+    let out = room.arg(&format!("{to}.gguf"));
+    taper(&["quantize", "--model", model, "--out", &out, "--type", to, "--force"]).good();
+    out
+}
+
+fn loss(model: &str, more: &[&str]) -> f64 {
+    let found = taper(&[&["eval", "--model", model, "--json"], more].concat()).good().json();
+    found["loss"].as_f64().expect("a loss")
+}
+
+#[test]
+fn a_file_in_f32_is_the_folder() {
+    for case in ["llama", "llama-head-dim", "llama-rope-scaled", "qwen2", "qwen3"] {
+        let room = Room::new();
+        let (model, data) = (room.model(case), rows(&room));
+        let file = quantize(&room, &model, "f32");
+        let [folder, found] = [&model, &file].map(|model| loss(model, &["--data", &data]));
+        assert!((folder - found).abs() <= LOSS * folder, "{case}: {found} for {folder}");
+        // The template and the ids of special tokens come along.
+        let args = |model: &str| {
+            let show = ["data", "show", "--model", model, "--data", &data, "--json"].map(str::to_owned);
+            taper(&show.each_ref().map(String::as_str)).good().out
+        };
+        assert_eq!(args(&model), args(&file), "{case}");
+    }
+}
+
+/// An adapter that PyTorch trained on the folder does the same on the file: its modules have the same names, its rows the
+/// same order.
+#[test]
+fn adapters_match_by_the_same_names() {
+    let room = Room::new();
+    let (model, adapter, data) =
+        (room.model("llama-all-linear"), room.adapter("llama-all-linear"), rows(&room));
+    let file = quantize(&room, &model, "f32");
+    let with = |model: &str| loss(model, &["--data", &data, "--adapter", &adapter]);
+    let (folder, found) = (with(&model), with(&file));
+    assert!((folder - found).abs() <= LOSS * folder, "{found} for {folder}");
+    assert!((folder - loss(&model, &["--data", &data])).abs() > 1e-3, "the adapter does nothing");
+}
+
+#[test]
+fn fewer_bits_lose_little_of_a_real_model() {
+    let Some(models) = shared("models") else { return };
+    let room = Room::new();
+    let model = text(&models.join("babyllama-tok105"));
+    let data = room
+        .rows("story.jsonl", &[json!({ "text": "Once upon a time there was a little girl named Lily." })]);
+    let full = loss(&model, &["--data", &data]);
+    for (to, allowed) in [("bf16", 0.002), ("q8_0", 0.005)] {
+        let found = loss(&quantize(&room, &model, to), &["--data", &data]);
+        assert!((full - found).abs() <= allowed * full, "{to}: {found} for {full}");
+    }
+}
+
+#[test]
+fn an_adapter_is_trained_on_a_file_and_not_merged_into_it() {
+    let room = Room::new();
+    let (model, data) = (room.model("llama"), rows(&room));
+    let file = quantize(&room, &model, "q8_0");
+    let adapter = room.arg("adapter");
+    let flags = ["--data", &data, "--out", &adapter, "--max-steps", "3", "--rank", "4", "--lr", "0.01"];
+    taper(&[&["train", "--model", &file], &flags[..]].concat()).good();
+    let on = |model: &str| loss(model, &["--data", &data, "--adapter", &adapter]);
+    assert!(on(&file) < loss(&file, &["--data", &data]));
+    // The folder's adapter as well.
+    assert!((on(&file) - on(&model)).abs() < 0.05);
+    let out = room.arg("merged");
+    let merge = ["merge", "--model", &file, "--adapter", &adapter, "--out", &out];
+    taper(&merge).bad(&["q8_0.gguf", "full-precision"]);
+    assert!(!room.path("merged").exists());
+    let found = taper(&["inspect", &file, "--json"]).good().json();
+    assert_eq!(found["problems"], json!([]));
+    assert!(found["model"]["values_by_dtype"]["Q8_0"].as_u64() > Some(0), "{found}");
+}
+
+#[test]
+fn nothing_is_overwritten_or_written_in_part() {
+    let room = Room::new();
+    let model = room.model("llama");
+    let file = quantize(&room, &model, "f16");
+    let again = ["quantize", "--model", &model, "--out", &file, "--type", "f16"];
+    taper(&again).bad(&["f16.gguf", "--force"]);
+    let elsewhere = room.arg("model.bin");
+    taper(&["quantize", "--model", &model, "--out", &elsewhere]).bad(&["model.bin", ".gguf"]);
+    // A Mistral's windows and a SmolLM3 that rotates other layers are not what llama.cpp would compute.
+    for (case, what) in [("mistral", "sliding windows"), ("smollm3", "every fourth")] {
+        let model = room.model(case);
+        taper(&["quantize", "--model", &model, "--out", &room.arg("x.gguf")]).bad(&[case, what]);
+    }
+    assert!(!room.path("x.gguf").exists());
+}
