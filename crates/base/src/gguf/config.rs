@@ -56,10 +56,10 @@ impl Architecture {
 }
 
 /// The factors by which the frequencies of `config` are divided, for a `rope_freqs` tensor: those of `llama3` scaling, which
-/// GGUF has no keys for.
+/// GGUF has no keys for, and those that came from such a tensor.
 pub fn rope_factors(config: &Value) -> Result<Option<Vec<f32>>, Error> {
     let scaling = |field: &str| config[field]["rope_type"].as_str().or(config[field]["type"].as_str());
-    if scaling("rope_scaling").or(scaling("rope_parameters")) != Some("llama3") {
+    if !matches!(scaling("rope_scaling").or(scaling("rope_parameters")), Some("llama3" | "factors")) {
         return Ok(None);
     }
     let number = |field: &str| config[field].as_u64().map(|n| n as usize);
@@ -88,16 +88,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value, Error> {
     if heads == 0 {
         return Err(gguf.bad(format!("`{}` is 0", key("attention.head_count"))));
     }
-    let head_dim = number("attention.key_length")?.unwrap_or(hidden / heads);
-    let rotated = number("rope.dimension_count")?.unwrap_or(head_dim);
-    if rotated != head_dim || number("attention.value_length")?.is_some_and(|values| values != head_dim) {
-        let what = format!(
-            "keys of {head_dim} values of which {rotated} are rotated, values of {:?}: taper reads heads that are \
-             rotated whole, of one size",
-            number("attention.value_length")?
-        );
-        return Err(gguf.bad(what));
-    }
+    let head_dim = head_dim(gguf, name, hidden / heads)?;
     let embedding = gguf.tensors.get("token_embd.weight");
     let embedding =
         embedding.ok_or_else(|| gguf.bad("has no tensor `token_embd.weight`: not a whole model"))?;
@@ -127,6 +118,28 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value, Error> {
     if name == "llama" && bias && !has("blk.0.attn_output.bias") {
         config["model_type"] = json!("qwen2");
     }
+    put_special_ids(gguf, &mut config)?;
+    Ok(config)
+}
+
+/// Size of the heads, `usual` where the file does not say.
+fn head_dim(gguf: &Gguf, name: &str, usual: u64) -> Result<u64, Error> {
+    let number = |rest: &str| gguf.number(&format!("{name}.{rest}"));
+    let head_dim = number("attention.key_length")?.unwrap_or(usual);
+    let rotated = number("rope.dimension_count")?.unwrap_or(head_dim);
+    if rotated != head_dim || number("attention.value_length")?.is_some_and(|values| values != head_dim) {
+        let what = format!(
+            "keys of {head_dim} values of which {rotated} are rotated, values of {:?}: taper reads heads that are \
+             rotated whole, of one size",
+            number("attention.value_length")?
+        );
+        return Err(gguf.bad(what));
+    }
+    Ok(head_dim)
+}
+
+/// `bos_token_id` and `eos_token_id`.
+fn put_special_ids(gguf: &Gguf, config: &mut Value) -> Result<(), Error> {
     for role in ["bos", "eos"] {
         let mut ids = vec![gguf.number(&format!("tokenizer.ggml.{role}_token_id"))?];
         if role == "eos" {
@@ -139,7 +152,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value, Error> {
             config[format!("{role}_token_id")] = if ids.len() > 1 { json!(ids) } else { json!(first) };
         }
     }
-    Ok(config)
+    Ok(())
 }
 
 /// `rope_scaling` from the file's keys or its tensor of factors.

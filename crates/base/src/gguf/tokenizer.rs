@@ -1,7 +1,7 @@
-//! Metadata to `tokenizer.json`: the two tokenizers that Llama-type models use, byte-level BPE (`gpt2`) and SentencePiece
+//! Metadata to `tokenizer.json`: the two tokenizers that Llama-type models use, byte-level BPE (`gpt2`) and `SentencePiece`
 //! BPE (`llama`).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
@@ -194,7 +194,7 @@ fn sentence_piece(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Err
 /// The merges that scored pieces stand for: every cut of a piece into two pieces, best score first; of one score, longer
 /// first halves first (`generate_merges` of transformers 5, `convert_slow_tokenizer.py`).
 pub(super) fn merges(pieces: &[(&str, f32)]) -> Vec<[String; 2]> {
-    let known: HashMap<&str, f32> = pieces.iter().copied().collect();
+    let known: BTreeMap<&str, f32> = pieces.iter().copied().collect();
     let mut merges: Vec<(f32, &str, &str)> = Vec::new();
     for &(piece, score) in pieces {
         for (at, _) in piece.char_indices().skip(1) {

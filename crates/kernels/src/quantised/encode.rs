@@ -6,21 +6,24 @@
 use half::{bf16, f16};
 
 use crate::Stored;
+use crate::vector::wide;
 
 /// Writes `values`, whole blocks of them, as `stored`; false where one is, or becomes, infinite or not a number.
 pub fn encode(values: &[f32], stored: Stored, out: &mut [u8]) -> bool {
     assert_eq!(Some(out.len()), stored.bytes(values.len()));
-    let blocks = values.chunks_exact(stored.block()).zip(out.chunks_exact_mut(stored.block_bytes()));
-    let each = |block: fn(&[f32], &mut [u8])| blocks.for_each(|(values, out)| block(values, out));
     match stored {
-        Stored::F32 => each(|x, out| out.copy_from_slice(&x[0].to_le_bytes())),
-        Stored::F16 => each(|x, out| out.copy_from_slice(&f16::from_f32(x[0]).to_le_bytes())),
-        Stored::Bf16 => each(|x, out| out.copy_from_slice(&bf16::from_f32(x[0]).to_le_bytes())),
-        Stored::Q8_0 => each(q8_0),
-        Stored::Q4_0 => each(q4_0),
-        Stored::Q4_K => each(q4_k),
-        Stored::Q5_K => each(q5_k),
-        Stored::Q6_K => each(q6_k),
+        Stored::F32 => each(values, stored, out, |x, out| out.copy_from_slice(&x[0].to_le_bytes())),
+        Stored::F16 => {
+            each(values, stored, out, |x, out| out.copy_from_slice(&f16::from_f32(x[0]).to_le_bytes()));
+        }
+        Stored::Bf16 => {
+            each(values, stored, out, |x, out| out.copy_from_slice(&bf16::from_f32(x[0]).to_le_bytes()));
+        }
+        Stored::Q8_0 => each(values, stored, out, q8_0),
+        Stored::Q4_0 => each(values, stored, out, q4_0),
+        Stored::Q4_K => each(values, stored, out, q4_k),
+        Stored::Q5_K => each(values, stored, out, q5_k),
+        Stored::Q6_K => each(values, stored, out, q6_k),
     }
     let limit = match stored {
         Stored::F32 => f32::MAX,
@@ -29,6 +32,15 @@ pub fn encode(values: &[f32], stored: Stored, out: &mut [u8]) -> bool {
         _ => 65_519.99,
     };
     values.iter().all(|x| x.abs() <= limit)
+}
+
+/// Fills block after block.
+fn each(values: &[f32], stored: Stored, out: &mut [u8], fill: impl Fn(&[f32], &mut [u8])) {
+    let blocks = values.chunks_exact(stored.block()).zip(out.chunks_exact_mut(stored.block_bytes()));
+    wide(
+        #[inline(always)]
+        || blocks.for_each(|(values, out)| fill(values, out)),
+    );
 }
 
 fn put_half(out: &mut [u8], at: usize, value: f32) -> f32 {
@@ -41,6 +53,7 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
+#[inline(always)]
 fn q8_0(x: &[f32], out: &mut [u8]) {
     let d = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
     put_half(out, 0, d);
@@ -50,6 +63,7 @@ fn q8_0(x: &[f32], out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 fn q4_0(x: &[f32], out: &mut [u8]) {
     let d = furthest(x) / -8.0;
     put_half(out, 0, d);
@@ -65,6 +79,7 @@ fn furthest(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |max: f32, &x| if x.abs() > max.abs() { x } else { max })
 }
 
+#[inline(always)]
 fn q4_k(x: &[f32], out: &mut [u8]) {
     let levels = with_minima::<15>(x, out, (-1.0, 20));
     for (pair, out) in levels.chunks_exact(64).zip(out[16..].chunks_exact_mut(32)) {
@@ -74,6 +89,7 @@ fn q4_k(x: &[f32], out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 fn q5_k(x: &[f32], out: &mut [u8]) {
     let levels = with_minima::<31>(x, out, (-0.5, 15));
     out[16..48].fill(0);
@@ -87,6 +103,7 @@ fn q5_k(x: &[f32], out: &mut [u8]) {
 }
 
 /// Scales and minima of 8 groups of 32 into the first 16 bytes of `out`; returns the levels, at most `TOP`.
+#[inline(always)]
 fn with_minima<const TOP: u8>(x: &[f32], out: &mut [u8], candidates: (f32, u8)) -> [u8; 256] {
     let mut fits = [Fit::default(); 8];
     for (fit, x) in fits.iter_mut().zip(x.chunks_exact(32)) {
@@ -110,10 +127,29 @@ fn with_minima<const TOP: u8>(x: &[f32], out: &mut [u8], candidates: (f32, u8)) 
         let (scale, min) = (inverse(d * f32::from(scale)), m * f32::from(min));
         let range = 32 * g..32 * (g + 1);
         for (level, x) in levels[range.clone()].iter_mut().zip(&x[range]) {
-            *level = ((x + min) * scale).round_ties_even().clamp(0.0, f32::from(TOP)) as u8;
+            *level = nearest(((x + min) * scale).clamp(0.0, f32::from(TOP))) as u8;
         }
     }
     levels
+}
+
+/// The nearest whole number, even ones of two, of `|x| < 2²²`.
+#[inline(always)]
+fn nearest(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
+    (x + ROUND) - ROUND
+}
+
+/// `Σ f(i)` for `i` below 32, in the lanes of a vector.
+#[inline(always)]
+fn sum(f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0; 8];
+    for i in 0..4 {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(8 * i + lane);
+        }
+    }
+    lanes.iter().sum()
 }
 
 /// `x ≈ scale · level - min` of a group.
@@ -126,27 +162,32 @@ struct Fit {
 impl Fit {
     /// Levels `0..=top` are laid out by slightly different scales, from `top + first` levels over the range on in steps of
     /// a tenth; for each, scale and minimum are the least squares' own. A value's weight grows with its magnitude.
+    #[inline(always)]
     fn of(x: &[f32], top: f32, (first, steps): (f32, u8)) -> Self {
-        let spread = (x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32).sqrt();
-        let weighted = || x.iter().map(|&x| (x, spread + x.abs()));
+        let x: &[f32; 32] = x.try_into().unwrap_or(&[0.0; 32]);
+        let spread = (sum(|i| x[i] * x[i]) / 32.0).sqrt();
+        let weights = x.map(|x| spread + x.abs());
         // Zero is in the range, so that a minimum is never above it.
         let low = x.iter().copied().fold(0f32, f32::min);
         let high = x.iter().copied().fold(low, f32::max);
         if high <= low {
             return Self { scale: 0.0, min: -low };
         }
-        let level = |x: f32, low: f32, by: f32| (by * (x - low)).round_ties_even().clamp(0.0, top);
-        let error = |fit: Self, low: f32, by: f32| -> f32 {
-            weighted().map(|(x, w)| w * (fit.scale * level(x, low, by) - fit.min - x).powi(2)).sum()
+        let levels = |low: f32, by: f32| x.map(|x| nearest((by * (x - low)).clamp(0.0, top)));
+        let error = |fit: Self, levels: &[f32; 32]| {
+            sum(|i| {
+                let off = fit.scale * levels[i] - fit.min - x[i];
+                weights[i] * off * off
+            })
         };
         let plain = Self { scale: (high - low) / top, min: -low };
-        let mut best = (error(plain, low, top / (high - low)), plain);
+        let mut best = (error(plain, &levels(low, top / (high - low))), plain);
         for step in 0..=steps {
             // As in ggml, levels are counted from the best minimum so far.
             let low = -best.1.min;
-            let by = (first + 0.1 * f32::from(step) + top) / (high - low);
-            if let Some(fit) = Self::least_squares(weighted().map(|(x, w)| (x, w, level(x, low, by)))) {
-                let error = error(fit, low, by);
+            let levels = levels(low, (first + 0.1 * f32::from(step) + top) / (high - low));
+            if let Some(fit) = Self::least_squares(x, &weights, &levels) {
+                let error = error(fit, &levels);
                 if error < best.0 {
                     best = (error, fit);
                 }
@@ -155,16 +196,14 @@ impl Fit {
         best.1
     }
 
-    /// Of values, weights and levels; none where all levels are one.
-    fn least_squares(points: impl Iterator<Item = (f32, f32, f32)>) -> Option<Self> {
-        let (mut w, mut x, mut l, mut ll, mut xl) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for (value, weight, level) in points {
-            w += weight;
-            x += weight * value;
-            l += weight * level;
-            ll += weight * level * level;
-            xl += weight * value * level;
-        }
+    /// None where all levels are one.
+    #[inline(always)]
+    fn least_squares(x: &[f32; 32], weights: &[f32; 32], levels: &[f32; 32]) -> Option<Self> {
+        let w = sum(|i| weights[i]);
+        let l = sum(|i| weights[i] * levels[i]);
+        let ll = sum(|i| weights[i] * levels[i] * levels[i]);
+        let xl = sum(|i| weights[i] * x[i] * levels[i]);
+        let x = sum(|i| weights[i] * x[i]);
         let determinant = w * ll - l * l;
         if determinant <= 0.0 {
             return None;
@@ -179,6 +218,7 @@ impl Fit {
     }
 }
 
+#[inline(always)]
 fn q6_k(x: &[f32], out: &mut [u8]) {
     let mut scales = [0f32; 16];
     for (scale, x) in scales.iter_mut().zip(x.chunks_exact(16)) {
@@ -193,7 +233,7 @@ fn q6_k(x: &[f32], out: &mut [u8]) {
         out[192 + g] = scale.cast_unsigned();
         let by = inverse(d * f32::from(scale));
         for (level, x) in levels[16 * g..].iter_mut().zip(x) {
-            *level = ((x * by).round_ties_even().clamp(-32.0, 31.0) + 32.0) as u8;
+            *level = (nearest((x * by).clamp(-32.0, 31.0)) + 32.0) as u8;
         }
     }
     for (side, levels) in levels.chunks_exact(128).enumerate() {
@@ -207,6 +247,7 @@ fn q6_k(x: &[f32], out: &mut [u8]) {
 }
 
 /// The scale by which levels -32 to 31 fit 16 values best, weighted by their squares.
+#[inline(always)]
 fn symmetric_scale(x: &[f32]) -> f32 {
     let most = furthest(x);
     if most.abs() < 1e-15 {
@@ -216,7 +257,7 @@ fn symmetric_scale(x: &[f32]) -> f32 {
         let by = -(32.0 + 0.1 * f32::from(step)) / most;
         let (mut xl, mut ll) = (0.0, 0.0);
         for &x in x {
-            let level = (by * x).round_ties_even().clamp(-32.0, 31.0);
+            let level = nearest((by * x).clamp(-32.0, 31.0));
             xl += x * x * x * level;
             ll += x * x * level * level;
         }

@@ -148,7 +148,7 @@ fn scale_min(block: &[u8], g: usize) -> (f32, f32) {
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "same bits")]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::BTreeMap;
 
     use candle_core::{Device, Tensor};
 
@@ -163,9 +163,9 @@ mod tests {
     ];
 
     /// Made by `tests/oracle/make_gguf_blocks.py`.
-    fn fixture() -> HashMap<String, Tensor> {
+    fn fixture() -> BTreeMap<String, Tensor> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/gguf/blocks.safetensors");
-        candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+        candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_iter().collect()
     }
 
     #[test]

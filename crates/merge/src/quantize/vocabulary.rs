@@ -1,6 +1,6 @@
 //! `tokenizer.json` to the metadata from which llama.cpp builds its tokenizer.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 use taper_base::gguf::PreTokenizer;
@@ -108,7 +108,7 @@ fn merges(model: &Value) -> Vec<[String; 2]> {
     model["merges"].as_array().into_iter().flatten().filter_map(pair).collect()
 }
 
-/// For a SentencePiece tokenizer, in which `▁` is a space: whether one is put before a text.
+/// For a `SentencePiece` tokenizer, in which `▁` is a space: whether one is put before a text.
 fn space_prefix(json: &Value) -> Option<bool> {
     let parts = |value: &Value, list: &str| match value[list].as_array() {
         Some(parts) => parts.clone(),
@@ -124,9 +124,9 @@ fn space_prefix(json: &Value) -> Option<bool> {
     marks.then(|| normalizers.iter().any(|n| n["type"] == "Prepend" && n["prepend"] == "▁"))
 }
 
-/// A merge is as good as it is early; SentencePiece scores what it makes. Tokens that no merge makes come last.
+/// A merge is as good as it is early; `SentencePiece` scores what it makes. Tokens that no merge makes come last.
 fn scores(tokens: &[String], merges: &[[String; 2]]) -> Vec<f32> {
-    let mut ranks = HashMap::new();
+    let mut ranks = BTreeMap::new();
     for (rank, merge) in merges.iter().enumerate() {
         ranks.entry(merge.concat()).or_insert(rank);
     }

@@ -92,15 +92,17 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
         }
         Entry::Texts(texts) => {
             list(out, 8, texts.len());
-            texts.iter().for_each(|text| put_text(out, text));
+            for text in texts {
+                put_text(out, text);
+            }
         }
         Entry::Floats(numbers) => {
             list(out, 6, numbers.len());
-            numbers.iter().for_each(|x| out.extend(x.to_le_bytes()));
+            out.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
         }
         Entry::Integers(numbers) => {
             list(out, 5, numbers.len());
-            numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
+            out.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
         }
     }
 }

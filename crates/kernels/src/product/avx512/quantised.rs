@@ -135,40 +135,54 @@ unsafe fn group<const S: u8>(block: *const u8, scales: &Scales, g: usize) -> [__
                     },
                 )
             }
-            Q5_K => {
-                let low = levels(scales, g, sixteen());
-                let high = levels(scales, g, _mm512_add_ps(sixteen(), _mm512_set1_ps(16.0)));
-                let (fifth, nibble) = (_mm512_set1_epi32(16), _mm512_set1_epi32(15));
-                let up = _mm_set_epi64x(0, g as i64);
-                [0, 16].map(
-                    #[inline(always)]
-                    |i| {
-                        let index = _mm512_srl_epi32(words(block.add(48 + g / 2 * 32 + i)), shift);
-                        let bit = _mm512_slli_epi32::<4>(_mm512_srl_epi32(words(block.add(16 + i)), up));
-                        let index =
-                            _mm512_or_si512(_mm512_and_si512(index, nibble), _mm512_and_si512(bit, fifth));
-                        _mm512_permutex2var_ps(low, index, high)
-                    },
-                )
-            }
-            _ => {
-                let (side, part) = (g / 4, g % 4);
-                let shift = _mm_set_epi64x(0, (part / 2 * 4) as i64);
-                let up = _mm_set_epi64x(0, (2 * part) as i64);
-                from_fn(
-                    #[inline(always)]
-                    |i| {
-                        let low = words(block.add(64 * side + 32 * (part % 2) + 16 * i));
-                        let high = words(block.add(128 + 32 * side + 16 * i));
-                        let low = _mm512_and_si512(_mm512_srl_epi32(low, shift), _mm512_set1_epi32(15));
-                        let high = _mm512_and_si512(_mm512_srl_epi32(high, up), _mm512_set1_epi32(3));
-                        let level = _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
-                        let number = _mm512_cvtepi32_ps(_mm512_sub_epi32(level, _mm512_set1_epi32(32)));
-                        _mm512_mul_ps(_mm512_set1_ps(scales.d[2 * g + i]), number)
-                    },
-                )
-            }
+            Q5_K => five_bits(block, scales, g),
+            _ => six_bits(block, scales, g),
         }
+    }
+}
+
+/// [`group`] of `Q5_K`.
+#[inline(always)]
+unsafe fn five_bits(block: *const u8, scales: &Scales, g: usize) -> [__m512; 2] {
+    // SAFETY: the caller's: the bytes are in the block.
+    unsafe {
+        let shift = _mm_set_epi64x(0, (g % 2 * 4) as i64);
+        let low = levels(scales, g, sixteen());
+        let high = levels(scales, g, _mm512_add_ps(sixteen(), _mm512_set1_ps(16.0)));
+        let (fifth, nibble) = (_mm512_set1_epi32(16), _mm512_set1_epi32(15));
+        let up = _mm_set_epi64x(0, g as i64);
+        [0, 16].map(
+            #[inline(always)]
+            |i| {
+                let index = _mm512_srl_epi32(words(block.add(48 + g / 2 * 32 + i)), shift);
+                let bit = _mm512_slli_epi32::<4>(_mm512_srl_epi32(words(block.add(16 + i)), up));
+                let index = _mm512_or_si512(_mm512_and_si512(index, nibble), _mm512_and_si512(bit, fifth));
+                _mm512_permutex2var_ps(low, index, high)
+            },
+        )
+    }
+}
+
+/// [`group`] of `Q6_K`.
+#[inline(always)]
+unsafe fn six_bits(block: *const u8, scales: &Scales, g: usize) -> [__m512; 2] {
+    // SAFETY: the caller's: the bytes are in the block.
+    unsafe {
+        let (side, part) = (g / 4, g % 4);
+        let shift = _mm_set_epi64x(0, (part / 2 * 4) as i64);
+        let up = _mm_set_epi64x(0, (2 * part) as i64);
+        from_fn(
+            #[inline(always)]
+            |i| {
+                let low = words(block.add(64 * side + 32 * (part % 2) + 16 * i));
+                let high = words(block.add(128 + 32 * side + 16 * i));
+                let low = _mm512_and_si512(_mm512_srl_epi32(low, shift), _mm512_set1_epi32(15));
+                let high = _mm512_and_si512(_mm512_srl_epi32(high, up), _mm512_set1_epi32(3));
+                let level = _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
+                let number = _mm512_cvtepi32_ps(_mm512_sub_epi32(level, _mm512_set1_epi32(32)));
+                _mm512_mul_ps(_mm512_set1_ps(scales.d[2 * g + i]), number)
+            },
+        )
     }
 }
 
