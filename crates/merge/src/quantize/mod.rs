@@ -153,6 +153,11 @@ fn sources(base: &Base, architecture: Architecture, to: Stored) -> Result<Vec<So
                     false,
                 )?;
             }
+            Module::LayerNorm(_) => {
+                return Err(Error::unsupported(format!(
+                    "`{name}` is of a kind that GGUF has no place for here"
+                )));
+            }
             Module::Norm(norm) => {
                 let values = norm.gain.to_vec1::<f32>()?;
                 let cols = values.len();
@@ -161,18 +166,18 @@ fn sources(base: &Base, architecture: Architecture, to: Stored) -> Result<Vec<So
             }
         }
     }
-    if let Some(factors) = rope_factors(&base.config)? {
-        let count = factors.len();
-        let weight = Weight::dense(factors, 1, count).map_err(taper_base::Error::from)?;
-        let info = Info {
-            name: "rope_freqs.weight".into(),
-            shape: vec![count],
-            stored: Stored::F32,
-            bytes: 4 * count as u64,
-        };
-        sources.push(Source { info, name: "rope_freqs.weight".into(), weight, order: RowOrder::Plain });
-    }
+    sources.extend(factors(base)?);
     Ok(sources)
+}
+
+/// What the frequencies of a rope are divided by, where they are.
+fn factors(base: &Base) -> Result<Option<Source>, Error> {
+    let Some(factors) = rope_factors(&base.config)? else { return Ok(None) };
+    let count = factors.len();
+    let weight = Weight::dense(factors, 1, count).map_err(taper_base::Error::from)?;
+    let name = "rope_freqs.weight".to_owned();
+    let info = Info { name: name.clone(), shape: vec![count], stored: Stored::F32, bytes: 4 * count as u64 };
+    Ok(Some(Source { info, name, weight, order: RowOrder::Plain }))
 }
 
 /// The type of a matrix whose rows have `cols` values.

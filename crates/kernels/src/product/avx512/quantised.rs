@@ -388,8 +388,7 @@ unsafe fn body<const S: u8, const PAIRS: bool, const M: usize, const U: usize>(p
                 |i, [low, high]| {
                     let x = group.runs.as_ptr().wrapping_add(i * lines);
                     let pair = if PAIRS { round(low, high) } else { _mm512_setzero_si512() };
-                    for m in 0..M {
-                        let sum = &mut sums[i % U][m];
+                    for (m, sum) in sums[i % U].iter_mut().enumerate() {
                         let load = |line: usize| _mm512_load_si512(x.wrapping_add(line).cast());
                         if PAIRS {
                             sum[0] = step::<true>(sum[0], pair, load(m));
