@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{Result, Storage, Tensor};
+use taper_kernels::{CacheDtype, CacheRows};
 
 /// What a sequence has already been through: its tokens, and their keys and values in every layer.
 ///
@@ -11,7 +12,7 @@ use candle_core::{Result, Storage, Tensor};
 /// again ([`unread`](Self::unread)) with the pass that asked for more.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    layers: Vec<(Vec<f32>, Vec<f32>)>,
+    layers: Vec<(CacheRows, CacheRows)>,
     width: usize,
     tokens: Vec<u32>,
     /// Tokens, from the first on, whose keys and values the layers hold.
@@ -21,10 +22,25 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for `layers` layers of keys and values of `width` = K·E values a token.
+    /// An empty cache for `layers` layers of keys and values of `width` = K·E values a token, in f32.
     pub fn new(layers: usize, width: usize) -> Self {
-        let layers = vec![(Vec::new(), Vec::new()); layers];
-        Self { layers, width, tokens: Vec::new(), read: 0, turning: 0 }
+        let rows = CacheRows::new(width, CacheDtype::F32);
+        Self { layers: vec![(rows.clone(), rows); layers], width, tokens: Vec::new(), read: 0, turning: 0 }
+    }
+
+    /// An empty cache like this one that keeps its keys and values in `dtype`.
+    #[must_use]
+    pub fn with_dtype(&self, dtype: CacheDtype) -> Self {
+        let rows = CacheRows::new(self.width, dtype);
+        Self { layers: vec![(rows.clone(), rows); self.layers.len()], ..Self::new(0, self.width) }
+    }
+
+    /// Makes room for `tokens` in all, so that nothing is moved while they come.
+    pub fn reserve(&mut self, tokens: usize) {
+        for (keys, values) in &mut self.layers {
+            keys.reserve(tokens);
+            values.reserve(tokens);
+        }
     }
 
     /// Tokens that have been run: the position of the next one.
@@ -42,8 +58,8 @@ impl KvCache {
         self.tokens.truncate(len);
         self.read = self.read.min(len);
         for (keys, values) in &mut self.layers {
-            keys.truncate(self.read * self.width);
-            values.truncate(self.read * self.width);
+            keys.truncate(self.read);
+            values.truncate(self.read);
         }
     }
 
@@ -74,23 +90,30 @@ impl KvCache {
         rows: &Range<usize>,
     ) -> Result<()> {
         let rows = rows.start * self.width..rows.end * self.width;
-        let (k, v) = &mut self.layers[layer];
+        let (k, v) = self.layer_mut(layer);
         for (cache, tensor) in [(k, keys), (v, values)] {
-            // A pass that failed half-way left rows that were never counted.
-            cache.truncate(self.read * self.width);
             let (storage, layout) = tensor.storage_and_layout();
             let Storage::Cpu(storage) = &*storage else {
                 candle_core::bail!("a cache takes tensors on the CPU")
             };
             let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
-            cache.extend_from_slice(&values[rows.clone()]);
+            cache.append(&values[rows.clone()]);
         }
         Ok(())
     }
 
     /// Keys and values `(T, K·E)` of a layer.
-    pub(crate) fn layer(&self, layer: usize) -> (&[f32], &[f32]) {
+    pub(crate) fn layer(&self, layer: usize) -> (&CacheRows, &CacheRows) {
         let (k, v) = &self.layers[layer];
+        (k, v)
+    }
+
+    /// Keys and values of a layer, to append to: those of the tokens that count.
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut CacheRows, &mut CacheRows) {
+        let (k, v) = &mut self.layers[layer];
+        // A pass that failed half-way left rows that were never counted.
+        k.truncate(self.read);
+        v.truncate(self.read);
         (k, v)
     }
 

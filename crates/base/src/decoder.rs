@@ -189,16 +189,16 @@ fn with_unread(batch: &Batch, caches: &[&mut KvCache]) -> (Batch, Vec<u32>) {
 }
 
 impl Block {
-    /// `x` `(N, D)` to `(N, D)`: in one operation, where there are no caches and the adapter allows it.
+    /// `x` `(N, D)` to `(N, D)`: in one operation, where the adapter allows it.
     fn forward(&self, layer: usize, x: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
-        if pass.caches.is_empty()
-            && let Some(adapted) = self.adapted(pass.adapter)?
-        {
-            let (segments, rope) = (pass.segments.clone(), pass.rope.clone());
-            let pass = BlockPass { segments, rope, recompute: false };
-            return taper_kernels::block(x, &self.fused, &pass, &adapted);
+        let Some(adapted) = self.adapted(pass.adapter)? else { return self.in_parts(layer, x, pass) };
+        let (segments, rope) = (pass.segments.clone(), pass.rope.clone());
+        let shared = BlockPass { segments, rope, recompute: false };
+        if pass.caches.is_empty() {
+            return taper_kernels::block(x, &self.fused, &shared, &adapted);
         }
-        self.in_parts(layer, x, pass)
+        let mut caches: Vec<_> = pass.caches.iter_mut().map(|cache| cache.layer_mut(layer)).collect();
+        taper_kernels::block_cached(x, &self.fused, &shared, &adapted, &mut caches)
     }
 
     /// What `adapter` makes of the projections, if it changes nothing else in the block.

@@ -1,6 +1,9 @@
 //! Text from prompts: many sequences at once over one base, each with its own cache.
 
-use candle_core::{DType, IndexOp, Tensor};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Tensor};
+use taper_kernels::CacheDtype;
 
 use crate::sampler::Sampler;
 use crate::{Adapter, Base, Batch, Error, KvCache, Sampling, TextStream};
@@ -16,11 +19,20 @@ pub struct GenerationOptions {
     pub sampling: Sampling,
     /// Prompt tokens run through the model in one pass, over all sequences.
     pub prefill_chunk: usize,
+    /// What keys and values are kept in. f32 gives the logits of a pass without a cache; the others round, and need half the
+    /// memory.
+    pub cache_dtype: CacheDtype,
 }
 
 impl Default for GenerationOptions {
     fn default() -> Self {
-        Self { max_tokens: 256, stop: Vec::new(), sampling: Sampling::default(), prefill_chunk: 512 }
+        Self {
+            max_tokens: 256,
+            stop: Vec::new(),
+            sampling: Sampling::default(),
+            prefill_chunk: 512,
+            cache_dtype: CacheDtype::F32,
+        }
     }
 }
 
@@ -44,6 +56,8 @@ pub struct Generation {
     pub text: String,
     /// Why it ended.
     pub stop: Stop,
+    /// From the start until its first new token was chosen, and until it ended.
+    pub times: [Duration; 2],
 }
 
 /// Continues every prompt under `adapter`. `on_text(i, piece)` is called as text of sequence `i` becomes certain.
@@ -56,7 +70,8 @@ pub fn generate(
 ) -> Result<Vec<Generation>, Error> {
     let mut sequences = Vec::with_capacity(prompts.len());
     for (i, prompt) in prompts.iter().enumerate() {
-        sequences.push(Sequence::new(base, prompt, (i, base.model.new_cache()), options)?);
+        let cache = base.model.new_cache().with_dtype(options.cache_dtype);
+        sequences.push(Sequence::new(base, prompt, (i, cache), options)?);
     }
     while sequences.iter().any(Sequence::is_running) {
         advance(base, adapter, &mut sequences, options, on_text)?;
@@ -90,6 +105,9 @@ impl<'a> Session<'a> {
         let base = self.base;
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         self.cache.truncate(shared.min(prompt.len().saturating_sub(1)));
+        if self.cache.is_empty() {
+            self.cache = self.cache.with_dtype(options.cache_dtype);
+        }
         let cache = std::mem::replace(&mut self.cache, base.model.new_cache());
         self.tokens.clear();
         let mut sequence = [Sequence::new(base, prompt, (0, cache), options)?];
@@ -137,12 +155,16 @@ fn advance(
     let rows: Vec<u32> = ready.iter().map(|&i| last(&batch.segments()[i])).collect();
     let rows = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
     let logits = base.model.head().forward(&rows, adapter)?.to_dtype(DType::F32)?;
-    for (row, &i) in ready.iter().enumerate() {
-        let mut logits = logits.i(row)?.to_vec1::<f32>()?;
-        running[i].step(&mut logits, base, options, on_text)?;
+    let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
+    let vocabulary = logits.len() / ready.len();
+    for (logits, &i) in logits.chunks_exact_mut(vocabulary).zip(&ready) {
+        running[i].step(logits, base, options, on_text)?;
     }
     Ok(())
 }
+
+/// New tokens for which a cache has room from the start, at most: it may be asked for far more than will come.
+const RESERVED: usize = 1024;
 
 /// A sequence being continued.
 struct Sequence<'a> {
@@ -159,6 +181,8 @@ struct Sequence<'a> {
     /// Bytes of `text` that have been handed out.
     told: usize,
     stop: Option<Stop>,
+    started: Instant,
+    times: [Option<Duration>; 2],
 }
 
 impl<'a> Sequence<'a> {
@@ -166,9 +190,10 @@ impl<'a> Sequence<'a> {
     fn new(
         base: &'a Base,
         prompt: &[u32],
-        (index, cache): (usize, KvCache),
+        (index, mut cache): (usize, KvCache),
         options: &GenerationOptions,
     ) -> Result<Self, Error> {
+        cache.reserve(prompt.len() + options.max_tokens.min(RESERVED));
         if prompt.is_empty() {
             let what =
                 format!("prompt {index} has no tokens, and the tokenizer adds none: give it some text");
@@ -185,6 +210,8 @@ impl<'a> Sequence<'a> {
             text: String::new(),
             told: 0,
             stop: (options.max_tokens == 0).then_some(Stop::Length),
+            started: Instant::now(),
+            times: [None; 2],
         })
     }
 
@@ -201,6 +228,7 @@ impl<'a> Sequence<'a> {
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<(), Error> {
         let token = self.sampler.sample(logits, &self.seen)?;
+        self.times[0].get_or_insert_with(|| self.started.elapsed());
         if base.eos.contains(&token) {
             self.stop = Some(Stop::Eos);
         } else {
@@ -219,6 +247,7 @@ impl<'a> Sequence<'a> {
             self.text.push_str(&stream.finish()?);
         }
         self.tell(&options.stop, on_text);
+        self.times[1] = Some(self.started.elapsed());
         Ok(())
     }
 
@@ -241,7 +270,12 @@ impl<'a> Sequence<'a> {
     fn finish(self) -> (Generation, Vec<u32>, KvCache) {
         let tokens = self.seen[self.prompt_len..].to_vec();
         (
-            Generation { tokens, text: self.text, stop: self.stop.unwrap_or(Stop::Length) },
+            Generation {
+                tokens,
+                text: self.text,
+                stop: self.stop.unwrap_or(Stop::Length),
+                times: self.times.map(Option::unwrap_or_default),
+            },
             self.seen,
             self.cache,
         )

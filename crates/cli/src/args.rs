@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 
 use clap::{Args, Parser, Subcommand};
 use taper_base::{GenerationOptions, Sampling};
+use taper_kernels::CacheDtype;
 
 use crate::commands;
 
@@ -73,6 +74,27 @@ pub(crate) struct SamplingArgs {
     /// End an answer before this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    /// What keys and values are kept in while generating: f16 and bf16 need half the memory of f32, and round
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t = KvCacheArg::F32)]
+    pub(crate) kv_cache: KvCacheArg,
+}
+
+/// `--kv-cache`.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum KvCacheArg {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<KvCacheArg> for CacheDtype {
+    fn from(arg: KvCacheArg) -> Self {
+        match arg {
+            KvCacheArg::F32 => Self::F32,
+            KvCacheArg::F16 => Self::F16,
+            KvCacheArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl SamplingArgs {
@@ -88,6 +110,7 @@ impl SamplingArgs {
                 repetition_penalty: self.repetition_penalty,
                 seed: self.seed,
             },
+            cache_dtype: self.kv_cache.into(),
             ..GenerationOptions::default()
         }
     }

@@ -12,6 +12,7 @@
 mod activation;
 mod attention;
 mod block;
+mod cache;
 mod dropout;
 mod elementwise;
 mod error;
@@ -34,7 +35,8 @@ mod weight;
 
 pub use activation::{Activation, activate, gated};
 pub use attention::{AttentionShape, CachedSegment, attention, attention_cached};
-pub use block::{Adapted, Block, BlockPass, Projection, block};
+pub use block::{Adapted, Block, BlockPass, Projection, block, block_cached};
+pub use cache::{CacheDtype, CacheRows};
 pub use dropout::Dropout;
 pub use elementwise::{add_bias, scale_columns, swiglu};
 pub use error::Error;

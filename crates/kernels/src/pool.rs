@@ -93,6 +93,11 @@ impl<'a, T> Disjoint<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    /// Values of the slice.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// The values in `range`, which must lie inside the slice.
     ///
     /// # Safety

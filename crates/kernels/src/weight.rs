@@ -185,7 +185,7 @@ impl Weight {
         out
     }
 
-    fn matrix(&self) -> Matrix<'_> {
+    pub(crate) fn matrix(&self) -> Matrix<'_> {
         Matrix::new(self.bytes(), self.stored, self.rows, self.cols).in_order(self.order)
     }
 

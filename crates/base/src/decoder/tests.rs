@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use serde_json::json;
-use taper_kernels::Compute;
+use taper_kernels::{CacheDtype, Compute};
 
 use crate::{Batch, Checkpoint, KvCache, Network, arch};
 
@@ -92,6 +92,26 @@ fn prefill_chunks_and_decoding_give_the_logits_of_one_pass() {
                 rest = after;
             }
             assert_close(&found, &whole);
+        }
+    }
+}
+
+#[test]
+fn a_cache_of_half_the_size_stays_near() {
+    let tokens = some_tokens();
+    for name in CASES {
+        let model = decoder(name);
+        let whole = logits(&*model, &Batch::new([&tokens]), &mut []);
+        let largest = whole.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
+        // Half a unit in the last of 11 and of 8 bits, through two blocks.
+        for (dtype, tolerance) in [(CacheDtype::F16, 2e-3), (CacheDtype::Bf16, 1.6e-2)] {
+            let mut cache = model.new_cache().with_dtype(dtype);
+            let mut found = logits(&*model, &Batch::new([&tokens[..20]]), &mut [&mut cache]);
+            for token in &tokens[20..] {
+                found.extend(logits(&*model, &Batch::new([[*token]]), &mut [&mut cache]));
+            }
+            let error = found.iter().zip(&whole).fold(0f32, |error, (f, w)| error.max((f - w).abs()));
+            assert!(error > 0.0 && error <= tolerance * largest, "{name} {dtype:?}: {error} of {largest}");
         }
     }
 }

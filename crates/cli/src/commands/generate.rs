@@ -126,16 +126,28 @@ fn print_answers(texts: &[String], answers: &[Answers<'_>]) -> anyhow::Result<()
 
 fn as_json(texts: &[String], answers: &[Answers<'_>]) -> serde_json::Value {
     let answer = |i: usize, answers: &Answers<'_>| {
-        let Generation { tokens, text, stop } = &answers.generations[i];
+        let Generation { tokens, text, stop, times } = &answers.generations[i];
         let stop = match stop {
             Stop::Eos => "eos",
             Stop::String => "stop",
             Stop::Length => "length",
         };
-        json!({ "adapter": answers.name, "text": text, "tokens": tokens.len(), "stop": stop })
+        let [first, end] = times.map(|time| time.as_secs_f64());
+        json!({ "adapter": answers.name, "text": text, "tokens": tokens.len(), "stop": stop,
+            "first_token_s": first, "seconds": end })
     };
     let prompt = |(i, text): (usize, &String)| json!({ "prompt": text, "answers": answers.iter().map(|a| answer(i, a)).collect::<Vec<_>>() });
-    json!({ "prompts": texts.iter().enumerate().map(prompt).collect::<Vec<_>>() })
+    let speeds: serde_json::Map<_, _> =
+        answers.iter().map(|answers| (answers.name.to_owned(), speed(&answers.generations).into())).collect();
+    json!({ "prompts": texts.iter().enumerate().map(prompt).collect::<Vec<_>>(), "tokens_per_s": speeds })
+}
+
+/// Tokens per second of all sequences together, once each has its first: decoding without the reading of prompts.
+fn speed(generations: &[Generation]) -> Option<f64> {
+    let latest = |i: usize| generations.iter().map(|g| g.times[i].as_secs_f64()).fold(0.0, f64::max);
+    let tokens: usize = generations.iter().map(|g| g.tokens.len().saturating_sub(1)).sum();
+    let seconds = latest(1) - latest(0);
+    (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
 }
 
 fn prompts(args: &GenerateArgs) -> anyhow::Result<Vec<String>> {

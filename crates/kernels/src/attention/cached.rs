@@ -5,7 +5,8 @@ use std::ops::Range;
 use candle_core::{Device, Result, Tensor};
 
 use super::forward::Softmax;
-use super::{AttentionShape, Block, KeyValues};
+use super::{AttentionShape, Block, Head, KeyValues};
+use crate::CacheRows;
 use crate::operand::Held;
 use crate::parts;
 
@@ -19,9 +20,9 @@ pub struct CachedSegment<'a> {
     /// Query rows of the segment.
     pub len: usize,
     /// Keys `(T, K·E)` with this segment's own already appended: query `i` is position `T - len + i`.
-    pub keys: &'a [f32],
+    pub keys: &'a CacheRows,
     /// Values `(T, K·E)`.
-    pub values: &'a [f32],
+    pub values: &'a CacheRows,
 }
 
 /// Attention against caches, without gradients: prefill, chunked prefill and decoding.
@@ -33,33 +34,38 @@ pub fn attention_cached(q: &Tensor, segments: &[CachedSegment<'_>], shape: Atten
     if q.dims() != [rows, shape.query_width()] {
         candle_core::bail!("{OP}: q {:?} against {shape:?}", q.shape());
     }
-    let mut next = 0;
-    for segment in segments {
-        check(segment, &shape)?;
-        if segment.start < next || segment.start + segment.len > rows {
-            candle_core::bail!(
-                "{OP}: a segment of rows {}..{} of {rows}, after one that ends at {next}",
-                segment.start,
-                segment.start + segment.len
-            );
-        }
-        next = segment.start + segment.len;
-    }
+    check(segments, &shape, rows)?;
     let held = Held::new(OP, q)?;
-    let mut out = vec![0.0; rows * shape.query_width()];
-    parts::for_each(&mut tasks(segments, &mut out, &shape), |task| task.run(held.values(), &shape));
-    Tensor::from_vec(out, q.shape(), &Device::Cpu)
+    Tensor::from_vec(attend(held.values(), segments, &shape), q.shape(), &Device::Cpu)
 }
 
-fn check(segment: &CachedSegment<'_>, shape: &AttentionShape) -> Result<()> {
-    let width = shape.key_width();
-    let (keys, values) = (segment.keys.len(), segment.values.len());
-    if keys != values || !keys.is_multiple_of(width) || keys / width < segment.len {
-        candle_core::bail!(
-            "{OP}: a segment of {} rows at row {} against {keys} values of keys and {values} of values, {width} to a row",
-            segment.len,
-            segment.start
-        );
+/// [`attention_cached`] of values that fit.
+pub(crate) fn attend(q: &[f32], segments: &[CachedSegment<'_>], shape: &AttentionShape) -> Vec<f32> {
+    let mut out = vec![0.0; q.len()];
+    parts::for_each(&mut tasks(segments, &mut out, shape), |task| task.run(q, shape));
+    out
+}
+
+fn check(segments: &[CachedSegment<'_>], shape: &AttentionShape, rows: usize) -> Result<()> {
+    let mut next = 0;
+    for &CachedSegment { start, len, keys, values } in segments {
+        let widths = (keys.width(), values.width()) == (shape.key_width(), shape.key_width());
+        if !widths || keys.rows() != values.rows() || keys.rows() < len {
+            candle_core::bail!(
+                "{OP}: a segment of {len} rows at row {start} against {} rows of {} keys and {} rows of {} values",
+                keys.rows(),
+                keys.width(),
+                values.rows(),
+                values.width()
+            );
+        }
+        if start < next || start + len > rows {
+            candle_core::bail!(
+                "{OP}: a segment of rows {start}..{} of {rows}, after one that ends at {next}",
+                start + len
+            );
+        }
+        next = start + len;
     }
     Ok(())
 }
@@ -96,16 +102,14 @@ fn tasks<'a>(segments: &[CachedSegment<'a>], out: &'a mut [f32], shape: &Attenti
 
 impl Task<'_> {
     fn run(&mut self, q: &[f32], shape: &AttentionShape) {
-        let past = self.segment.keys.len() / shape.key_width() - self.segment.len;
+        let past = self.segment.keys.rows() - self.segment.len;
         let block = Block { first: past + self.rows.start, rows: self.rows.len() };
         let start = (self.segment.start + self.rows.start) * shape.query_width();
         let q = &q[start..][..self.rows.len() * shape.query_width()];
         let mut softmax = Softmax::new(*shape, self.rows.len());
         for head in self.kv_heads.clone() {
-            let kv = KeyValues {
-                keys: shape.head(self.segment.keys, head),
-                values: shape.head(self.segment.values, head),
-            };
+            let rows = |rows| Head::Cached(rows, head * shape.head_dim, shape.head_dim);
+            let kv = KeyValues { keys: rows(self.segment.keys), values: rows(self.segment.values) };
             softmax.run(block, shape.group_of(q, head), kv);
             if self.kv_heads.len() == shape.kv_heads {
                 softmax.write(self.out, head);

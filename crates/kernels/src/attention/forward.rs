@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{AttentionShape, Block, KeyValues, Rows};
+use super::{AttentionShape, Block, Head, KeyValues, Rows};
 use crate::product::dense::{Dims, Write, nn, nt};
 use crate::{parts, pool, vector};
 
@@ -71,7 +71,7 @@ impl Task<'_> {
             let first = kv_head * k.len() / shape.kv_heads;
             let rows =
                 |data| Rows::side_by_side(slice_rows(data, &self.segment, shape.head_dim), shape.head_dim);
-            let kv = KeyValues { keys: rows(&k[first..]), values: rows(&v[first..]) };
+            let kv = KeyValues { keys: Head::Rows(rows(&k[first..])), values: Head::Rows(rows(&v[first..])) };
             softmax.run(self.block, shape.group_of(q, kv_head), kv);
             softmax.write(self.out, kv_head);
             softmax.write_log_sums(self.log_sums, kv_head);

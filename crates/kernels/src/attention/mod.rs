@@ -14,8 +14,10 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
+pub(crate) use cached::attend;
 pub use cached::{CachedSegment, attention_cached};
 
+use crate::CacheRows;
 use crate::operand::{Held, gradient, output, values};
 
 const OP: &str = "attention";
@@ -140,11 +142,35 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Where the keys or values of one head are.
+#[derive(Clone, Copy)]
+enum Head<'a> {
+    Rows(Rows<'a>),
+    /// In some columns of a cache.
+    Cached(&'a CacheRows, usize, usize),
+}
+
+impl<'a> Head<'a> {
+    /// [`Rows::slice`].
+    fn slice<'b>(self, range: Range<usize>, buffer: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::Rows(rows) => rows.slice(range, buffer),
+            Self::Cached(rows, first, width) => {
+                rows.gather(range, first..first + width, buffer);
+                buffer
+            }
+        }
+    }
+}
+
 /// Keys and values of one head.
 #[derive(Clone, Copy)]
 struct KeyValues<'a> {
-    keys: Rows<'a>,
-    values: Rows<'a>,
+    keys: Head<'a>,
+    values: Head<'a>,
 }
 
 /// Consecutive query rows of a segment.

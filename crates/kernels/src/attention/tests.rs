@@ -7,6 +7,7 @@ use candle_core::{D, Device, Tensor, Var};
 
 use super::{AttentionShape, CachedSegment, attention, attention_cached};
 use crate::testing::{VALUE_TOLERANCE, assert_close, check, constant, flat, tensor, var};
+use crate::{CacheDtype, CacheRows};
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionShape {
     AttentionShape { heads, kv_heads, head_dim, scale: 1.3, window }
@@ -158,17 +159,23 @@ fn a_cache_gives_what_the_whole_segment_gives() {
         let (q, k, v) = (tensor(1, &[90, 48]), tensor(2, &[90, 24]), tensor(3, &[90, 24]));
         let whole = attention(&q, &k, &v, &segments(&[80, 10]), shape).unwrap().to_vec2::<f32>().unwrap();
         let (k, v) = (flat(&k), flat(&v));
-        let cache = |rows: Range<usize>, start, len| CachedSegment {
-            start,
-            len,
-            keys: &k[rows.start * 24..rows.end * 24],
-            values: &v[rows.start * 24..rows.end * 24],
+        let cache = |rows: Range<usize>| {
+            [&k, &v].map(|x| {
+                let mut cache = CacheRows::new(24, CacheDtype::F32);
+                cache.append(&x[rows.start * 24..rows.end * 24]);
+                cache
+            })
         };
         // A chunk of the first sequence, one token of it, and the last 3 of the second, with a row of nobody between.
         let rows: Vec<u32> = (20..75).chain([75, 0, 87, 88, 89]).collect();
         let count = rows.len();
         let q = q.index_select(&Tensor::from_vec(rows, count, &Device::Cpu).unwrap(), 0).unwrap();
-        let cached = [cache(0..75, 0, 55), cache(0..76, 55, 1), cache(80..90, 57, 3)];
+        let caches = [cache(0..75), cache(0..76), cache(80..90)];
+        let segment = |i: usize, start, len| {
+            let [keys, values] = &caches[i];
+            CachedSegment { start, len, keys, values }
+        };
+        let cached = [segment(0, 0, 55), segment(1, 55, 1), segment(2, 57, 3)];
         let y = attention_cached(&q, &cached, shape).unwrap().to_vec2::<f32>().unwrap();
         for (row, expected) in (20..75).chain([75]).enumerate().chain([(57, 87), (58, 88), (59, 89)]) {
             let expected: Vec<f64> = whole[expected].iter().copied().map(f64::from).collect();
@@ -195,7 +202,8 @@ fn wrong_segments_and_shapes_are_refused() {
     ] {
         assert!(run(&[0..2, 2..5], wrong).is_err(), "{wrong:?}");
     }
-    let keys = [0.0; 8];
+    let mut keys = CacheRows::new(4, CacheDtype::F32);
+    keys.append(&[0.0; 8]);
     let cached =
         |start, len| attention_cached(&q, &[CachedSegment { start, len, keys: &keys, values: &keys }], shape);
     assert!(cached(3, 2).is_ok());

@@ -13,6 +13,7 @@
 //! fine-grained operations are the reference that this one is tested against.
 
 mod backward;
+mod cached;
 mod forward;
 mod gains;
 mod terms;
@@ -27,6 +28,7 @@ use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use crate::attention::check_segments;
 use crate::operand::{Held, output, values};
 use crate::{AttentionShape, LowRank, RopeTable, Weight};
+pub use cached::block_cached;
 use terms::Slot;
 
 const OP: &str = "block";

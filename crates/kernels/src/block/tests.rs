@@ -4,7 +4,8 @@ use candle_core::Var;
 
 use super::*;
 use crate::testing::{WeightedSum, assert_close, flat, tensor, values};
-use crate::{Compute, Dropout, add_bias, attention, linear, rms_norm, rope, scale_columns, swiglu};
+use crate::{CacheDtype, CacheRows, Compute, Dropout, add_bias, attention, linear, rms_norm, rope};
+use crate::{scale_columns, swiglu};
 
 const HIDDEN: usize = 24;
 const INNER: usize = 40;
@@ -253,4 +254,51 @@ fn what_does_not_fit_is_refused() {
     assert!(refused(Block { gains, ..(*good).clone() }, HIDDEN, LENGTHS).contains("gains"));
     let head_gains = Some([values(1, 8), values(1, 7)]);
     assert!(refused(Block { head_gains, ..(*good).clone() }, HIDDEN, LENGTHS).contains("gains"));
+}
+
+/// Two sequences of 40 and 7 tokens in several passes: rows of the first and of the second in each.
+const PASSES: [[Range<usize>; 2]; 4] =
+    [[0..34, 40..40], [34..35, 40..43], [35..36, 43..44], [36..40, 44..47]];
+
+fn in_passes(x: &Tensor, block: &Block, whole: &BlockPass, adapted: &[Option<Adapted<'_>>; 7]) -> Vec<f32> {
+    let mut caches = [(); 4].map(|()| CacheRows::new(block.shape.key_width(), CacheDtype::F32));
+    let [ak, av, bk, bv] = &mut caches;
+    let mut found = vec![0.0; x.elem_count()];
+    for [a, b] in PASSES {
+        let rows: Vec<usize> = a.clone().chain(b).collect();
+        let pick = |values: &[f32], width: usize| -> Vec<f32> {
+            rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]).copied().collect()
+        };
+        let RopeTable { cos, sin, half } = &*whole.rope;
+        let rope = Arc::new(RopeTable { cos: pick(cos, *half), sin: pick(sin, *half), half: *half });
+        let segments = [0..a.len(), a.len()..rows.len()].into();
+        let part = BlockPass { segments, rope, recompute: false };
+        let x = Tensor::from_vec(pick(&flat(x), HIDDEN), (rows.len(), HIDDEN), &Device::Cpu).unwrap();
+        let mut pairs = [(&mut *ak, &mut *av), (&mut *bk, &mut *bv)];
+        let y = flat(&block_cached(&x, block, &part, adapted, &mut pairs).unwrap());
+        for (row, y) in rows.iter().zip(y.chunks_exact(HIDDEN)) {
+            found[row * HIDDEN..(row + 1) * HIDDEN].copy_from_slice(y);
+        }
+    }
+    found
+}
+
+#[test]
+fn caches_give_what_one_pass_gives() {
+    for (case, tolerance) in [
+        (Case { adapted: 0x55, biases: true, ..PLAIN }, 1e-5),
+        (Case { head_norms: true, window: Some(4), ..PLAIN }, 1e-5),
+        (Case { rotates: false, adapted: 0, ..PLAIN }, 1e-5),
+        (Case { biases: true, gained: 0x7f, ..PLAIN }, 1e-5),
+        // Where sums of another order fall on the other side of a rounding to bf16.
+        (Case { compute: Compute::Bf16, ..PLAIN }, 1e-2),
+    ] {
+        run(case, &[40, 7], |x, block, adapted| {
+            let pass = pass(&[40, 7], false);
+            let whole = super::block(x, &Arc::new(block.clone()), &pass, adapted)?;
+            let expected: Vec<f64> = flat(&whole).into_iter().map(f64::from).collect();
+            assert_close("y", &in_passes(x, block, &pass, adapted), &expected, tolerance);
+            Ok(whole)
+        });
+    }
 }

@@ -13,6 +13,7 @@
 mod avx512;
 pub(crate) mod dense;
 mod portable;
+pub(crate) mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -67,8 +68,8 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn dense(values: &'a [f32], rows: usize, cols: usize) -> Self {
+    /// `values`, row-major.
+    pub(crate) fn dense(values: &'a [f32], rows: usize, cols: usize) -> Self {
         Self::new(bytemuck::cast_slice(values), Stored::F32, rows, cols)
     }
 }

@@ -5,6 +5,7 @@
 use half::bf16;
 
 use super::dense::{Dims, Write};
+use super::targets::{Rest, Target};
 use super::*;
 use crate::pool;
 
@@ -296,4 +297,58 @@ fn rounding_is_that_of_half() {
     let mut nan = [f32::from_bits(0x7f80_0001)];
     portable::to_bf16(&mut nan);
     assert!(nan[0].is_nan());
+}
+
+#[test]
+fn targets_are_finished_products() {
+    let (k, rank) = (577, 5);
+    for kernels in all_kernels() {
+        for (m, compute) in [1, 3, 8, 33].into_iter().flat_map(|m| [(m, Compute::F32), (m, Compute::Bf16)]) {
+            let x = values(m * k, 5);
+            let mut expected = Vec::new();
+            let parts: Vec<_> = [(700, Stored::Bf16), (3, Stored::F32)]
+                .map(|(n, kind)| {
+                    let (bytes, exact) = stored(&values(n * k, 3), kind);
+                    let sums = reference(
+                        &round(&x, compute),
+                        &round(&exact, compute),
+                        (m, k, n),
+                        Direction::Forward,
+                    );
+                    let more = [m * rank, n * rank, n, n, m * n].map(|len| values(len, len as u64));
+                    let [u, b, gain, bias, onto] = &more;
+                    let low = reference(u, b, (m, rank, n), Direction::Forward);
+                    expected.push(
+                        (0..m * n)
+                            .map(|at| {
+                                let value = (sums[at].0 + low[at].0) * f64::from(gain[at % n]);
+                                (
+                                    value + f64::from(bias[at % n]) + f64::from(onto[at]),
+                                    2.0 + sums[at].1 + low[at].1,
+                                )
+                            })
+                            .collect::<Vec<_>>(),
+                    );
+                    (bytes, kind, n, more)
+                })
+                .into();
+            let mut ys: Vec<_> = parts.iter().map(|(_, _, n, _)| vec![f32::NAN; m * n]).collect();
+            let mut targets: Vec<_> = parts
+                .iter()
+                .zip(&mut ys)
+                .map(|((bytes, kind, n, [u, b, gain, bias, onto]), y)| Target {
+                    w: Matrix::new(&bytes[1..], *kind, *n, k),
+                    rest: Rest { term: Some((u, b)), gain: Some(gain), bias: Some(bias), onto: Some(onto) },
+                    y,
+                })
+                .collect();
+            kernels.prepare(compute, &x, k).targets(&mut targets);
+            for (y, expected) in ys.iter().zip(&expected) {
+                for (y, (value, scale)) in y.iter().zip(expected) {
+                    let error = (f64::from(*y) - value).abs();
+                    assert!(error <= TOLERANCE * scale, "{kernels:?} {m} {compute:?}: {y} for {value}");
+                }
+            }
+        }
+    }
 }

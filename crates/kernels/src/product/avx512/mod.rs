@@ -30,9 +30,11 @@ mod rows;
 use std::arch::x86_64::*;
 
 pub(super) use left::{Left, transpose};
+pub(super) use rows::few_rows;
 
 use super::{Direction, Matrix, Right};
 use crate::RowOrder;
+use crate::pool::Disjoint;
 
 /// `C = A · B`, or `C += A · B` where `add`.
 ///
@@ -41,14 +43,18 @@ use crate::RowOrder;
 pub(super) unsafe fn product(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add: bool) {
     // SAFETY: the caller's.
     unsafe {
-        // A dot product ends in a sum across lanes, which is not worth it for a short contraction.
-        let few = a.m <= rows::FEW && a.k >= 16 * a.m.min(16);
-        if right.direction == Direction::Forward && few {
-            rows::few_rows(a, &right.w, c, add);
+        if right.direction == Direction::Forward && are_few(a) {
+            few_rows(a, (&[right.w], &[Disjoint::new(c)]), add, &|_, _| ());
         } else {
             blocked::blocked(a, right, c, add);
         }
     }
+}
+
+/// Whether [`few_rows`] is the faster way: a dot product ends in a sum across lanes, which is not worth it for a short
+/// contraction.
+pub(super) fn are_few(a: &Left<'_>) -> bool {
+    a.m <= rows::FEW && a.k >= 16 * a.m.min(16)
 }
 
 /// A cache line of words.

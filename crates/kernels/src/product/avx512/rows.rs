@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 use std::array::from_fn;
+use std::ops::Range;
 
 use super::{BF16, F16, F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0};
 use super::{Left, Line, Region, by_stored, load_bf16, load16, mask16, quantised, step};
@@ -18,28 +19,35 @@ const RUN: usize = 32;
 /// Bytes of W to a task: they stay in the L2 cache.
 const TASK: usize = 128 * 1024;
 
-/// `y (m, w.rows) = x (m, w.cols) · Wᵀ`, or added to y.
+/// `y (m, w.rows) = x (m, w.cols) · Wᵀ`, or added to y, for each of some `ws` and their `ys`: all in one job. After some
+/// columns of result `i` are there, `finish(i, columns)` has them to itself.
 ///
 /// # Safety
 /// AVX-512 F, BW, VL, and BF16 if x is of pairs.
-pub(super) unsafe fn few_rows(x: &Left<'_>, w: &Matrix<'_>, y: &mut [f32], add: bool) {
-    assert!(x.k == w.cols && y.len() == x.m * w.rows);
-    let together = if x.pairs { 8 } else { 4 };
-    let groups: Vec<Group> = (0..x.m)
-        .step_by(together)
-        .map(|first| Group::new(x, (first, together.min(x.m - first)), w.stored))
-        .collect();
-    let per_task = (TASK / w.stride()).next_multiple_of(12).max(12);
-    let y = Disjoint::new(y);
-    pool::for_each(w.rows.div_ceil(per_task), |task| {
-        let first = task * per_task;
-        let shape = (per_task.min(w.rows - first), w.cols);
-        let part = Region::new(w, (first, 0), shape);
-        for group in &groups {
-            let part = Part { w: part, group, y: &y, ldy: w.rows, column: first, add };
+pub(in crate::product) unsafe fn few_rows(
+    x: &Left<'_>,
+    (ws, ys): (&[Matrix<'_>], &[Disjoint<'_, f32>]),
+    add: bool,
+    finish: &(dyn Fn(usize, Range<usize>) + Sync),
+) {
+    let mut tasks = Vec::new();
+    let mut groups = Vec::with_capacity(ws.len());
+    for (i, w) in ws.iter().enumerate() {
+        assert!(x.k == w.cols && ys[i].len() == x.m * w.rows);
+        let per_task = (TASK / w.stride()).next_multiple_of(12).max(12);
+        tasks.extend((0..w.rows).step_by(per_task).map(|first| (i, first..w.rows.min(first + per_task))));
+        groups.push(Group::all(x, w.stored));
+    }
+    pool::for_each(tasks.len(), |task| {
+        let (i, rows) = &tasks[task];
+        let (w, y) = (&ws[*i], &ys[*i]);
+        let part = Region::new(w, (rows.start, 0), (rows.len(), w.cols));
+        for group in &groups[*i] {
+            let part = Part { w: part, group, y, ldy: w.rows, column: rows.start, add };
             // SAFETY: the caller's; these columns of y belong to this task.
             unsafe { (group.dots)(&part) }
         }
+        finish(*i, rows.clone());
     });
 }
 
@@ -53,6 +61,13 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// All rows of x.
+    fn all(x: &Left<'_>, stored: Stored) -> Vec<Self> {
+        let together = if x.pairs { 8 } else { 4 };
+        let firsts = (0..x.m).step_by(together);
+        firsts.map(|first| Self::new(x, (first, together.min(x.m - first)), stored)).collect()
+    }
+
     fn new(x: &Left<'_>, rows: (usize, usize), stored: Stored) -> Self {
         let lines = if x.pairs { 1 } else { 2 };
         let m = rows.1.next_power_of_two();

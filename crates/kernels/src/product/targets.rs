@@ -1,0 +1,125 @@
+//! Several products of the same rows, each with what is added to it: what the layers that share an input make of it.
+
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
+
+use super::dense::{Dims, Write, nt};
+use super::{Direction, Left, Matrix, Prepared, Right};
+#[cfg(target_arch = "x86_64")]
+use super::{Kernels, avx512};
+use crate::parts;
+use crate::pool::Disjoint;
+
+/// `y = gain ⊙ (x Wᵀ + u Bᵀ) + bias + onto` of some rows of x.
+pub(crate) struct Target<'a> {
+    /// `W` `(n, k)`.
+    pub(crate) w: Matrix<'a>,
+    pub(crate) rest: Rest<'a>,
+    /// `(m, n)`; what it held is not read.
+    pub(crate) y: &'a mut [f32],
+}
+
+/// What is not the product with `W`.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Rest<'a> {
+    /// `u` `(m, R)` and `B` `(n, R)`.
+    pub(crate) term: Option<(&'a [f32], &'a [f32])>,
+    /// `(n,)`.
+    pub(crate) gain: Option<&'a [f32]>,
+    /// `(n,)`.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `(m, n)`.
+    pub(crate) onto: Option<&'a [f32]>,
+}
+
+impl Prepared<'_> {
+    /// Makes every target's `y`. With few rows, all in one job, each part of a result finished where it was made.
+    pub(crate) fn targets(&self, targets: &mut [Target<'_>]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.few_rows(targets) {
+            return;
+        }
+        for Target { w, rest, y } in targets {
+            self.product(Right::new(*w, Direction::Forward), y, false);
+            if let Some((u, b)) = rest.term {
+                let dims = Dims { m: self.m, n: w.rows, k: u.len() / self.m.max(1) };
+                nt(y, u, b, dims, Write::Add(1.0));
+            }
+            let rest = Rest { term: None, ..*rest };
+            let (n, step) = (w.rows, parts::rows_per_task(w.rows));
+            let y = Disjoint::new(y);
+            crate::pool::for_each(self.m.div_ceil(step), |i| {
+                rest.finish(&y, (i * step..self.m.min((i + 1) * step), 0..n), n);
+            });
+        }
+    }
+
+    /// Whether the rows were few enough.
+    #[cfg(target_arch = "x86_64")]
+    fn few_rows(&self, targets: &mut [Target<'_>]) -> bool {
+        let rounds = |target: &Target<'_>| target.w.stored != crate::Stored::Bf16;
+        let exact;
+        let x = match &self.left {
+            Left::Pairs(pairs) => pairs,
+            Left::Rounded(_) if targets.iter().any(rounds) => return false,
+            Left::Exact(_) | Left::Rounded(_) if self.kernels == Kernels::Portable || self.m == 0 => {
+                return false;
+            }
+            Left::Exact(values) => {
+                exact = avx512::Left::exact(values, self.m, self.k);
+                &exact
+            }
+            Left::Rounded(values) => {
+                exact = avx512::Left::exact(values, self.m, self.k);
+                &exact
+            }
+        };
+        if !avx512::are_few(x) {
+            return false;
+        }
+        let ws: Vec<Matrix<'_>> = targets.iter().map(|target| target.w).collect();
+        let rests: Vec<Rest<'_>> = targets.iter().map(|target| target.rest).collect();
+        let ys: Vec<_> = targets.iter_mut().map(|target| Disjoint::new(target.y)).collect();
+        let finish =
+            |i: usize, columns: Range<usize>| rests[i].finish(&ys[i], (0..self.m, columns), ws[i].rows);
+        // SAFETY: `left` and `kernels` say that the instructions exist.
+        unsafe { avx512::few_rows(x, (&ws, &ys), false, &finish) };
+        true
+    }
+}
+
+type Part = (std::ops::Range<usize>, std::ops::Range<usize>);
+
+impl Rest<'_> {
+    /// Finishes the rows and columns of `y` `(m, n)` in `part`, which are the caller's alone.
+    fn finish(&self, y: &Disjoint<'_, f32>, (rows, columns): Part, n: usize) {
+        let low = self.low_rank(&rows, &columns);
+        for (i, row) in rows.enumerate() {
+            let at = row * n + columns.start..row * n + columns.end;
+            // SAFETY: the caller's alone.
+            let y = unsafe { y.get(at.clone()) };
+            let count = columns.len();
+            add(y, low.get(i * count..(i + 1) * count));
+            if let Some(gain) = self.gain {
+                y.iter_mut().zip(&gain[columns.clone()]).for_each(|(y, gain)| *y *= gain);
+            }
+            add(y, self.bias.map(|bias| &bias[columns.clone()]));
+            add(y, self.onto.map(|onto| &onto[at]));
+        }
+    }
+
+    /// `u Bᵀ` of some rows and columns, or nothing.
+    fn low_rank(&self, rows: &std::ops::Range<usize>, columns: &std::ops::Range<usize>) -> Vec<f32> {
+        let Some((u, b)) = self.term else { return Vec::new() };
+        let dims = Dims { m: rows.len(), n: columns.len(), k: u.len() / rows.len().max(1) };
+        let mut low = vec![0.0; dims.m * dims.n];
+        nt(&mut low, u, &b[columns.start * dims.k..columns.end * dims.k], dims, Write::Set(1.0));
+        low
+    }
+}
+
+fn add(y: &mut [f32], more: Option<&[f32]>) {
+    if let Some(more) = more {
+        y.iter_mut().zip(more).for_each(|(y, more)| *y += more);
+    }
+}
