@@ -1,4 +1,4 @@
-//! Every Llama-type oracle case: logits, loss, every gradient, the losses of six AdamW steps and the merged tensors that
+//! Every decoder's oracle case: logits, loss, every gradient, the losses of six AdamW steps and the merged tensors that
 //! PyTorch 2.15 + PEFT 0.21.2 compute. `oracle/make_oracle.py` made the fixtures.
 
 use std::collections::BTreeMap;
@@ -191,6 +191,15 @@ macro_rules! oracle {
 }
 
 oracle! {
+    gemma2: "gemma2";
+    gemma3: "gemma3";
+    gpt2: "gpt2";
+    gpt2_all_linear: "gpt2-all-linear";
+    gpt2_bias: "gpt2-bias";
+    gpt2_dora: "gpt2-dora";
+    gpt2_modules_to_save: "gpt2-modules-to-save";
+    gpt_neox: "gpt-neox";
+    gpt_neox_serial: "gpt-neox-serial";
     llama: "llama";
     llama_all_linear: "llama-all-linear";
     llama_bias_lora_only: "llama-bias-lora-only";
@@ -206,6 +215,8 @@ oracle! {
     llama_rope_scaled: "llama-rope-scaled";
     llama_rslora: "llama-rslora";
     mistral: "mistral";
+    phi3: "phi3";
+    phi3_longrope: "phi3-longrope";
     qwen2: "qwen2";
     qwen3: "qwen3";
     smollm3: "smollm3";

@@ -158,19 +158,37 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The name under which the parameter `name` of a causal language model is stored: its own, or without `model.` in a
-    /// bare model's files; with a tied head, the embedding and the head are each other's other name.
+    /// The name under which the parameter `name` of a causal language model is stored: its own, or without the body's name
+    /// (`model.`, `transformer.`) in a bare model's files; with a tied head, the embedding and the head are each other's
+    /// other name.
     pub fn stored_name(&self, name: &str, tied: bool) -> Option<&str> {
-        const TIED: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
-        let bare = |name: &str| name.strip_prefix("model.").and_then(|bare| self.tensors.get_key_value(bare));
-        let find = |name: &str| self.tensors.get_key_value(name).or_else(|| bare(name));
-        let other = TIED.iter().position(|other| *other == name && tied).map(|i| TIED[1 - i]);
+        const EMBEDDINGS: [&str; 4] = [
+            "model.embed_tokens.weight",
+            "model.language_model.embed_tokens.weight",
+            "transformer.wte.weight",
+            "gpt_neox.embed_in.weight",
+        ];
+        const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+        let any = |names: &[&str]| names.iter().find_map(|name| self.find(name));
         // The head of a tied model is the embedding even where a file holds a stale copy of it.
-        let found = match other {
-            Some(embedding @ "model.embed_tokens.weight") => find(embedding).or_else(|| find(name)),
-            _ => find(name).or_else(|| other.and_then(find)),
-        };
-        found.map(|(name, _)| name.as_str())
+        if tied && HEADS.contains(&name) {
+            return any(&EMBEDDINGS).or_else(|| self.find(name));
+        }
+        self.find(name).or_else(|| if tied && EMBEDDINGS.contains(&name) { any(&HEADS) } else { None })
+    }
+
+    /// The name in the files of `name`: its own, or one that other versions of its model give it.
+    fn find(&self, name: &str) -> Option<&str> {
+        const OTHERS: [(&str, &str); 5] = [
+            ("model.language_model.", "language_model.model."),
+            ("lm_head.", "language_model.lm_head."),
+            ("model.", ""),
+            ("transformer.", ""),
+            ("gpt_neox.", ""),
+        ];
+        let get = |name: &str| self.tensors.get_key_value(name).map(|(name, _)| name.as_str());
+        let other = |(now, then): &(&str, &str)| get(&format!("{then}{}", name.strip_prefix(now)?));
+        get(name).or_else(|| OTHERS.iter().find_map(other))
     }
 
     /// Where the tensor `name` lies.

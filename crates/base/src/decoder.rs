@@ -2,14 +2,14 @@
 
 mod load;
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
-use taper_kernels::{Adapted, AttentionShape, BlockPass, CachedSegment, RopeTable};
+use candle_core::{Result, Tensor};
+use taper_kernels::{Activation, Adapted, AttentionShape, BlockPass, Columns, RopeTable, columns};
 
+use crate::pass::{Pass, with_caches};
 use crate::rope::Rope;
-use crate::{Adapter, Batch, Effect, Embedding, KvCache, Linear, Module, Network, RmsNorm, Sizes};
+use crate::{Adapter, Batch, Effect, Embedding, Head, KvCache, Linear, Module, Network, RmsNorm, Sizes};
 
 /// The facts by which Llama-type models differ, in the terms of config.json.
 #[derive(Clone, Debug)]
@@ -17,8 +17,14 @@ use crate::{Adapter, Batch, Effect, Embedding, KvCache, Linear, Module, Network,
 pub(crate) struct DecoderConfig {
     /// Its sizes.
     pub(crate) sizes: Sizes,
+    /// Path of the module that holds the blocks.
+    pub(crate) body: &'static str,
     /// Added to the mean square in every norm.
     pub(crate) rms_norm_eps: f64,
+    /// Added to the gain of every norm.
+    pub(crate) norm_offset: f64,
+    /// Whether what a block's attention and feed-forward layer give is normalised too, before it is added.
+    pub(crate) post_norms: bool,
     /// Whether q, k and v have biases.
     pub(crate) qkv_bias: bool,
     /// Whether the output projection of attention has one.
@@ -27,16 +33,38 @@ pub(crate) struct DecoderConfig {
     pub(crate) mlp_bias: bool,
     /// Whether each q and k head is normalised before it is rotated.
     pub(crate) qk_norm: bool,
+    /// How q, k, v and gate, up are stored.
+    pub(crate) projections: Projections,
+    /// Of the feed-forward layers' gates.
+    pub(crate) activation: Activation,
+    /// Factor on the token vectors.
+    pub(crate) embed_scale: Option<f64>,
+    /// Factor on the attention scores.
+    pub(crate) attention_scale: f32,
+    /// Soft cap on the attention scores.
+    pub(crate) attention_cap: Option<f32>,
+    /// Soft cap on the logits.
+    pub(crate) logit_cap: Option<f32>,
     /// What differs from block to block.
     pub(crate) layers: Vec<LayerFacts>,
-    pub(crate) rope: Rope,
+    /// The ways in which blocks rotate.
+    pub(crate) ropes: Vec<Rope>,
+}
+
+/// How the projections of one input are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Projections {
+    /// Each as a layer of its own.
+    Apart,
+    /// As one: `qkv_proj`, `gate_up_proj`.
+    Fused,
 }
 
 /// Facts of one block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LayerFacts {
-    /// Whether q and k are rotated.
-    pub(crate) rope: bool,
+    /// Which of the ropes rotates q and k, if any.
+    pub(crate) rope: Option<usize>,
     /// Keys that a query sees, itself included; all when none.
     pub(crate) window: Option<usize>,
 }
@@ -48,45 +76,52 @@ pub(crate) struct Decoder {
     embed_tokens: Embedding,
     blocks: Vec<Block>,
     norm: RmsNorm,
-    lm_head: Linear,
+    head: Head,
 }
 
 #[derive(Debug)]
 struct Block {
-    input_layernorm: RmsNorm,
+    attention_norm: RmsNorm,
     attention: Attention,
-    post_attention_layernorm: RmsNorm,
+    mlp_norm: RmsNorm,
     mlp: Mlp,
-    /// The same parts, for one operation.
-    fused: Arc<taper_kernels::Block>,
+    /// Norms of what attention and the feed-forward layer give.
+    post_norms: Option<[RmsNorm; 2]>,
+    /// The same parts, for one operation, where there is one for such a block.
+    fused: Option<Arc<taper_kernels::Block>>,
 }
 
 #[derive(Debug)]
 struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    qkv: Qkv,
     o_proj: Linear,
     /// Norms of q and k heads.
     qk_norm: Option<(RmsNorm, RmsNorm)>,
     shape: AttentionShape,
-    rope: bool,
+    rope: Option<usize>,
 }
 
 #[derive(Debug)]
-#[expect(clippy::struct_field_names, reason = "the checkpoint's names")]
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
+enum Qkv {
+    /// q, k, v.
+    Apart([Linear; 3]),
+    /// `(H·E + 2·K·E, D)`.
+    Fused(Linear),
 }
 
-/// What one forward pass shares between its blocks.
-struct Pass<'a, 'c> {
-    segments: Arc<[Range<usize>]>,
-    rope: Arc<RopeTable>,
-    caches: &'a mut [&'c mut KvCache],
-    adapter: &'a dyn Adapter,
+#[derive(Debug)]
+struct Mlp {
+    gate_up: GateUp,
+    down_proj: Linear,
+    activation: Activation,
+}
+
+#[derive(Debug)]
+enum GateUp {
+    /// gate, up.
+    Apart([Linear; 2]),
+    /// `(2·F, D)`.
+    Fused(Linear),
 }
 
 impl Network for Decoder {
@@ -95,26 +130,13 @@ impl Network for Decoder {
     }
 
     fn hidden(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor> {
-        if !caches.is_empty() && caches.len() != batch.segments().len() {
-            candle_core::bail!("{} caches for {} sequences", caches.len(), batch.segments().len());
-        }
-        for (cache, rows) in caches.iter_mut().zip(batch.segments()) {
-            cache.turn(self.config.rope.turning(cache.len() + rows.len()));
-        }
-        let hidden = if caches.iter().any(|cache| !cache.unread().is_empty()) {
-            let (longer, asked) = with_unread(batch, caches);
-            self.run(&longer, caches, adapter)?.index_select(&Tensor::new(asked, &Device::Cpu)?, 0)?
-        } else {
-            self.run(batch, caches, adapter)?
-        };
-        for (cache, rows) in caches.iter_mut().zip(batch.segments()) {
-            cache.advance(&batch.tokens()[rows.clone()]);
-        }
-        Ok(hidden)
+        // Only one of a model's ropes, if any, depends on the length.
+        let turning = |len: usize| self.config.ropes.iter().map(|rope| rope.turning(len)).max().unwrap_or(0);
+        with_caches(batch, caches, turning, |batch, caches| self.run(batch, caches, adapter))
     }
 
-    fn head(&self) -> &Linear {
-        &self.lm_head
+    fn head(&self) -> &Head {
+        &self.head
     }
 
     fn embedding(&self) -> &Embedding {
@@ -130,15 +152,16 @@ impl Network for Decoder {
     fn modules(&self) -> Vec<Module<'_>> {
         let mut modules = vec![Module::Embedding(&self.embed_tokens)];
         for block in &self.blocks {
-            let Attention { q_proj, k_proj, v_proj, o_proj, qk_norm, .. } = &block.attention;
-            let Mlp { gate_proj, up_proj, down_proj } = &block.mlp;
-            modules.extend([q_proj, k_proj, v_proj, o_proj].map(Module::Linear));
+            let Attention { qkv, o_proj, qk_norm, .. } = &block.attention;
+            modules.extend(qkv.layers().iter().chain([o_proj]).map(Module::Linear));
             modules.extend(qk_norm.iter().flat_map(|(q, k)| [q, k]).map(Module::Norm));
-            modules.extend([gate_proj, up_proj, down_proj].map(Module::Linear));
-            modules.extend([&block.input_layernorm, &block.post_attention_layernorm].map(Module::Norm));
+            let Mlp { gate_up, down_proj, .. } = &block.mlp;
+            modules.extend(gate_up.layers().iter().chain([down_proj]).map(Module::Linear));
+            modules.extend([&block.attention_norm, &block.mlp_norm].map(Module::Norm));
+            modules.extend(block.post_norms.iter().flatten().map(Module::Norm));
         }
         modules.push(Module::Norm(&self.norm));
-        modules.push(Module::Linear(&self.lm_head));
+        modules.push(Module::Linear(&self.head.linear));
         modules
     }
 
@@ -147,69 +170,75 @@ impl Network for Decoder {
     /// - `2 (D + Q + K + F)` as one operation (`taper-kernels`, `block`);
     /// - `6 D + 3 Q + 3 K + 3 F` operation by operation: two norms, two projections back to D, two sums; q before and after
     ///   its rotation, and what was attended; k likewise, and v; gate, up, and their product; and Q + K more where heads are
-    ///   normalised.
+    ///   normalised, 2 D where what is added is, Q + 2 K + 2 F where projections are fused.
     fn kept_per_token(&self, whole_blocks: bool) -> usize {
-        let sizes = &self.config.sizes;
+        let (config, sizes) = (&self.config, &self.config.sizes);
         let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
         let heads = sizes.query_width() + sizes.key_width();
-        let block = if whole_blocks {
-            2 * (hidden + heads + inner)
-        } else {
-            6 * hidden + 3 * (heads + inner) + if self.config.qk_norm { heads } else { 0 }
+        let if_so = |fact: bool, values: usize| if fact { values } else { 0 };
+        let block = |block: &Block| {
+            if whole_blocks && block.fused.is_some() {
+                return 2 * (hidden + heads + inner);
+            }
+            6 * hidden
+                + 3 * (heads + inner)
+                + if_so(config.qk_norm, heads)
+                + if_so(config.post_norms, 2 * hidden)
+                + if_so(config.projections == Projections::Fused, heads + sizes.key_width() + 2 * inner)
         };
-        sizes.num_hidden_layers * block
+        self.blocks.iter().map(block).sum()
     }
 }
 
 impl Decoder {
     /// [`hidden`](Network::hidden) of a batch that begins where the caches' keys end.
     fn run(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor> {
-        let start = |i: usize| caches.get(i).map_or(0, |cache| cache.start());
-        let positions: Vec<Range<usize>> =
-            batch.segments().iter().enumerate().map(|(i, rows)| start(i)..start(i) + rows.len()).collect();
-        let rope = Arc::new(self.config.rope.table(&positions));
+        let mut pass = Pass { segments: batch.segments().into(), caches, adapter };
+        let positions = pass.positions();
+        let ropes: Vec<_> = self.config.ropes.iter().map(|rope| Arc::new(rope.table(&positions))).collect();
         let mut x = self.embed_tokens.forward(batch.tokens(), adapter)?;
-        let mut pass = Pass { segments: batch.segments().into(), rope, caches, adapter };
+        if let Some(scale) = self.config.embed_scale {
+            x = (x * scale)?;
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(layer, &x, &mut pass)?;
+            let rope = block.attention.rope.map(|i| &ropes[i]);
+            x = block.forward(layer, &x, rope, &mut pass)?;
         }
         self.norm.forward(&x, adapter)
     }
 }
 
-/// `batch` with each cache's unread tokens before its segment, and the rows of `batch` in that.
-fn with_unread(batch: &Batch, caches: &[&mut KvCache]) -> (Batch, Vec<u32>) {
-    let (mut longer, mut asked) = (Batch::default(), Vec::with_capacity(batch.len()));
-    for (cache, rows) in caches.iter().zip(batch.segments()) {
-        longer.push(&[cache.unread(), &batch.tokens()[rows.clone()]].concat());
-        let end = longer.len() as u32;
-        asked.extend(end - rows.len() as u32..end);
-    }
-    (longer, asked)
-}
-
 impl Block {
-    /// `x` `(N, D)` to `(N, D)`: in one operation, where the adapter allows it.
-    fn forward(&self, layer: usize, x: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
-        let Some(adapted) = self.adapted(pass.adapter)? else { return self.in_parts(layer, x, pass) };
-        let (segments, rope) = (pass.segments.clone(), pass.rope.clone());
+    /// `x` `(N, D)` to `(N, D)`: in one operation, where block and adapter allow it.
+    fn forward(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        rope: Option<&Arc<RopeTable>>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Result<Tensor> {
+        let Some(fused) = &self.fused else { return self.in_parts(layer, x, rope, pass) };
+        let Some(adapted) = self.adapted(pass.adapter)? else { return self.in_parts(layer, x, rope, pass) };
+        let none = || Arc::new(RopeTable { cos: Vec::new(), sin: Vec::new(), half: 0 });
+        let (segments, rope) = (pass.segments.clone(), rope.cloned().unwrap_or_else(none));
         let shared = BlockPass { segments, rope, recompute: false };
         if pass.caches.is_empty() {
-            return taper_kernels::block(x, &self.fused, &shared, &adapted);
+            return taper_kernels::block(x, fused, &shared, &adapted);
         }
         let mut caches: Vec<_> = pass.caches.iter_mut().map(|cache| cache.layer_mut(layer)).collect();
-        taper_kernels::block_cached(x, &self.fused, &shared, &adapted, &mut caches)
+        taper_kernels::block_cached(x, fused, &shared, &adapted, &mut caches)
     }
 
     /// What `adapter` makes of the projections, if it changes nothing else in the block.
     fn adapted<'a>(&self, adapter: &'a dyn Adapter) -> Result<Option<[Option<Adapted<'a>>; 7]>> {
         let heads = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
-        let mut norms = [&self.input_layernorm, &self.post_attention_layernorm].into_iter().chain(heads);
+        let mut norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(heads);
         if norms.any(|norm| adapter.param(&norm.gain_path).is_some()) {
             return Ok(None);
         }
+        let Some(layers) = projections(&self.attention, &self.mlp) else { return Ok(None) };
         let mut all = [const { None }; 7];
-        for (adapted, layer) in all.iter_mut().zip(projections(&self.attention, &self.mlp)) {
+        for (adapted, layer) in all.iter_mut().zip(layers) {
             match adapter.effect(layer)? {
                 Effect::Frozen => {}
                 Effect::Adapted(change) => *adapted = Some(change),
@@ -220,68 +249,111 @@ impl Block {
     }
 
     /// The block in its single operations.
-    fn in_parts(&self, layer: usize, x: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
-        let attended =
-            self.attention.forward(layer, &self.input_layernorm.forward(x, pass.adapter)?, pass)?;
+    fn in_parts(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        rope: Option<&Arc<RopeTable>>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Result<Tensor> {
+        let adapter = pass.adapter;
+        let mut attended =
+            self.attention.forward(layer, &self.attention_norm.forward(x, adapter)?, rope, pass)?;
+        if let Some([norm, _]) = &self.post_norms {
+            attended = norm.forward(&attended, adapter)?;
+        }
         let x = (x + attended)?;
-        let fed =
-            self.mlp.forward(&self.post_attention_layernorm.forward(&x, pass.adapter)?, pass.adapter)?;
+        let mut fed = self.mlp.forward(&self.mlp_norm.forward(&x, adapter)?, adapter)?;
+        if let Some([_, norm]) = &self.post_norms {
+            fed = norm.forward(&fed, adapter)?;
+        }
         x + fed
     }
 }
 
-/// In the order of [`taper_kernels::Block`].
-fn projections<'a>(attention: &'a Attention, mlp: &'a Mlp) -> [&'a Linear; 7] {
-    let Attention { q_proj, k_proj, v_proj, o_proj, .. } = attention;
-    [q_proj, k_proj, v_proj, o_proj, &mlp.gate_proj, &mlp.up_proj, &mlp.down_proj]
+/// In the order of [`taper_kernels::Block`]; none where they are fused.
+fn projections<'a>(attention: &'a Attention, mlp: &'a Mlp) -> Option<[&'a Linear; 7]> {
+    match (&attention.qkv, &mlp.gate_up) {
+        (Qkv::Apart([q, k, v]), GateUp::Apart([gate, up])) => {
+            Some([q, k, v, &attention.o_proj, gate, up, &mlp.down_proj])
+        }
+        _ => None,
+    }
 }
 
 impl Attention {
     /// `x` `(N, D)`, normalised, to `(N, D)`.
-    fn forward(&self, layer: usize, x: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
-        let mut q = self.q_proj.forward(x, pass.adapter)?; // (N, H·E)
-        let mut k = self.k_proj.forward(x, pass.adapter)?; // (N, K·E)
-        let v = self.v_proj.forward(x, pass.adapter)?; // (N, K·E)
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            (q, k) = (q_norm.forward(&q, pass.adapter)?, k_norm.forward(&k, pass.adapter)?);
-        }
-        if self.rope {
-            q = taper_kernels::rope(&q, &pass.rope, self.shape.head_dim)?;
-            k = taper_kernels::rope(&k, &pass.rope, self.shape.head_dim)?;
-        }
-        let attended = if pass.caches.is_empty() {
-            taper_kernels::attention(&q, &k, &v, &pass.segments, self.shape)?
-        } else {
-            self.attend_cached(layer, (&q, &k, &v), pass)?
-        };
-        self.o_proj.forward(&attended, pass.adapter)
-    }
-
-    fn attend_cached(
+    fn forward(
         &self,
         layer: usize,
-        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        x: &Tensor,
+        rope: Option<&Arc<RopeTable>>,
         pass: &mut Pass<'_, '_>,
     ) -> Result<Tensor> {
-        for (cache, rows) in pass.caches.iter_mut().zip(pass.segments.iter()) {
-            cache.append(layer, k, v, rows)?;
+        let adapter = pass.adapter;
+        let [mut q, mut k, v] = self.qkv.forward(x, self.shape, adapter)?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            (q, k) = (q_norm.forward(&q, adapter)?, k_norm.forward(&k, adapter)?);
         }
-        let segments: Vec<CachedSegment<'_>> = (pass.caches.iter().zip(pass.segments.iter()))
-            .map(|(cache, rows)| {
-                let (keys, values) = cache.layer(layer);
-                CachedSegment { start: rows.start, len: rows.len(), keys, values }
-            })
-            .collect();
-        taper_kernels::attention_cached(q, &segments, self.shape)
+        if let Some(rope) = rope {
+            q = taper_kernels::rope(&q, rope, self.shape.head_dim)?;
+            k = taper_kernels::rope(&k, rope, self.shape.head_dim)?;
+        }
+        self.o_proj.forward(&pass.attend(layer, (&q, &k, &v), self.shape)?, adapter)
+    }
+}
+
+impl Qkv {
+    fn layers(&self) -> &[Linear] {
+        match self {
+            Self::Apart(layers) => layers,
+            Self::Fused(layer) => std::slice::from_ref(layer),
+        }
+    }
+
+    /// q `(N, H·E)`, k and v `(N, K·E)`.
+    fn forward(&self, x: &Tensor, shape: AttentionShape, adapter: &dyn Adapter) -> Result<[Tensor; 3]> {
+        match self {
+            Self::Apart([q, k, v]) => {
+                Ok([q.forward(x, adapter)?, k.forward(x, adapter)?, v.forward(x, adapter)?])
+            }
+            Self::Fused(layer) => {
+                let all = layer.forward(x, adapter)?;
+                let (q, k) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+                let part = |start, width| columns(&all, Columns { start, width, stride: q + 2 * k });
+                Ok([part(0, q)?, part(q, k)?, part(q + k, k)?])
+            }
+        }
     }
 }
 
 impl Mlp {
     /// `x` `(N, D)`, normalised, to `(N, D)`.
     fn forward(&self, x: &Tensor, adapter: &dyn Adapter) -> Result<Tensor> {
-        let gate = self.gate_proj.forward(x, adapter)?;
-        let up = self.up_proj.forward(x, adapter)?;
-        self.down_proj.forward(&taper_kernels::swiglu(&gate, &up)?, adapter)
+        let [gate, up] = self.gate_up.forward(x, adapter)?;
+        self.down_proj.forward(&taper_kernels::gated(&gate, &up, self.activation)?, adapter)
+    }
+}
+
+impl GateUp {
+    fn layers(&self) -> &[Linear] {
+        match self {
+            Self::Apart(layers) => layers,
+            Self::Fused(layer) => std::slice::from_ref(layer),
+        }
+    }
+
+    /// Both `(N, F)`.
+    fn forward(&self, x: &Tensor, adapter: &dyn Adapter) -> Result<[Tensor; 2]> {
+        match self {
+            Self::Apart([gate, up]) => Ok([gate.forward(x, adapter)?, up.forward(x, adapter)?]),
+            Self::Fused(layer) => {
+                let all = layer.forward(x, adapter)?;
+                let width = layer.out_features() / 2;
+                let part = |start| columns(&all, Columns { start, width, stride: 2 * width });
+                Ok([part(0)?, part(width)?])
+            }
+        }
     }
 }
 

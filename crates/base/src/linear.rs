@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use taper_kernels::{Adapted, Labelled, Weight};
 
-use crate::{LayerNorm, RmsNorm};
+use crate::{Head, LayerNorm, RmsNorm};
 
 /// What an adapter does to the frozen parts of a base. `()` does nothing.
 ///
@@ -35,13 +35,13 @@ pub trait Adapter: Send + Sync {
 
     /// Summed cross-entropy of the head's output on the labelled rows of `hidden` `(N, D)`: `linear`, then the loss, without
     /// the logits of a whole batch.
-    fn cross_entropy(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Result<Tensor> {
-        taper_kernels::linear_cross_entropy(hidden, &head.weight, head.bias.as_ref(), None, labelled)
+    fn cross_entropy(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Result<Tensor> {
+        taper_kernels::linear_cross_entropy(hidden, head.weight(), None, labelled)
     }
 
     /// The loss of each labelled row in nats, without gradients.
-    fn nll(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Result<Vec<f32>> {
-        taper_kernels::linear_nll(hidden, &head.weight, head.bias.as_ref(), None, labelled)
+    fn nll(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Result<Vec<f32>> {
+        taper_kernels::linear_nll(hidden, head.weight(), None, labelled)
     }
 }
 

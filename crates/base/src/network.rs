@@ -4,7 +4,7 @@ use std::fmt;
 
 use candle_core::{Result, Tensor};
 
-use crate::{Adapter, Batch, Embedding, KvCache, Linear, Module};
+use crate::{Adapter, Batch, Embedding, Head, KvCache, Module};
 
 /// A frozen network over ragged batches.
 pub trait Network: fmt::Debug + Send + Sync {
@@ -18,7 +18,7 @@ pub trait Network: fmt::Debug + Send + Sync {
     fn hidden(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor>;
 
     /// The output head.
-    fn head(&self) -> &Linear;
+    fn head(&self) -> &Head;
 
     /// The table of token vectors.
     fn embedding(&self) -> &Embedding;

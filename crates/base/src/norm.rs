@@ -11,8 +11,10 @@ pub struct RmsNorm {
     pub path: String,
     /// Path of its gain, `path` + `.weight`.
     pub gain_path: String,
-    /// `(D,)`.
+    /// `(D,)`, as it is stored.
     pub gain: Tensor,
+    /// Added to the stored gain: 1 in Gemma's norms.
+    pub offset: f64,
     /// Added to the mean square.
     pub eps: f64,
 }
@@ -21,12 +23,22 @@ impl RmsNorm {
     /// The norm at `path`, its gain under its usual name.
     pub fn new(path: impl Into<String>, gain: Tensor, eps: f64) -> Self {
         let path = path.into();
-        Self { gain_path: format!("{path}.weight"), path, gain, eps }
+        Self { gain_path: format!("{path}.weight"), path, gain, offset: 0.0, eps }
+    }
+
+    /// The same norm with `offset` added to its gain.
+    #[must_use]
+    pub fn with_offset(self, offset: f64) -> Self {
+        Self { offset, ..self }
     }
 
     /// The norm as `adapter` has it, over every run of `gain`'s length in the rows of `x`.
     pub fn forward(&self, x: &Tensor, adapter: &dyn Adapter) -> Result<Tensor> {
-        taper_kernels::rms_norm(x, adapter.param(&self.gain_path).unwrap_or(&self.gain), self.eps)
+        let gain = adapter.param(&self.gain_path).unwrap_or(&self.gain);
+        if self.offset == 0.0 {
+            return taper_kernels::rms_norm(x, gain, self.eps);
+        }
+        taper_kernels::rms_norm(x, &(gain + self.offset)?, self.eps)
     }
 }
 

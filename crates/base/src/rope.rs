@@ -1,5 +1,6 @@
 //! Rotary frequencies of every rope type, as `transformers/modeling_rope_utils.py` (5.23) computes them.
 
+use std::borrow::Cow;
 use std::f32::consts::PI;
 use std::ops::Range;
 
@@ -15,15 +16,16 @@ pub(crate) struct Rope {
     inv_freq: Vec<f32>,
     /// Factor on cosines and sines.
     attention_factor: f32,
-    dynamic: Option<Dynamic>,
+    longer: Option<Longer>,
 }
 
-/// Dynamic NTK scaling: the base grows with sequences longer than `max_positions`.
+/// The frequencies of sequences that are longer than a model was first trained for.
 #[derive(Clone, Debug)]
-struct Dynamic {
-    theta: f32,
-    factor: f32,
-    max_positions: usize,
+enum Longer {
+    /// Dynamic NTK scaling: the base grows with sequences longer than `max_positions`.
+    Dynamic { theta: f32, factor: f32, max_positions: usize },
+    /// Longrope (arXiv:2402.13753): other factors beyond `original` tokens.
+    Long { inv_freq: Vec<f32>, original: usize },
 }
 
 /// `rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta` (transformers 4) of config.json.
@@ -45,6 +47,8 @@ struct Parameters {
     truncate: Option<bool>,
     partial_rotary_factor: Option<f32>,
     factors: Option<Vec<f32>>,
+    short_factor: Option<Vec<f32>>,
+    long_factor: Option<Vec<f32>>,
 }
 
 impl Rope {
@@ -54,14 +58,18 @@ impl Rope {
         head_dim: usize,
         max_positions: usize,
     ) -> Result<Self, Error> {
-        let parameters = parameters(config)?;
+        Self::new(&parameters(config)?, head_dim, max_positions)
+    }
+
+    /// The rope that `parameters` describe.
+    fn new(parameters: &Parameters, head_dim: usize, max_positions: usize) -> Result<Self, Error> {
         let theta = parameters.rope_theta.unwrap_or(10_000.0);
         let partial = parameters.partial_rotary_factor.unwrap_or(1.0);
         let dim = (head_dim as f32 * partial) as usize;
         let original = parameters.original_max_position_embeddings.unwrap_or(max_positions);
         let plain = frequencies(theta, dim);
         let kind = parameters.rope_type.as_deref().unwrap_or("default");
-        let (inv_freq, attention_factor, dynamic) = match kind {
+        let (inv_freq, attention_factor, longer) = match kind {
             "default" => (plain, 1.0, None),
             "linear" => {
                 let factor = need(parameters.factor, kind, "factor")?;
@@ -69,7 +77,7 @@ impl Rope {
             }
             "dynamic" => {
                 let factor = need(parameters.factor, kind, "factor")?;
-                (plain, 1.0, Some(Dynamic { theta, factor, max_positions }))
+                (plain, 1.0, Some(Longer::Dynamic { theta, factor, max_positions }))
             }
             // Not of transformers: the factors of a GGUF file, one a frequency.
             "factors" => {
@@ -77,24 +85,34 @@ impl Rope {
                 let factors = need(factors, kind, "factors, one for each frequency,")?;
                 (plain.iter().zip(factors).map(|(f, factor)| f / factor).collect(), 1.0, None)
             }
-            "llama3" => (llama3(&plain, &parameters, original)?, 1.0, None),
+            "llama3" => (llama3(&plain, parameters, original)?, 1.0, None),
             "yarn" => {
-                let (inv_freq, attention_factor) = yarn(&parameters, theta, dim, (max_positions, original));
+                let (inv_freq, attention_factor) = yarn(parameters, theta, dim, (max_positions, original));
                 (inv_freq, attention_factor, None)
+            }
+            "longrope" | "su" => {
+                let short = divided(&plain, parameters.short_factor.as_ref(), "short_factor")?;
+                let long = divided(&plain, parameters.long_factor.as_ref(), "long_factor")?;
+                let factor = long_attention_factor(parameters, max_positions, original);
+                (short, factor, Some(Longer::Long { inv_freq: long, original }))
             }
             other => {
                 let what = format!(
-                    "rope type `{other}` is not supported: taper knows default, linear, dynamic, llama3 and yarn"
+                    "rope type `{other}` is not supported: taper knows default, linear, dynamic, llama3, yarn and longrope"
                 );
                 return Err(Error::Unsupported { what });
             }
         };
-        Ok(Self { inv_freq, attention_factor, dynamic })
+        Ok(Self { inv_freq, attention_factor, longer })
     }
 
     /// What a sequence of `len` tokens is turned by: two lengths with the same value have the same angles.
     pub(crate) fn turning(&self, len: usize) -> usize {
-        self.dynamic.as_ref().map_or(0, |dynamic| len.max(dynamic.max_positions))
+        match &self.longer {
+            None => 0,
+            Some(Longer::Dynamic { max_positions, .. }) => len.max(*max_positions),
+            Some(Longer::Long { original, .. }) => usize::from(len > *original),
+        }
     }
 
     /// One frequency a pair of dimensions, at any length but beyond a dynamic rope's.
@@ -104,15 +122,15 @@ impl Rope {
 
     /// Cosines and sines of every row: `segments` gives each sequence's positions.
     ///
-    /// A sequence longer than the trained context of a dynamic rope turns all its rows by the frequencies of its end.
+    /// A sequence longer than the trained context of a dynamic rope turns all its rows by the frequencies of its end; so does one
+    /// longer than a longrope was first trained for by that rope's other frequencies.
     pub(crate) fn table(&self, segments: &[Range<usize>]) -> RopeTable {
         let half = self.inv_freq.len();
         let rows: usize = segments.iter().map(ExactSizeIterator::len).sum();
         let (mut cos, mut sin) = (Vec::with_capacity(rows * half), Vec::with_capacity(rows * half));
         for positions in segments {
-            let grown =
-                self.dynamic.as_ref().and_then(|dynamic| dynamic.frequencies(positions.end, 2 * half));
-            let inv_freq = grown.as_deref().unwrap_or(&self.inv_freq);
+            let longer = self.longer.as_ref().and_then(|longer| longer.frequencies(positions.end, 2 * half));
+            let inv_freq = longer.as_deref().unwrap_or(&self.inv_freq);
             for position in positions.clone() {
                 for frequency in inv_freq {
                     let (s, c) = (position as f32 * frequency).sin_cos();
@@ -125,13 +143,41 @@ impl Rope {
     }
 }
 
-impl Dynamic {
-    /// Frequencies for a sequence of `len` tokens, if it is longer than the trained context.
-    fn frequencies(&self, len: usize, dim: usize) -> Option<Vec<f32>> {
-        let growth = self.factor * len as f32 / self.max_positions as f32 - (self.factor - 1.0);
-        let exponent = dim as f32 / (dim as f32 - 2.0);
-        (len > self.max_positions).then(|| frequencies(self.theta * growth.powf(exponent), dim))
+impl Longer {
+    /// Frequencies for a sequence of `len` tokens, if it is longer than those of the rope itself are for.
+    fn frequencies(&self, len: usize, dim: usize) -> Option<Cow<'_, [f32]>> {
+        match self {
+            Self::Dynamic { theta, factor, max_positions } => {
+                let growth = factor * len as f32 / *max_positions as f32 - (factor - 1.0);
+                let exponent = dim as f32 / (dim as f32 - 2.0);
+                (len > *max_positions).then(|| Cow::Owned(frequencies(theta * growth.powf(exponent), dim)))
+            }
+            Self::Long { inv_freq, original } => (len > *original).then_some(Cow::Borrowed(inv_freq)),
+        }
     }
+}
+
+/// `plain`, each divided by its factor of `field`.
+fn divided(plain: &[f32], factors: Option<&Vec<f32>>, field: &str) -> Result<Vec<f32>, Error> {
+    match factors {
+        Some(factors) if factors.len() == plain.len() => {
+            Ok(plain.iter().zip(factors).map(|(f, factor)| f / factor).collect())
+        }
+        other => Err(Error::Unsupported {
+            what: format!(
+                "rope type `longrope` needs {} values of `{field}` in config.json, found {}",
+                plain.len(),
+                other.map_or(0, Vec::len)
+            ),
+        }),
+    }
+}
+
+/// Longrope's factor on cosines and sines: `sqrt(1 + ln s / ln original)` for a context `s` times as long.
+fn long_attention_factor(parameters: &Parameters, max_positions: usize, original: usize) -> f32 {
+    let stretch = parameters.factor.unwrap_or(max_positions as f32 / original as f32);
+    let inferred = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f32).ln()).sqrt() };
+    parameters.attention_factor.unwrap_or(inferred)
 }
 
 /// `theta^(-2i/dim)`.

@@ -128,13 +128,14 @@ fn main() {
     for len in [32usize, 256, 1024] {
         let segments: Arc<[_]> = (0..n / len).map(|i| i * len..(i + 1) * len).collect();
         let (kk, vv) = (var(&[n, k * e]), var(&[n, k * e]));
-        let shape = AttentionShape { heads: h, kv_heads: k, head_dim: e, scale: 0.125, window: None };
+        let shape =
+            AttentionShape { heads: h, kv_heads: k, head_dim: e, scale: 0.125, window: None, cap: None };
         let work = 2e-9 * 2.0 * (n * h * e) as f64 * (len + 1) as f64 / 2.0;
         bench(&format!("attention {len}"), (work, 2.5 * work), || {
             attention(&q, &kk, &vv, &segments, shape).unwrap()
         });
     }
-    let shape = AttentionShape { heads: h, kv_heads: k, head_dim: e, scale: 0.125, window: None };
+    let shape = AttentionShape { heads: h, kv_heads: k, head_dim: e, scale: 0.125, window: None, cap: None };
     for (rows, past) in [(1usize, 255usize), (1, 4095), (256, 0), (256, 2048)] {
         let mut keys = CacheRows::new(k * e, CacheDtype::F32);
         keys.append(&values((rows + past) * k * e));
@@ -150,10 +151,10 @@ fn main() {
     let labelled =
         Labelled { rows: (0..n as u32).collect(), labels: (0..n as u32).map(|i| i * 37).collect() };
     bench("linear_cross_entropy", (2.0 * gf(n, d, v), 0.), || {
-        linear_cross_entropy(&x, &w, None, None, &labelled).unwrap()
+        linear_cross_entropy(&x, (&w).into(), None, &labelled).unwrap()
     });
     let xd = x.detach();
     bench("linear_ce no grad", (gf(n, d, v), 0.), || {
-        linear_cross_entropy(&xd, &w, None, None, &labelled).unwrap()
+        linear_cross_entropy(&xd, (&w).into(), None, &labelled).unwrap()
     });
 }

@@ -64,6 +64,17 @@ pub fn gated(gate: &Tensor, up: &Tensor, f: Activation) -> Result<Tensor> {
     }
 }
 
+/// `c·tanh(x/c)`, value by value, in the shape of `x`: logits under a soft cap `c > 0` (arXiv:2408.00118 §2).
+pub fn soft_cap(x: &Tensor, cap: f32) -> Result<Tensor> {
+    x.apply_op1(Alone(
+        #[inline(always)]
+        move |x: f32| {
+            let t = vector::tanh(x / cap);
+            (cap * t, 1.0 - t * t)
+        },
+    ))
+}
+
 /// `f(x)` and `f'(x)`.
 trait Curve: Fn(f32) -> (f32, f32) + Copy + Send + Sync + 'static {}
 
@@ -271,6 +282,12 @@ mod tests {
             }
         }
         assert!(gated(&tensor(1, &[2, 3]), &tensor(2, &[3, 2]), Activation::Gelu).is_err());
+    }
+
+    #[test]
+    fn a_soft_cap_matches_its_reference() {
+        let reference = |a: &[Vec<f64>]| a[0].iter().map(|x| 0.7 * (x / 0.7).tanh()).collect();
+        check(&[var(&[7, 9])], |a| soft_cap(&a[0], 0.7), reference);
     }
 
     #[test]

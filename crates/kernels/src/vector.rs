@@ -57,6 +57,25 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// `tanh x` to 3e-7 of itself, branch-free: Cephes tanhf.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let s = x * x;
+    let p =
+        (((-5.704_988_7e-3 * s + 2.063_909e-2) * s - 5.373_971_6e-2) * s + 1.333_144_2e-1) * s - 0.333_332_8;
+    let near = x + x * s * p;
+    let far = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
+    if x.abs() < 0.625 { near } else { far.copysign(x) }
+}
+
+/// `x = cap·tanh(x/cap)`.
+pub(crate) fn soft_cap(x: &mut [f32], cap: f32) {
+    wide(
+        #[inline(always)]
+        || x.iter_mut().for_each(|x| *x = cap * tanh(*x / cap)),
+    );
+}
+
 /// `1 - erf(x)` to 5e-7 absolute, and to some 1e-6 of itself where it is small, branch-free: a Chebyshev fit of `ln(erfc(x) eˣ²/t)` in
 /// `t = 1/(1 + x/2)` (Press et al., Numerical Recipes, 2nd edition, §6.2).
 #[inline(always)]
@@ -233,6 +252,17 @@ mod tests {
         assert_eq!(x[7..9], [f32::from_bits(1), 0.0]);
         assert!((f64::from(x[9]) / (-95f64).exp() - 1.0).abs() < 1e-3); // 40 units of the smallest number
         assert_eq!(x[10..], [inf, 0.0]);
+    }
+
+    #[test]
+    fn tanh_is_accurate_over_its_range() {
+        for i in 0..200_000 {
+            let x = -12.0 + 24.0 * (i as f32 / 2e5);
+            let exact = f64::from(x).tanh();
+            assert!((f64::from(tanh(x)) - exact).abs() <= 3e-7 * exact.abs(), "tanh({x})");
+        }
+        assert_eq!([tanh(0.0), tanh(f32::INFINITY), tanh(-100.0)], [0.0, 1.0, -1.0]);
+        assert!(tanh(f32::NAN).is_nan());
     }
 
     #[test]

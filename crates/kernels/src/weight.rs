@@ -31,8 +31,11 @@ pub struct Weight {
     stored: Stored,
     order: RowOrder,
     compute: Compute,
+    /// Of the bytes.
     rows: usize,
     cols: usize,
+    /// Whether it is those bytes' transpose.
+    transposed: bool,
 }
 
 #[derive(Clone)]
@@ -80,6 +83,7 @@ impl Weight {
                     compute: Compute::default(),
                     rows,
                     cols,
+                    transposed: false,
                 })
             }
             _ => Err(Error::WeightBytes {
@@ -107,6 +111,7 @@ impl Weight {
             compute: Compute::default(),
             rows,
             cols,
+            transposed: false,
         })
     }
 
@@ -129,14 +134,30 @@ impl Weight {
         }
     }
 
+    /// The transpose, over the same bytes: for a layer that is stored `(in, out)`, as GPT-2's `Conv1D` is.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self { transposed: !self.transposed, ..self }
+    }
+
+    /// Rows and columns of the bytes.
+    pub fn stored_dims(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// Whether the bytes hold its transpose.
+    pub fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
     /// Rows: a linear layer's output size.
     pub fn rows(&self) -> usize {
-        self.rows
+        if self.transposed { self.cols } else { self.rows }
     }
 
     /// Columns: a linear layer's input size.
     pub fn cols(&self) -> usize {
-        self.cols
+        if self.transposed { self.rows } else { self.cols }
     }
 
     /// How the values are stored.
@@ -151,31 +172,42 @@ impl Weight {
 
     /// `y = x Wᵀ`: `x` `(n, cols)`, `y` `(n, rows)`, both row-major; `y` is overwritten.
     pub fn product(&self, x: &[f32], y: &mut [f32]) {
-        self.product_of(&Prepared::new(self.compute, x, self.cols), y, false);
+        self.product_of(&Prepared::new(self.compute, x, self.cols()), y, false);
     }
 
     /// [`Weight::product`] of activations that are ready for it; added to `y` where `add`.
     pub(crate) fn product_of(&self, x: &Prepared<'_>, y: &mut [f32], add: bool) {
-        x.product(Right::new(self.matrix(), Direction::Forward), y, add);
+        x.product(self.right(Direction::Forward), y, add);
     }
 
     /// [`Weight::product_transposed`] of a gradient that is ready for it; added to `dx` where `add`.
     pub(crate) fn product_transposed_of(&self, g: &Prepared<'_>, dx: &mut [f32], add: bool) {
-        g.product(Right::new(self.matrix(), Direction::Backward), dx, add);
+        g.product(self.right(Direction::Backward), dx, add);
     }
 
     /// `dx = g W`: `g` `(n, rows)`, `dx` `(n, cols)`, both row-major; `dx` is overwritten.
     pub fn product_transposed(&self, g: &[f32], dx: &mut [f32]) {
-        self.product_transposed_of(&Prepared::new(self.compute, g, self.rows), dx, false);
+        self.product_transposed_of(&Prepared::new(self.compute, g, self.rows()), dx, false);
     }
 
     /// Row `row`, widened to f32, into `out` `(cols,)`.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert!(row < self.rows(), "row {row} of {}", self.rows());
+        if self.transposed {
+            return self.read_column(row, out);
+        }
         self.matrix().read(row, 0, &mut out[..self.cols]);
     }
 
-    /// All values, widened to f32, row-major: for small weights and tests.
+    /// Column `column` of the bytes, widened to f32.
+    fn read_column(&self, column: usize, out: &mut [f32]) {
+        let matrix = self.matrix();
+        for (row, value) in out[..self.rows].iter_mut().enumerate() {
+            matrix.read(row, column, std::slice::from_mut(value));
+        }
+    }
+
+    /// All values as they are stored, widened to f32: of a transposed weight, its columns one after the other.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
         let matrix = self.matrix();
@@ -183,6 +215,16 @@ impl Weight {
             out.chunks_exact_mut(self.cols).enumerate().for_each(|(row, out)| matrix.read(row, 0, out));
         }
         out
+    }
+
+    /// The right operand of a product along `direction` of the weight.
+    fn right(&self, direction: Direction) -> Right<'_> {
+        let of_bytes = match (direction, self.transposed) {
+            (direction, false) => direction,
+            (Direction::Forward, true) => Direction::Backward,
+            (Direction::Backward, true) => Direction::Forward,
+        };
+        Right::new(self.matrix(), of_bytes)
     }
 
     pub(crate) fn matrix(&self) -> Matrix<'_> {
@@ -252,6 +294,25 @@ mod tests {
                 assert_eq!((y[0], dx[0]), ([-5.0, 1.0], [-8.0, -6.0, -4.0]));
             }
         }
+    }
+
+    #[test]
+    fn a_transposed_weight_is_the_dense_transpose() {
+        let values: Vec<f32> = (0..6).map(|i| i as f32 - 2.5).collect();
+        let stored = Weight::dense(values, 3, 2).unwrap().transposed();
+        let plain = Weight::dense(vec![-2.5, -0.5, 1.5, -1.5, 0.5, 2.5], 2, 3).unwrap();
+        assert_eq!((stored.rows(), stored.cols(), stored.is_transposed()), (2, 3, true));
+        for compute in [Compute::F32, Compute::Bf16] {
+            let (mut y, mut dx, mut row) = ([[0.0; 2]; 2], [[0.0; 3]; 2], [[0.0; 3]; 2]);
+            for (i, weight) in [&stored, &plain].into_iter().enumerate() {
+                let weight = weight.clone().with_compute(compute);
+                weight.product(&[1.0, 2.0, -1.0], &mut y[i]);
+                weight.product_transposed(&[3.0, -1.0], &mut dx[i]);
+                weight.read_row(1, &mut row[i]);
+            }
+            assert_eq!((y[0], dx[0], row[0]), (y[1], dx[1], row[1]));
+        }
+        assert_eq!(stored.transposed().to_f32(), (0..6).map(|i| i as f32 - 2.5).collect::<Vec<_>>());
     }
 
     #[test]

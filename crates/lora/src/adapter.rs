@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result as Tensors, Tensor, Var};
-use taper_base::{Adapter, Effect, Embedding, Linear};
+use taper_base::{Adapter, Effect, Embedding, Head, Linear};
 use taper_kernels::{Adapted, Dropout, Labelled, LowRank};
 
 use crate::embedding::EmbeddingLora;
-use crate::head::Head;
+use crate::head::TrainedHead;
 use crate::ops::mix;
 use crate::plan::{BaseModules, Origin, Plan};
 use crate::source::{Fresh, fingerprint};
@@ -47,10 +47,12 @@ pub(crate) struct HeadTie {
 #[derive(Debug, Default)]
 pub(crate) struct AdaptedLinear {
     pub(crate) variant: Option<Box<dyn Variant>>,
-    /// `W` `(out, in)`, trained whole.
+    /// `W` `(out, in)`, trained whole; a view of what is stored, where that is `(in, out)`.
     pub(crate) weight: Option<Tensor>,
     /// `b` `(out,)`, trained.
     pub(crate) bias: Option<Tensor>,
+    /// Whether the base stores `W` as `(in, out)`.
+    pub(crate) transposed: bool,
 }
 
 /// What an adapter does to an embedding.
@@ -166,6 +168,7 @@ impl LoraAdapter {
             variant: layer.variant.as_ref().map(|variant| variant.seen(view)),
             weight: layer.weight.as_ref().map(|weight| view.of(weight)),
             bias: layer.bias.as_ref().map(|bias| view.of(bias)),
+            transposed: layer.transposed,
         };
         let embedding = |layer: &AdaptedEmbedding| match layer {
             AdaptedEmbedding::Factors(lora) => AdaptedEmbedding::Factors(lora.seen(view)),
@@ -222,11 +225,11 @@ impl LoraAdapter {
     /// What the head's loss needs where it is not one fused operation.
     fn with_head<T>(
         &self,
-        head: &Linear,
+        head: &Head,
         dropout: Option<Dropout>,
-        run: impl FnOnce(&Head<'_>) -> Tensors<T>,
+        run: impl FnOnce(&TrainedHead<'_>) -> Tensors<T>,
     ) -> Tensors<T> {
-        let tensors = match self.linears.get(&head.path) {
+        let tensors = match self.linears.get(&head.linear.path) {
             None => Vec::new(),
             Some(adapted) => {
                 let variant = adapted.variant.iter().flat_map(|variant| variant.tensors());
@@ -234,12 +237,12 @@ impl LoraAdapter {
             }
         };
         let of_chunk = |chunk| dropout.map(|dropout| Dropout { seed: mix(dropout.seed, chunk), ..dropout });
-        let logits = |x: &Tensor, chunk: u64| self.forward(head, x, of_chunk(chunk));
-        run(&Head { logits: &logits, tensors, outputs: head.out_features() })
+        let logits = |x: &Tensor, chunk: u64| head.capped(self.forward(&head.linear, x, of_chunk(chunk))?);
+        run(&TrainedHead { logits: &logits, tensors, outputs: head.linear.out_features() })
     }
 
-    fn head_loss(&self, head: &Linear, dropout: Option<Dropout>) -> Tensors<HeadLoss<'_>> {
-        Ok(match self.effect_on(head, dropout)? {
+    fn head_loss(&self, head: &Head, dropout: Option<Dropout>) -> Tensors<HeadLoss<'_>> {
+        Ok(match self.effect_on(&head.linear, dropout)? {
             Effect::Frozen => HeadLoss::Fused(None),
             Effect::Adapted(Adapted { low_rank, gain: None }) => HeadLoss::Fused(Some(low_rank)),
             Effect::Adapted(_) | Effect::Other => HeadLoss::InChunks,
@@ -248,14 +251,14 @@ impl LoraAdapter {
 
     fn loss(
         &self,
-        head: &Linear,
+        head: &Head,
         x: &Tensor,
         labelled: &Labelled,
         dropout: Option<Dropout>,
     ) -> Tensors<Tensor> {
         match self.head_loss(head, dropout)? {
             HeadLoss::Fused(low_rank) => {
-                taper_kernels::linear_cross_entropy(x, &head.weight, head.bias.as_ref(), low_rank, labelled)
+                taper_kernels::linear_cross_entropy(x, head.weight(), low_rank, labelled)
             }
             HeadLoss::InChunks => self.with_head(head, dropout, |head| head.cross_entropy(x, labelled)),
         }
@@ -287,15 +290,13 @@ impl Adapter for LoraAdapter {
         self.whole.get(path)
     }
 
-    fn cross_entropy(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Tensor> {
+    fn cross_entropy(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Tensors<Tensor> {
         self.loss(head, hidden, labelled, None)
     }
 
-    fn nll(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
+    fn nll(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
         match self.head_loss(head, None)? {
-            HeadLoss::Fused(low_rank) => {
-                taper_kernels::linear_nll(hidden, &head.weight, head.bias.as_ref(), low_rank, labelled)
-            }
+            HeadLoss::Fused(low_rank) => taper_kernels::linear_nll(hidden, head.weight(), low_rank, labelled),
             HeadLoss::InChunks => self.with_head(head, None, |head| head.nll(hidden, labelled)),
         }
     }
@@ -333,11 +334,11 @@ impl Adapter for Training<'_> {
         self.adapter.param(path)
     }
 
-    fn cross_entropy(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Tensor> {
-        self.adapter.loss(head, hidden, labelled, self.dropout(&head.path))
+    fn cross_entropy(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Tensors<Tensor> {
+        self.adapter.loss(head, hidden, labelled, self.dropout(&head.linear.path))
     }
 
-    fn nll(&self, head: &Linear, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
+    fn nll(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
         self.adapter.nll(head, hidden, labelled)
     }
 }

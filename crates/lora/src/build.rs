@@ -82,14 +82,16 @@ impl LoraAdapter {
         source: &mut dyn Source,
     ) -> Result<AdaptedLinear, Error> {
         let path = &layer.path;
-        let mut adapted = AdaptedLinear::default();
+        let transposed = layer.weight.is_transposed();
+        let mut adapted = AdaptedLinear { transposed, ..AdaptedLinear::default() };
         if let Some(factors) = &site.factors {
             adapted.variant = Some(variant(factors, layer, source)?);
         }
         if site.whole {
-            let shape = [layer.out_features(), layer.in_features()];
+            let (rows, cols) = layer.weight.stored_dims();
             let start = || Ok(layer.weight.to_f32());
-            adapted.weight = Some(self.whole(source, &format!("{path}.weight"), &shape, &start)?);
+            let stored = self.whole(source, &format!("{path}.weight"), &[rows, cols], &start)?;
+            adapted.weight = Some(if transposed { stored.t()? } else { stored });
         }
         if let Some(bias) = layer.bias.as_ref().filter(|_| site.whole || site.bias) {
             // PEFT's name for the bias of a layer that it has put its own around.

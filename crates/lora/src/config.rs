@@ -70,7 +70,7 @@ pub struct LoraConfig {
     pub exclude_modules: Option<Names>,
     /// Which biases of the base are trained.
     pub bias: Bias,
-    /// A layout flag of GPT-2's layers, which PEFT sets right by itself; kept, and otherwise ignored.
+    /// Whether targeted layers are stored `(in, out)`, as GPT-2's are; set by what they are, as PEFT does.
     pub fan_in_fan_out: bool,
     /// Scaling `α/√r` instead of `α/r` (arXiv:2312.03732).
     pub use_rslora: bool,

@@ -109,6 +109,10 @@ impl Variant for Dora {
         self.lora.tensors().into_iter().chain([&self.magnitude]).collect()
     }
 
+    fn outputs(&self) -> usize {
+        self.lora.outputs()
+    }
+
     fn rank(&self) -> usize {
         self.lora.rank()
     }

@@ -7,7 +7,7 @@ use taper_kernels::Labelled;
 const CHUNK: usize = 1 << 24;
 
 /// A head: what it computes and what it trains.
-pub(crate) struct Head<'a> {
+pub(crate) struct TrainedHead<'a> {
     /// Hidden rows to logits `(n, V)`; the number of the chunk goes with them.
     pub(crate) logits: &'a dyn Fn(&Tensor, u64) -> Result<Tensor>,
     /// Parameters in it.
@@ -16,7 +16,7 @@ pub(crate) struct Head<'a> {
     pub(crate) outputs: usize,
 }
 
-impl Head<'_> {
+impl TrainedHead<'_> {
     /// Summed cross-entropy in nats of the labelled rows of `hidden` `(N, D)`.
     ///
     /// Each chunk's gradients are formed with its loss, so that nothing but sums of gradients waits for backward.
@@ -83,7 +83,7 @@ impl<'a> Sums<'a> {
 
     fn add(
         &mut self,
-        head: &Head<'_>,
+        head: &TrainedHead<'_>,
         hidden: &Tensor,
         (i, rows, labels): (u64, &[u32], &[u32]),
     ) -> Result<()> {

@@ -123,6 +123,10 @@ impl Variant for Lora {
         [&self.a, &self.b].into_iter().chain(&self.bias).collect()
     }
 
+    fn outputs(&self) -> usize {
+        self.b.dims().first().copied().unwrap_or_default()
+    }
+
     fn rank(&self) -> usize {
         self.b.dims().last().copied().unwrap_or_default()
     }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use crate::adapter::AdaptedEmbedding;
+use crate::variant::Variant;
 use crate::{Error, LoraAdapter};
 
 impl LoraAdapter {
@@ -39,11 +40,19 @@ impl LoraAdapter {
         changes_head || self.embeddings.contains_key(embedding)
     }
 
+    /// Whether [`LoraAdapter::merge_rows`] takes `tensor` only whole: a layer that the base stores `(in, out)`, whose outputs
+    /// lie across its rows.
+    pub fn merges_whole(&self, tensor: &str) -> bool {
+        let layer = tensor.strip_suffix(".weight").and_then(|path| self.linears.get(path));
+        layer.is_some_and(|layer| layer.transposed && layer.variant.is_some())
+    }
+
     /// Turns rows `rows` of the base tensor `tensor` into the merged ones, in f32: `values` holds those rows whole. A tensor
     /// of one dimension has rows of one value. A tensor that the adapter does not change is left alone.
     ///
     /// # Errors
-    /// [`Error::Merge`] where `values` is not as many rows as `rows`, or rows of another length.
+    /// [`Error::Merge`] where `values` is not as many rows as `rows`, or rows of another length, or a part of a tensor that is
+    /// taken whole.
     pub fn merge_rows(&self, tensor: &str, rows: Range<usize>, values: &mut [f32]) -> Result<(), Error> {
         if rows.is_empty() {
             return Ok(());
@@ -53,8 +62,14 @@ impl LoraAdapter {
             return self.add_bias(tensor, rows, values);
         }
         if let Some(path) = tensor.strip_suffix(".weight") {
-            if let Some(variant) = self.linears.get(path).and_then(|layer| layer.variant.as_ref()) {
-                return Ok(variant.merge_rows(rows, values)?);
+            if let Some(layer) = self.linears.get(path)
+                && let Some(variant) = &layer.variant
+            {
+                return if layer.transposed {
+                    merge_transposed(tensor, &**variant, rows, values)
+                } else {
+                    Ok(variant.merge_rows(rows, values)?)
+                };
             }
             if let Some(AdaptedEmbedding::Factors(lora)) = self.embeddings.get(path) {
                 return Ok(lora.merge_rows(rows, values)?);
@@ -84,6 +99,30 @@ impl LoraAdapter {
         }
         Ok(())
     }
+}
+
+/// [`Variant::merge_rows`] of all of a layer `(in, out)`.
+fn merge_transposed(
+    name: &str,
+    variant: &dyn Variant,
+    rows: Range<usize>,
+    values: &mut [f32],
+) -> Result<(), Error> {
+    let outputs = variant.outputs();
+    if rows.start != 0 || rows.len() * outputs != values.len() {
+        let what =
+            format!("`{name}` is merged whole: {} values for rows {rows:?} of {outputs}", values.len());
+        return Err(Error::Merge { what });
+    }
+    let mut across = transpose(values, outputs);
+    variant.merge_rows(0..outputs, &mut across)?;
+    values.copy_from_slice(&transpose(&across, rows.len()));
+    Ok(())
+}
+
+/// A matrix in rows of `cols` values, transposed.
+fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|col| values.iter().skip(col).step_by(cols).copied()).collect()
 }
 
 fn replace(name: &str, whole: &Tensor, rows: Range<usize>, values: &mut [f32]) -> Result<(), Error> {

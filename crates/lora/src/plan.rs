@@ -26,7 +26,7 @@ impl<'a> From<&'a Base> for BaseModules<'a> {
         Self {
             model_type: base.model_type(),
             modules: base.model.modules(),
-            head: &base.model.head().path,
+            head: &base.model.head().linear.path,
             tie_word_embeddings: base.model.sizes().tie_word_embeddings,
         }
     }
@@ -95,6 +95,7 @@ impl<'a> Plan<'a> {
         plan.tie(base, origin)?;
         plan.check_targets(base, origin)?;
         plan.check_saved(base, origin)?;
+        plan.settle_layout();
         plan.settle_targets(base);
         plan.settle_patterns(&matcher, origin)?;
         Ok(plan)
@@ -110,8 +111,7 @@ impl<'a> Plan<'a> {
                     base.names().join(", ")
                 )));
             };
-            self.config.target_modules =
-                Some(Names::List(targets.iter().map(|name| (*name).to_owned()).collect()));
+            self.config.target_modules = Some(targets);
         }
         Ok(())
     }
@@ -263,6 +263,18 @@ impl<'a> Plan<'a> {
             self.warnings.extend(excluded.iter().filter(unused).map(warn));
         }
         Ok(())
+    }
+
+    /// Sets `fan_in_fan_out` to what the targeted layers are, as PEFT does (`LoraModel._create_new_module`).
+    fn settle_layout(&mut self) {
+        let targeted = self.sites.iter().filter(|site| site.factors.is_some());
+        let mut layers = targeted.filter_map(|site| match site.module {
+            Module::Linear(layer) => Some(layer.weight.is_transposed()),
+            _ => None,
+        });
+        if let Some(first) = layers.next() {
+            self.config.fan_in_fan_out = first || layers.any(|transposed| transposed);
+        }
     }
 
     /// Writes `all-linear` out as names: short ones where they select the same modules, else whole paths.

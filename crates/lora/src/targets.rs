@@ -1,9 +1,13 @@
 //! The target modules that a base gets by default, and suggestions for names that select nothing.
 
+use crate::Names;
+
 /// PEFT's defaults by `model_type` (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`, 0.21.2), with the Llama-type
 /// models that its table lacks.
-pub(crate) fn default_targets(model_type: &str) -> Option<&'static [&'static str]> {
-    Some(match model_type {
+pub(crate) fn default_targets(model_type: &str) -> Option<Names> {
+    let names: &[&str] = match model_type {
+        // Not in PEFT's table; its vision tower has layers of the same names.
+        "gemma3" => return Some(Names::Pattern(r".*language_model\..*\.(q_proj|v_proj)".to_owned())),
         "llama" | "llama4" | "mistral" | "mixtral" | "stablelm" | "gemma" | "gemma2" | "gemma3_text"
         | "qwen2" | "qwen3" | "opt" | "gptj" | "gpt_neo" | "bart" => &["q_proj", "v_proj"],
         // Not in PEFT's table; nor are distilbert and phi3.
@@ -28,7 +32,8 @@ pub(crate) fn default_targets(model_type: &str) -> Option<&'static [&'static str
         "rwkv" => &["key", "value", "receptance", "output"],
         "rwkv7" => &["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"],
         _ => return None,
-    })
+    };
+    Some(Names::List(names.iter().map(|name| (*name).to_owned()).collect()))
 }
 
 /// The last names of module paths, each once, in the order they come.

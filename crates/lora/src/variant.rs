@@ -37,6 +37,9 @@ pub(crate) trait Variant: Send + Sync + std::fmt::Debug {
     /// The variant's own tensors.
     fn tensors(&self) -> Vec<&Tensor>;
 
+    /// Rows of `W`.
+    fn outputs(&self) -> usize;
+
     /// R.
     fn rank(&self) -> usize;
 

@@ -12,7 +12,7 @@ use taper_lora::LoraAdapter;
 
 use crate::Error;
 use crate::folder::Partial;
-use crate::plan::{EMBEDDING, HEAD, OutFile, Plan};
+use crate::plan::{OutFile, Plan};
 use crate::write::Writer;
 
 const CONFIG: &str = "config.json";
@@ -46,6 +46,10 @@ pub struct Source<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Whether its head is its embedding's matrix.
     pub tied: bool,
+    /// Path of its embedding.
+    pub embedding: &'a str,
+    /// Path of its head.
+    pub head: &'a str,
 }
 
 impl<'a> From<&'a Base> for Source<'a> {
@@ -54,7 +58,16 @@ impl<'a> From<&'a Base> for Source<'a> {
             dir: &base.dir.path,
             checkpoint: &base.checkpoint,
             tied: base.model.sizes().tie_word_embeddings,
+            embedding: &base.model.embedding().path,
+            head: &base.model.head().linear.path,
         }
+    }
+}
+
+impl Source<'_> {
+    /// Names of the parameters of embedding and head: a tied model has one matrix for both.
+    pub(crate) fn ends(&self) -> [String; 2] {
+        [self.embedding, self.head].map(|path| format!("{path}.weight"))
     }
 }
 
@@ -109,7 +122,7 @@ pub struct Merged {
     pub changed: Vec<String>,
     /// Number of tensors in the folder.
     pub tensors: usize,
-    /// Whether `lm_head.weight` was parted from the embedding, in the files and in `config.json`.
+    /// Whether the head's weight was parted from the embedding, in the files and in `config.json`.
     pub untied: bool,
 }
 
@@ -122,7 +135,8 @@ pub struct Merged {
 /// are copied, `config.json` byte for byte unless a tied head has to part from its embedding.
 ///
 /// The folder is built under a hidden name beside `out` and renamed when it is whole and on the disk: whatever goes wrong,
-/// nothing that looks finished is left. `on_progress` may stop it. Memory: a few blocks of rows a thread.
+/// nothing that looks finished is left. `on_progress` may stop it. Memory: a few blocks of rows a thread, or a few times a
+/// layer that is stored `(in, out)`, which is merged whole.
 ///
 /// # Errors
 /// [`Error::Out`] where `out` exists and `force` is false, or `out` and the base lie in each other;
@@ -144,8 +158,9 @@ pub fn merge<'a>(
         return Err(Error::unsupported(format!("an adapter's weight is {weight}: it must be a number")));
     }
     let unties = source.tied && adapters.iter().any(|a| a.adapter.unties());
-    let changes = changes(adapters, unties);
-    check_embedding(adapters)?;
+    let ends = source.ends();
+    let changes = changes(adapters, unties.then_some(&ends));
+    check_embedding(adapters, &ends[0])?;
     let parameters: Vec<&str> = changes.keys().map(String::as_str).collect();
     let plan = Plan::new(&source, &parameters, unties)?;
     let partial = Partial::create(out, force, &[source.dir])?;
@@ -167,24 +182,23 @@ pub fn merge<'a>(
 }
 
 /// Which adapters change each parameter, by their place in the list. When embedding and head part, every adapter is asked
-/// about both: one that keeps them tied names only one of them.
-fn changes(adapters: &[Weighted<'_>], unties: bool) -> BTreeMap<String, Vec<usize>> {
+/// about both of these `ends`: one that keeps them tied names only one of them.
+fn changes(adapters: &[Weighted<'_>], ends: Option<&[String; 2]>) -> BTreeMap<String, Vec<usize>> {
     let mut changes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (i, weighted) in adapters.iter().enumerate() {
         for parameter in weighted.adapter.changed_tensors() {
             changes.entry(parameter).or_default().push(i);
         }
     }
-    if unties {
-        changes
-            .extend([EMBEDDING, HEAD].map(|parameter| (parameter.to_owned(), (0..adapters.len()).collect())));
+    for parameter in ends.into_iter().flatten() {
+        changes.insert(parameter.clone(), (0..adapters.len()).collect());
     }
     changes
 }
 
 /// DoRA on an embedding divides by lengths of whole columns, which the adapter has of its own base only.
-fn check_embedding(adapters: &[Weighted<'_>]) -> Result<(), Error> {
-    let changes = |i: &usize| adapters[*i].adapter.changed_tensors().iter().any(|name| name == EMBEDDING);
+fn check_embedding(adapters: &[Weighted<'_>], embedding: &str) -> Result<(), Error> {
+    let changes = |i: &usize| adapters[*i].adapter.changed_tensors().iter().any(|name| name == embedding);
     let mut later = (0..adapters.len()).filter(changes).skip(1);
     match later.find(|&i| adapters[i].adapter.config().use_dora) {
         None => Ok(()),

@@ -14,10 +14,6 @@ use taper_base::{Checkpoint, TensorInfo};
 use crate::merge::Source;
 use crate::{Error, values};
 
-/// Parameters that a tied model has one matrix for.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(crate) const HEAD: &str = "lm_head.weight";
-
 /// Every file to write, and every tensor in them that is not copied.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -87,11 +83,12 @@ impl Plan {
         let checkpoint = source.checkpoint;
         let files = checkpoint.files().map(OutFile::like).collect::<Result<_, _>>()?;
         let mut plan = Self { files, targets: Vec::new(), unties };
+        let ends = source.ends();
         if unties {
-            plan.untie(checkpoint)?;
+            plan.untie(checkpoint, &ends)?;
         }
         let mut seen = BTreeSet::new();
-        for parameter in changed.iter().filter(|name| !(unties && [EMBEDDING, HEAD].contains(name))) {
+        for parameter in changed.iter().filter(|name| !(unties && ends.iter().any(|end| end == *name))) {
             let Some(name) = checkpoint.stored_name(parameter, source.tied) else {
                 return Err(missing(source.dir, parameter));
             };
@@ -105,19 +102,19 @@ impl Plan {
     }
 
     /// Makes targets of the embedding and the head, both from the one matrix that the base has for them.
-    fn untie(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let find = |name| {
+    fn untie(&mut self, checkpoint: &Checkpoint, ends: &[String; 2]) -> Result<(), Error> {
+        let find = |name: &str| {
             checkpoint
                 .stored_name(name, true)
                 .map(str::to_owned)
                 .ok_or_else(|| missing(&self.files[0].source, name))
         };
-        let shared = find(EMBEDDING)?;
-        let own = |name| checkpoint.stored_name(name, false);
-        for parameter in [EMBEDDING, HEAD].into_iter().filter(|name| own(name).is_none()) {
+        let shared = find(&ends[0])?;
+        let own = |name: &str| checkpoint.stored_name(name, false);
+        for parameter in ends.iter().filter(|name| own(name).is_none()) {
             self.add(checkpoint, parameter, &shared)?;
         }
-        for parameter in [EMBEDDING, HEAD] {
+        for parameter in ends {
             let target = self.target(checkpoint, parameter, own(parameter).unwrap_or(parameter), &shared)?;
             self.targets.push(target);
         }

@@ -111,14 +111,11 @@ impl<'a> Stack<'a> {
 
     /// `layer` with the adapters in its weight and bias.
     fn merged(&self, layer: &Linear) -> Result<Linear> {
-        let (rows, cols) = (layer.out_features(), layer.in_features());
-        let mut values = vec![0.0; rows * cols];
-        values
-            .chunks_exact_mut(cols)
-            .enumerate()
-            .for_each(|(row, values)| layer.weight.read_row(row, values));
+        let (rows, cols) = layer.weight.stored_dims();
+        let mut values = layer.weight.to_f32();
         self.merge_rows(&format!("{}.weight", layer.path), 0..rows, &mut values)?;
         let weight = Weight::dense(values, rows, cols).map_err(candle_core::Error::wrap)?;
+        let weight = if layer.weight.is_transposed() { weight.transposed() } else { weight };
         let bias = layer.bias.as_ref().map(|bias| self.vector(&format!("{}.bias", layer.path), bias));
         Ok(Linear { path: layer.path.clone(), weight, bias: bias.transpose()? })
     }

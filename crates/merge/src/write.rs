@@ -120,7 +120,8 @@ impl Writer<'_> {
     fn tasks(&self) -> Vec<Task<'_>> {
         let mut tasks = Vec::new();
         for target in &self.plan.targets {
-            let step = (BLOCK / target.cols.max(1)).max(1);
+            let whole = self.adapters.iter().any(|a| a.adapter.merges_whole(&target.parameter));
+            let step = if whole { target.rows } else { BLOCK / target.cols.max(1) }.max(1);
             let blocks = (0..target.rows).step_by(step).map(|row| row..(row + step).min(target.rows));
             tasks.extend(blocks.map(|rows| Task::Merge { target, rows }));
         }

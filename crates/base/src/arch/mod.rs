@@ -1,22 +1,30 @@
-//! Model types: each file reads one `model_type` of config.json into the facts of a decoder.
+//! Model types: each file reads one `model_type` of config.json into the facts of a network.
 //!
-//! To add one that differs from Llama by facts: a file here with a `facts` function, an arm in [`facts`], an oracle case.
+//! To add one that differs from Llama or GPT by facts: a file here with a `facts` function, an arm in [`build`], an oracle
+//! case.
 
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neox;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use taper_kernels::Compute;
+use taper_kernels::{Activation, Compute};
 
-use crate::decoder::{DecoderConfig, LayerFacts};
+use crate::decoder::{Decoder, DecoderConfig, LayerFacts, Projections};
+use crate::gpt::Gpt;
 use crate::rope::Rope;
-use crate::{Checkpoint, Decoder, Error, Network, Sizes};
+use crate::{Checkpoint, Error, Network, Sizes};
 
-const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, smollm3";
+const SUPPORTED: &str =
+    "gemma2, gemma3, gemma3_text, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3, smollm3";
 
 /// Builds the network that `config` describes over the weights of `checkpoint`.
 pub(crate) fn build(
@@ -24,21 +32,28 @@ pub(crate) fn build(
     checkpoint: &Checkpoint,
     compute: Compute,
 ) -> Result<Box<dyn Network>, Error> {
-    Ok(Box::new(Decoder::load(facts(config)?, checkpoint, compute)?))
-}
-
-fn facts(config: &Value) -> Result<DecoderConfig, Error> {
-    match config["model_type"].as_str() {
-        Some("llama") => llama::facts(config),
-        Some("mistral") => mistral::facts(config),
-        Some("qwen2") => qwen2::facts(config),
-        Some("qwen3") => qwen3::facts(config),
-        Some("smollm3") => smollm3::facts(config),
+    let facts = match config["model_type"].as_str() {
+        Some("gpt2") => return Ok(Box::new(Gpt::load(gpt2::facts(config)?, checkpoint, compute)?)),
+        Some("gpt_neox") => return Ok(Box::new(Gpt::load(gpt_neox::facts(config)?, checkpoint, compute)?)),
+        Some("gemma2") => gemma2::facts(config)?,
+        Some("gemma3_text") => gemma3::facts(config)?,
+        Some("gemma3") => gemma3::facts_of_text(config)?,
+        Some("llama") => llama::facts(config)?,
+        Some("mistral") => mistral::facts(config)?,
+        Some("phi3") => phi3::facts(config)?,
+        Some("qwen2") => qwen2::facts(config)?,
+        Some("qwen3") => qwen3::facts(config)?,
+        Some("smollm3") => smollm3::facts(config)?,
         Some(other) => {
-            Err(unsupported(format!("model_type `{other}` is not supported: taper knows {SUPPORTED}")))
+            return Err(unsupported(format!(
+                "model_type `{other}` is not supported: taper knows {SUPPORTED}"
+            )));
         }
-        None => Err(unsupported(format!("config.json has no `model_type`: taper knows {SUPPORTED}"))),
-    }
+        None => {
+            return Err(unsupported(format!("config.json has no `model_type`: taper knows {SUPPORTED}")));
+        }
+    };
+    Ok(Box::new(Decoder::load(facts, checkpoint, compute)?))
 }
 
 /// What every Llama-type config.json says in the same words; biases, norms and windows are each model type's own.
@@ -72,24 +87,27 @@ fn common(config: &Value) -> Result<DecoderConfig, Error> {
             max_position_embeddings,
             tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(false),
         },
+        body: "model",
         rms_norm_eps: config["rms_norm_eps"].as_f64().unwrap_or(1e-6),
+        norm_offset: 0.0,
+        post_norms: false,
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
         qk_norm: false,
-        layers: vec![LayerFacts { rope: true, window: None }; num_hidden_layers],
-        rope: Rope::read(config, head_dim, max_position_embeddings)?,
+        projections: Projections::Apart,
+        activation: activation(config, "hidden_act", "silu")?,
+        embed_scale: None,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        attention_cap: None,
+        logit_cap: None,
+        layers: vec![LayerFacts { rope: Some(0), window: None }; num_hidden_layers],
+        ropes: vec![Rope::read(config, head_dim, max_position_embeddings)?],
     })
 }
 
 /// Facts that would change the numbers and that no model type here computes.
 fn refuse_unhonoured(config: &Value) -> Result<(), Error> {
-    let act = config["hidden_act"].as_str().unwrap_or("silu");
-    if act != "silu" {
-        return Err(unsupported(format!(
-            "config.json: `hidden_act` is `{act}`, taper computes silu for this model type"
-        )));
-    }
     if config["attention_dropout"].as_f64().is_some_and(|p| p != 0.0) {
         return Err(unsupported(
             "config.json: `attention_dropout` is not 0, which taper does not apply: set it to 0.0".into(),
@@ -101,6 +119,46 @@ fn refuse_unhonoured(config: &Value) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// The size of a head.
+fn divided(hidden_size: usize, heads: usize) -> Result<usize, Error> {
+    if hidden_size.is_multiple_of(heads) {
+        return Ok(hidden_size / heads);
+    }
+    Err(unsupported(format!("config.json: {hidden_size} values do not divide into {heads} heads")))
+}
+
+/// The activation that `field` of config.json names.
+fn activation(config: &Value, field: &str, default: &str) -> Result<Activation, Error> {
+    let name = config[field].as_str().unwrap_or(default);
+    Activation::named(name).ok_or_else(|| {
+        unsupported(format!(
+            "config.json: `{field}` is `{name}`, taper computes silu, gelu, gelu_new, gelu_pytorch_tanh and relu"
+        ))
+    })
+}
+
+/// A positive factor or cap, none if the field is missing or null.
+fn positive(config: &Value, field: &str) -> Result<Option<f64>, Error> {
+    match &config[field] {
+        Value::Null => Ok(None),
+        value => match value.as_f64().filter(|&x| x > 0.0 && x.is_finite()) {
+            Some(x) => Ok(Some(x)),
+            None => {
+                Err(unsupported(format!("config.json: `{field}` is {value}, expected a positive number")))
+            }
+        },
+    }
+}
+
+/// `config` with `defaults` in the place of what it lacks.
+fn with_defaults(config: &Value, defaults: Value) -> Value {
+    let mut filled = defaults;
+    if let (Some(filled), Some(given)) = (filled.as_object_mut(), config.as_object()) {
+        filled.extend(given.iter().map(|(field, value)| (field.clone(), value.clone())));
+    }
+    filled
 }
 
 /// `layer_types` where config.json lists them, else what `sliding` says of each layer, as windows of `sliding_window`.

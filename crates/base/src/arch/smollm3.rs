@@ -47,7 +47,7 @@ pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
         return Err(super::unsupported(what));
     }
     for (layer, &rope) in facts.layers.iter_mut().zip(&rotates) {
-        layer.rope = rope;
+        layer.rope = rope.then_some(0);
     }
     if own.use_sliding_window {
         super::windows(config, &mut facts, |i| !rotates[i])?;

@@ -21,11 +21,14 @@ fn decoder(name: &str) -> Box<dyn Network> {
 
 /// With some fields of config.json replaced.
 fn decoder_with(name: &str, fields: &serde_json::Value) -> Box<dyn Network> {
-    let dir = case(name).join("model");
+    opened(&case(name).join("model"), fields)
+}
+
+fn opened(dir: &Path, fields: &serde_json::Value) -> Box<dyn Network> {
     let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
     config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    arch::build(&config, &Checkpoint::open(&dir).unwrap(), Compute::F32).unwrap()
+    arch::build(&config, &Checkpoint::open(dir).unwrap(), Compute::F32).unwrap()
 }
 
 /// A model that was made for 8 tokens and turns longer sequences by other angles.
@@ -51,8 +54,21 @@ fn assert_close(found: &[f32], expected: &[f32]) {
     }
 }
 
-const CASES: [&str; 7] =
-    ["llama-all-linear", "llama-rope-scaled", "llama-head-dim", "mistral", "qwen2", "qwen3", "smollm3"];
+const CASES: [&str; 13] = [
+    "llama-all-linear",
+    "llama-rope-scaled",
+    "llama-head-dim",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gpt-neox",
+    "gpt-neox-serial",
+    "phi3",
+];
 
 #[test]
 fn logits_of_every_model_type_are_those_of_transformers() {
@@ -177,6 +193,57 @@ fn a_sequence_that_outgrows_its_angles_is_read_again() {
             assert_close(&found, &whole[whole.len() - found.len()..]);
         }
         assert_eq!(cache.len(), tokens.len());
+    }
+}
+
+#[test]
+fn a_sequence_that_outgrows_its_longrope_is_read_again() {
+    let (model, tokens) = (decoder("phi3-longrope"), some_tokens());
+    let mut cache = model.new_cache();
+    for cut in [5, 2, 1, 1, 9] {
+        let from = cache.len();
+        let found = logits(&*model, &Batch::new([&tokens[from..from + cut]]), &mut [&mut cache]);
+        let whole = logits(&*model, &Batch::new([&tokens[..from + cut]]), &mut []);
+        assert_close(&found, &whole[whole.len() - found.len()..]);
+    }
+}
+
+#[test]
+fn a_learned_position_beyond_the_last_is_refused() {
+    let model = decoder("gpt2");
+    let error = model.hidden(&Batch::new([&[7u32; 129][..]]), &mut [], &()).unwrap_err().to_string();
+    assert!(error.contains("129 tokens: this model knows 128 places"), "{error}");
+}
+
+/// A folder with the weights of a case under names that `rename` gives them.
+fn renamed(name: &str, config: &serde_json::Value, rename: impl Fn(&str) -> String) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = candle_core::safetensors::load(case(name).join("model/model.safetensors"), &Device::Cpu);
+    let tensors: Vec<_> =
+        tensors.unwrap().into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
+    safetensors::serialize_to_file(tensors, None, &dir.path().join("model.safetensors")).unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn weights_are_found_under_the_names_of_other_versions() {
+    let config = |name: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(case(name).join("model/config.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let bare = |name: &str| name.trim_start_matches("transformer.").to_owned();
+    let inner = |name: &str| format!("language_model.{name}");
+    let outer = |name: &str| name.replacen("model.", "model.language_model.", 1);
+    let multimodal = json!({ "model_type": "gemma3", "text_config": config("gemma3") });
+    for (name, folder) in [
+        ("gpt2", renamed("gpt2", &config("gpt2"), bare)),
+        ("gemma3", renamed("gemma3", &multimodal, inner)),
+        ("gemma3", renamed("gemma3", &multimodal, outer)),
+    ] {
+        let batch = Batch::new([&some_tokens()]);
+        let expected = logits(&*decoder(name), &batch, &mut []);
+        assert_close(&logits(&*opened(folder.path(), &json!({})), &batch, &mut []), &expected);
     }
 }
 

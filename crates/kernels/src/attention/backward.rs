@@ -228,7 +228,11 @@ impl<'a> Head<'a> {
                 row[seeing.end..].fill(0.0);
             }
             let of_query = (&log_sums[seeing.clone()], &along[seeing.clone()]);
-            softmax_gradient(&mut weights[seeing.clone()], &mut scores[seeing], of_query);
+            let (weights, scores) = (&mut weights[seeing.clone()], &mut scores[seeing]);
+            match self.shape.cap {
+                None => softmax_gradient(weights, scores, of_query),
+                Some(cap) => capped_softmax_gradient(weights, scores, of_query, cap),
+            }
         }
         let dims = Dims { m: keys, n: size, k: stacked };
         nn(&mut self.found.v[of_keys.clone()], weights, upstream, dims, Write::Add(1.0));
@@ -243,6 +247,26 @@ impl<'a> Head<'a> {
             self.found.q.extend((0..self.shape.head_dim).map(|j| scale * found[j * stacked + i]));
         }
     }
+}
+
+/// [`softmax_gradient`] where the scores are capped: with `t = tanh(weight/cap)` the weight is `exp(cap·t - log_sum)`, and
+/// the gradient goes on times `1 - t²`.
+fn capped_softmax_gradient(
+    weights: &mut [f32],
+    g: &mut [f32],
+    (log_sums, along): (&[f32], &[f32]),
+    cap: f32,
+) {
+    vector::wide(
+        #[inline(always)]
+        || {
+            for ((w, g), (log_sum, along)) in weights.iter_mut().zip(g).zip(log_sums.iter().zip(along)) {
+                let t = vector::tanh(*w / cap);
+                *w = vector::exp(cap * t - log_sum);
+                *g = *w * (*g - along) * (1.0 - t * t);
+            }
+        },
+    );
 }
 
 /// For each query, `weight = exp(weight - log_sum)` and then `g = weight · (g - along)`.

@@ -137,6 +137,9 @@ impl Softmax {
         let scores = grown(&mut self.scores, stacked * run.len());
         let keys = kv.keys.slice(run.clone(), &mut self.buffer);
         nt(scores, &self.queries, keys, Dims { m: stacked, n: run.len(), k: size }, Write::Set(1.0));
+        if let Some(cap) = self.shape.cap {
+            vector::soft_cap(scores, cap);
+        }
         for (i, row) in scores.chunks_exact_mut(run.len()).enumerate() {
             let visible = block.visible(&self.shape, i / self.shape.group(), run);
             let maximum = self.maxima[i].max(vector::max(&row[visible.clone()]));

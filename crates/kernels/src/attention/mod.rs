@@ -41,6 +41,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Each query sees itself and the `window - 1` keys before it; all before it when none.
     pub window: Option<usize>,
+    /// `c`: scores become `c·tanh(score/c)` (arXiv:2408.00118 §2); left as they are when none.
+    pub cap: Option<f32>,
 }
 
 impl AttentionShape {
@@ -59,6 +61,9 @@ impl AttentionShape {
         }
         if self.window == Some(0) {
             candle_core::bail!("{OP}: a window of 0 keys");
+        }
+        if self.cap.is_some_and(|cap| !(cap.is_finite() && cap > 0.0)) {
+            candle_core::bail!("{OP}: scores capped at {:?}", self.cap);
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::testing::{VALUE_TOLERANCE, assert_close, check, constant, flat, tenso
 use crate::{CacheDtype, CacheRows};
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionShape {
-    AttentionShape { heads, kv_heads, head_dim, scale: 1.3, window }
+    AttentionShape { heads, kv_heads, head_dim, scale: 1.3, window, cap: None }
 }
 
 fn segments(lengths: &[usize]) -> Arc<[Range<usize>]> {
@@ -32,7 +32,9 @@ fn reference(args: &[Vec<f64>], segments: &[Range<usize>], shape: AttentionShape
             let q = &args[0][(n * shape.heads + h) * size..][..size];
             let from = shape.window.map_or(0, |window| (n + 1).saturating_sub(window)).max(segment.start);
             let score = |t| q.iter().zip(key(&args[1], t, h)).map(|(q, k)| q * k).sum::<f64>();
-            let weights: Vec<f64> = (from..=n).map(|t| (f64::from(shape.scale) * score(t)).exp()).collect();
+            let capped = |s: f64| shape.cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh());
+            let weights: Vec<f64> =
+                (from..=n).map(|t| capped(f64::from(shape.scale) * score(t)).exp()).collect();
             let total: f64 = weights.iter().sum();
             let mut y = vec![0.0; size];
             for (t, w) in (from..).zip(&weights) {
@@ -62,6 +64,10 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Range<usize>], shape
             (0..s.len() * s.len()).map(|at| if hidden(at / s.len(), at % s.len()) { -1e30 } else { 0f32 });
         let mask = Tensor::from_vec(mask.collect(), (s.len(), s.len()), &Device::Cpu).unwrap();
         let scores = (q.matmul(&k.t().unwrap()).unwrap() * f64::from(shape.scale)).unwrap();
+        let scores = match shape.cap {
+            None => scores,
+            Some(cap) => ((scores / f64::from(cap)).unwrap().tanh().unwrap() * f64::from(cap)).unwrap(),
+        };
         let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask).unwrap(), D::Minus1).unwrap();
         let y = weights.matmul(&v).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
         y.reshape((s.len(), shape.heads * shape.head_dim)).unwrap()
@@ -86,6 +92,19 @@ fn values_and_gradients_match_the_reference() {
 }
 
 #[test]
+fn capped_scores_match_the_reference() {
+    for (window, cap) in [(None, 1.5), (Some(3), 0.4)] {
+        let shape = AttentionShape { cap: Some(cap), ..shape(4, 2, 3, window) };
+        let segments = segments(&[5, 1, 0, 7]);
+        check(
+            &[var(&[13, 12]), var(&[13, 6]), var(&[13, 6])],
+            |a| attention(&a[0], &a[1], &a[2], &segments, shape),
+            |a| reference(a, &segments, shape),
+        );
+    }
+}
+
+#[test]
 fn an_untracked_argument_gets_no_gradient() {
     let (shape, segments) = (shape(2, 1, 4, None), segments(&[4]));
     for tracked in 1..7 {
@@ -100,15 +119,15 @@ fn an_untracked_argument_gets_no_gradient() {
 
 #[test]
 fn long_segments_match_autograd() {
-    for (heads, kv_heads, head_dim, window, lengths) in [
-        (3, 1, 64, None, vec![300, 17, 90]),
-        (4, 4, 12, None, vec![130, 257]),
-        (4, 2, 33, Some(70), vec![400]),
-        (2, 1, 128, Some(300), vec![620, 65]),
-        (16, 1, 16, None, vec![70]),
-        (2, 2, 8, None, vec![900]),
+    for (heads, kv_heads, head_dim, window, cap, lengths) in [
+        (3, 1, 64, None, None, vec![300, 17, 90]),
+        (4, 4, 12, None, None, vec![130, 257]),
+        (4, 2, 33, Some(70), Some(2.0), vec![400]),
+        (2, 1, 128, Some(300), None, vec![620, 65]),
+        (16, 1, 16, None, None, vec![70]),
+        (2, 2, 8, None, Some(0.7), vec![900]),
     ] {
-        let shape = AttentionShape { scale: 0.3, ..shape(heads, kv_heads, head_dim, window) };
+        let shape = AttentionShape { scale: 0.3, cap, ..shape(heads, kv_heads, head_dim, window) };
         let segments = segments(&lengths);
         let rows = lengths.iter().sum();
         let widths = [heads, kv_heads, kv_heads].map(|h| [rows, h * head_dim]);
@@ -154,8 +173,8 @@ fn scores_far_apart_do_not_overflow() {
 
 #[test]
 fn a_cache_gives_what_the_whole_segment_gives() {
-    for window in [None, Some(6)] {
-        let shape = shape(4, 2, 12, window);
+    for (window, cap) in [(None, None), (Some(6), None), (None, Some(0.8))] {
+        let shape = AttentionShape { cap, ..shape(4, 2, 12, window) };
         let (q, k, v) = (tensor(1, &[90, 48]), tensor(2, &[90, 24]), tensor(3, &[90, 24]));
         let whole = attention(&q, &k, &v, &segments(&[80, 10]), shape).unwrap().to_vec2::<f32>().unwrap();
         let (k, v) = (flat(&k), flat(&v));
@@ -199,6 +218,7 @@ fn wrong_segments_and_shapes_are_refused() {
         AttentionShape { kv_heads: 2, ..shape },
         AttentionShape { head_dim: 8, ..shape },
         AttentionShape { window: Some(0), ..shape },
+        AttentionShape { cap: Some(0.0), ..shape },
     ] {
         assert!(run(&[0..2, 2..5], wrong).is_err(), "{wrong:?}");
     }

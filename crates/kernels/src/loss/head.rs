@@ -19,6 +19,23 @@ const ROWS: usize = 256;
 /// Values of a chunk's logits at most (64 MiB).
 const LOGITS: usize = 16 << 20;
 
+/// A frozen head: logits `c·tanh((x Wᵀ + b)/c)`, a low-rank term inside the bracket; without a cap `x Wᵀ + b`.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadWeight<'a> {
+    /// `W` `(V, D)`.
+    pub weight: &'a Weight,
+    /// `b` `(V,)`.
+    pub bias: Option<&'a Tensor>,
+    /// `c`, positive.
+    pub cap: Option<f32>,
+}
+
+impl<'a> From<&'a Weight> for HeadWeight<'a> {
+    fn from(weight: &'a Weight) -> Self {
+        Self { weight, bias: None, cap: None }
+    }
+}
+
 /// [`cross_entropy`](crate::cross_entropy) of the head's output on the labelled rows of `hidden` `(N, D)`, a scalar sum
 /// in nats.
 ///
@@ -27,17 +44,16 @@ const LOGITS: usize = 16 << 20;
 /// the term's dropout counts the labelled rows, not the batch's.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
-    head: &Weight,
-    bias: Option<&Tensor>,
+    head: HeadWeight<'_>,
     low_rank: Option<LowRank<'_>>,
     labelled: &Labelled,
 ) -> Result<Tensor> {
-    if bias.is_some_and(Tensor::track_op) {
+    if head.bias.is_some_and(Tensor::track_op) {
         candle_core::bail!(
             "{OP}: gives a bias no gradient: use linear and cross_entropy for one that is trained"
         );
     }
-    let frozen = Frozen::new(hidden, head, bias, labelled)?;
+    let frozen = Frozen::new(hidden, head, labelled)?;
     let wanted = |tensor: Option<&Tensor>| tensor.is_some_and(Tensor::track_op);
     let factors = (low_rank.map(|f| f.a), low_rank.map(|f| f.b));
     let wanted = Wanted { hidden: wanted(Some(hidden)), a: wanted(factors.0), b: wanted(factors.1) };
@@ -45,7 +61,7 @@ pub fn linear_cross_entropy(
     match low_rank {
         None => hidden.apply_op1(op),
         Some(factors) => {
-            let term = Some(Term::new(OP, &factors, head.rows(), head.cols())?);
+            let term = Some(Term::new(OP, &factors, head.weight.rows(), head.weight.cols())?);
             hidden.apply_op3(factors.a, factors.b, LinearLoss { term, ..op })
         }
     }
@@ -54,19 +70,18 @@ pub fn linear_cross_entropy(
 /// The loss of every labelled row by itself, in nats, without gradients.
 pub fn linear_nll(
     hidden: &Tensor,
-    head: &Weight,
-    bias: Option<&Tensor>,
+    head: HeadWeight<'_>,
     low_rank: Option<LowRank<'_>>,
     labelled: &Labelled,
 ) -> Result<Vec<f32>> {
-    let frozen = Frozen::new(hidden, head, bias, labelled)?;
+    let frozen = Frozen::new(hidden, head, labelled)?;
     let hidden = Held::new(OP, hidden)?;
     let mut losses = Vec::new();
-    let mut take = |mut chunk: Chunk<'_>| losses.extend(chunk.softmax(|_, _| {}));
+    let mut take = |mut chunk: Chunk<'_>| losses.extend(chunk.losses());
     match low_rank {
         None => frozen.for_each_chunk(hidden.values(), None, &mut take)?,
         Some(factors) => {
-            let term = Term::new(OP, &factors, head.rows(), head.cols())?;
+            let term = Term::new(OP, &factors, head.weight.rows(), head.weight.cols())?;
             let (a, b) = (Held::new(OP, factors.a)?, Held::new(OP, factors.b)?);
             let factors = Factors { term: &term, a: a.values(), b: b.values() };
             frozen.for_each_chunk(hidden.values(), Some(factors), &mut take)?;
@@ -79,6 +94,7 @@ pub fn linear_nll(
 struct Frozen {
     head: Weight,
     bias: Option<Tensor>,
+    cap: Option<f32>,
     labelled: Labelled,
 }
 
@@ -101,10 +117,12 @@ struct Chunk<'a> {
     /// `dropout(x)` `(rows, D)`, and `u` `(rows, R)`.
     dropped: Cow<'a, [f32]>,
     u: Vec<f32>,
+    cap: Option<f32>,
 }
 
 impl Frozen {
-    fn new(hidden: &Tensor, head: &Weight, bias: Option<&Tensor>, labelled: &Labelled) -> Result<Self> {
+    fn new(hidden: &Tensor, head: HeadWeight<'_>, labelled: &Labelled) -> Result<Self> {
+        let HeadWeight { weight: head, bias, cap } = head;
         let (rows, width) = hidden.dims2()?;
         if width != head.cols() || head.rows() == 0 {
             candle_core::bail!(
@@ -119,7 +137,7 @@ impl Frozen {
             candle_core::bail!("{OP}: bias {:?} against a head of {} rows", bias.shape(), head.rows());
         }
         labelled.check(OP, rows, head.rows())?;
-        Ok(Self { head: head.clone(), bias: bias.map(Tensor::detach), labelled: labelled.clone() })
+        Ok(Self { head: head.clone(), bias: bias.map(Tensor::detach), cap, labelled: labelled.clone() })
     }
 
     /// Runs `task` on one chunk after the other.
@@ -142,8 +160,15 @@ impl Frozen {
                 add_to_rows(logits, bias.values());
             }
             let first = i * rows;
-            let mut chunk =
-                Chunk { first, rows: rows_of, labels, logits, dropped: Cow::Borrowed(&[]), u: Vec::new() };
+            let mut chunk = Chunk {
+                first,
+                rows: rows_of,
+                labels,
+                logits,
+                dropped: Cow::Borrowed(&[]),
+                u: Vec::new(),
+                cap: self.cap,
+            };
             if let Some(factors) = factors {
                 chunk.dropped = factors.term.dropped(&x, first);
                 chunk.u = factors.term.down(&chunk.dropped, factors.a);
@@ -161,33 +186,53 @@ impl Frozen {
 }
 
 impl Chunk<'_> {
-    /// The loss of each row; the logits become `exp(logit - max)`, and `then` gets each row with its sum.
-    fn softmax(&mut self, then: impl Fn(&mut [f32], f32) + Sync) -> Vec<f32> {
+    /// What `turn(logits, label)` makes of each row: its loss.
+    fn for_each_row(&mut self, turn: impl Fn(&mut [f32], usize) -> f32 + Sync) -> Vec<f32> {
         let classes = self.logits.len() / self.rows.len();
         let rows = parts::rows_per_task(classes);
         let mut losses = vec![0.0; self.rows.len()];
-        let labels = self.labels;
+        let (labels, cap) = (self.labels, self.cap);
         parts::for_each_pair(self.logits, &mut losses, (rows * classes, rows), |i, logits, losses| {
             for (j, (row, loss)) in logits.chunks_exact_mut(classes).zip(losses).enumerate() {
-                let maximum = vector::max(row);
-                let scored = row[labels[i * rows + j] as usize] - maximum;
-                let sum = vector::exp_sub_sum(row, maximum);
-                *loss = sum.ln() - scored;
-                then(row, sum);
+                if let Some(cap) = cap {
+                    vector::soft_cap(row, cap);
+                }
+                *loss = turn(row, labels[i * rows + j] as usize);
             }
         });
         losses
     }
 
-    /// The loss of each row; the logits become their gradient, `softmax - onehot`.
-    fn turn_to_gradient(&mut self) -> Vec<f32> {
-        let losses = self.softmax(|row, sum| scale(row, 1.0 / sum));
-        let classes = self.logits.len() / self.rows.len();
-        for (row, label) in self.logits.chunks_exact_mut(classes).zip(self.labels) {
-            row[*label as usize] -= 1.0;
-        }
-        losses
+    /// The loss of each row.
+    fn losses(&mut self) -> Vec<f32> {
+        self.for_each_row(|row, label| softmax(row, label).0)
     }
+
+    /// The loss of each row; the logits become their gradient, `softmax - onehot`, times `1 - (logit/c)²` under a cap.
+    fn turn_to_gradient(&mut self) -> Vec<f32> {
+        let cap = self.cap;
+        self.for_each_row(|row, label| {
+            let capped = cap.map(|cap| (row.to_vec(), 1.0 / cap));
+            let (loss, sum) = softmax(row, label);
+            scale(row, 1.0 / sum);
+            row[label] -= 1.0;
+            if let Some((capped, inverse)) = capped {
+                vector::wide(
+                    #[inline(always)]
+                    || row.iter_mut().zip(&capped).for_each(|(g, y)| *g *= 1.0 - (y * inverse).powi(2)),
+                );
+            }
+            loss
+        })
+    }
+}
+
+/// A row's loss, and the sum of what its logits become, `exp(logit - max)`.
+fn softmax(row: &mut [f32], label: usize) -> (f32, f32) {
+    let maximum = vector::max(row);
+    let scored = row[label] - maximum;
+    let sum = vector::exp_sub_sum(row, maximum);
+    (sum.ln() - scored, sum)
 }
 
 /// Which arguments get a gradient.
@@ -229,7 +274,7 @@ impl LinearLoss {
         };
         let mut loss = 0.0;
         self.frozen.for_each_chunk(hidden, factors, &mut |mut chunk| {
-            let losses = if self.wanted.any() { chunk.turn_to_gradient() } else { chunk.softmax(|_, _| {}) };
+            let losses = if self.wanted.any() { chunk.turn_to_gradient() } else { chunk.losses() };
             loss += losses.into_iter().map(f64::from).sum::<f64>();
             if self.wanted.any() {
                 self.add(&chunk, factors, &mut found);

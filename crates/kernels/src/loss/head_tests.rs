@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::{Labelled, linear_cross_entropy, linear_nll};
+use super::{HeadWeight, Labelled, linear_cross_entropy, linear_nll};
 use crate::testing::{Arg, VALUE_TOLERANCE, assert_close, check, constant, flat, tensor, values, var};
 use crate::{Dropout, LowRank, Weight, cross_entropy, linear};
 
@@ -19,13 +19,25 @@ fn labelled() -> Labelled {
     Labelled { rows: vec![3, 0, 4, 3], labels: vec![8, 2, 0, 1] }
 }
 
-/// Arguments: hidden, A, B, bias.
-fn run(args: &[Tensor], dropout: Option<Dropout>) -> Result<Tensor> {
-    let factors = LowRank { a: &args[1], b: &args[2], scaling: 1.6, dropout };
-    linear_cross_entropy(&args[0], &head(), Some(&args[3]), Some(factors), &labelled())
+/// What is run on top of the frozen head.
+#[derive(Clone, Copy, Default)]
+struct With {
+    factors: bool,
+    dropout: Option<Dropout>,
+    cap: Option<f32>,
 }
 
-fn nll(args: &[Vec<f64>], factors: bool, dropout: Option<Dropout>) -> Vec<f64> {
+const FACTORS: With = With { factors: true, dropout: None, cap: None };
+
+/// Arguments: hidden, A, B, bias.
+fn run(args: &[Tensor], with: With) -> Result<Tensor> {
+    let factors = LowRank { a: &args[1], b: &args[2], scaling: 1.6, dropout: with.dropout };
+    let weight = head();
+    let head = HeadWeight { weight: &weight, bias: Some(&args[3]), cap: with.cap };
+    linear_cross_entropy(&args[0], head, with.factors.then_some(factors), &labelled())
+}
+
+fn nll(args: &[Vec<f64>], With { factors, dropout, cap }: With) -> Vec<f64> {
     let w: Vec<f64> = values(50, CLASSES * WIDTH).into_iter().map(f64::from).collect();
     let labelled = labelled();
     let mut mask = vec![1f32; labelled.rows.len() * WIDTH];
@@ -42,7 +54,8 @@ fn nll(args: &[Vec<f64>], factors: bool, dropout: Option<Dropout>) -> Vec<f64> {
         };
         let logit =
             |j: usize| dot(x, &w[j * WIDTH..][..WIDTH]) + args[3][j] + if factors { low(j) } else { 0.0 };
-        let logits: Vec<f64> = (0..CLASSES).map(logit).collect();
+        let capped = |y: f64| cap.map_or(y, |cap| f64::from(cap) * (y / f64::from(cap)).tanh());
+        let logits: Vec<f64> = (0..CLASSES).map(|j| capped(logit(j))).collect();
         logits.iter().map(|x| x.exp()).sum::<f64>().ln() - logits[*label as usize]
     };
     labelled.rows.iter().zip(&labelled.labels).enumerate().map(row).collect()
@@ -55,25 +68,26 @@ fn args(tracked: usize) -> Vec<Arg> {
 
 #[test]
 fn every_choice_of_tracked_arguments_gets_its_gradients() {
-    for dropout in [None, Some(Dropout { p: 0.3, seed: 11 })] {
+    let dropped = Some(Dropout { p: 0.3, seed: 11 });
+    for with in [FACTORS, With { dropout: dropped, ..FACTORS }, With { cap: Some(0.9), ..FACTORS }] {
         for tracked in 0..8 {
-            check(&args(tracked), |a| run(a, dropout), |a| vec![nll(a, true, dropout).iter().sum()]);
+            check(&args(tracked), |a| run(a, with), |a| vec![nll(a, with).iter().sum()]);
         }
     }
 }
 
 #[test]
 fn the_frozen_head_passes_the_gradient_of_the_hidden_states_alone() {
-    let loss = |a: &[Tensor]| linear_cross_entropy(&a[0], &head(), Some(&a[3]), None, &labelled());
-    check(&[var(&[5, WIDTH]), constant(&[1]), constant(&[1]), constant(&[CLASSES])], loss, |a| {
-        vec![nll(a, false, None).iter().sum()]
-    });
+    let args = [var(&[5, WIDTH]), constant(&[RANK, WIDTH]), constant(&[CLASSES, RANK]), constant(&[CLASSES])];
+    for with in [With::default(), With { cap: Some(2.0), ..With::default() }] {
+        check(&args, |a| run(a, with), |a| vec![nll(a, with).iter().sum()]);
+    }
 }
 
 #[test]
 fn the_upstream_gradient_scales_it() {
-    let halved = |a: &[Tensor]| run(a, None)?.affine(0.5, 0.0);
-    check(&args(7), halved, |a| vec![0.5 * nll(a, true, None).iter().sum::<f64>()]);
+    let halved = |a: &[Tensor]| run(a, FACTORS)?.affine(0.5, 0.0);
+    check(&args(7), halved, |a| vec![0.5 * nll(a, FACTORS).iter().sum::<f64>()]);
 }
 
 #[test]
@@ -88,7 +102,7 @@ fn chunks_of_many_rows_agree_with_the_composed_operations() {
     let vars: Vec<_> = [hidden, a, b].iter().map(|t| Var::from_tensor(t).unwrap()).collect();
     let [hidden, a, b] = [&vars[0], &vars[1], &vars[2]].map(Var::as_tensor);
     let factors = LowRank { a, b, scaling: 0.7, dropout: Some(Dropout { p: 0.2, seed: 9 }) };
-    let fused = linear_cross_entropy(hidden, &head, None, Some(factors), &labelled).unwrap();
+    let fused = linear_cross_entropy(hidden, (&head).into(), Some(factors), &labelled).unwrap();
     let index = Tensor::from_vec(labelled.rows.clone(), labelled.rows.len(), &Device::Cpu).unwrap();
     let logits = linear(&hidden.index_select(&index, 0).unwrap(), &head, None, Some(factors)).unwrap();
     let plain = cross_entropy(&logits, &labelled.labels).unwrap();
@@ -98,7 +112,7 @@ fn chunks_of_many_rows_agree_with_the_composed_operations() {
     for var in &vars {
         assert_close("gradient", &flat(found.get(var).unwrap()), &wide(expected.get(var).unwrap()), 1e-5);
     }
-    let each = linear_nll(hidden, &head, None, Some(factors), &labelled).unwrap();
+    let each = linear_nll(hidden, (&head).into(), Some(factors), &labelled).unwrap();
     let sum: f64 = each.iter().copied().map(f64::from).sum();
     assert_close("sum", &flat(&fused), &[sum], VALUE_TOLERANCE);
 }
@@ -108,14 +122,18 @@ fn every_row_by_itself() {
     let args = [tensor(1, &[5, WIDTH]), tensor(2, &[CLASSES])];
     let plain: Vec<Vec<f64>> =
         [0, 0, 0, 1].map(|i: usize| flat(&args[i]).into_iter().map(f64::from).collect()).to_vec();
-    let found = linear_nll(&args[0], &head(), Some(&args[1]), None, &labelled()).unwrap();
-    assert_close("nll", &found, &nll(&plain, false, None), VALUE_TOLERANCE);
+    for cap in [None, Some(1.1)] {
+        let weight = head();
+        let head = HeadWeight { weight: &weight, bias: Some(&args[1]), cap };
+        let found = linear_nll(&args[0], head, None, &labelled()).unwrap();
+        assert_close("nll", &found, &nll(&plain, With { cap, ..With::default() }), VALUE_TOLERANCE);
+    }
 }
 
 #[test]
 fn no_labels_make_no_loss_and_a_gradient_of_zeros() {
     let hidden = Var::from_tensor(&tensor(1, &[3, WIDTH])).unwrap();
-    let loss = linear_cross_entropy(&hidden, &head(), None, None, &Labelled::default()).unwrap();
+    let loss = linear_cross_entropy(&hidden, (&head()).into(), None, &Labelled::default()).unwrap();
     assert_eq!(flat(&loss), [0.0]);
     assert_eq!(flat(loss.backward().unwrap().get(&hidden).unwrap()), vec![0.0; 3 * WIDTH]);
 }
@@ -125,12 +143,13 @@ fn wrong_labels_and_a_trained_bias_are_refused() {
     let hidden = tensor(1, &[3, WIDTH]);
     let run = |rows: &[u32], labels: &[u32]| {
         let labelled = Labelled { rows: rows.to_vec(), labels: labels.to_vec() };
-        linear_cross_entropy(&hidden, &head(), None, None, &labelled)
+        linear_cross_entropy(&hidden, (&head()).into(), None, &labelled)
     };
     assert!(run(&[0, 2], &[0, 8]).is_ok());
     assert!(run(&[0, 3], &[0, 8]).unwrap_err().to_string().contains("row 3 is not one of 3"));
     assert!(run(&[0, 2], &[0, 9]).unwrap_err().to_string().contains("label 9"));
     assert!(run(&[0], &[0, 1]).is_err());
     let bias = Var::from_tensor(&tensor(2, &[CLASSES])).unwrap();
-    assert!(linear_cross_entropy(&hidden, &head(), Some(&bias), None, &labelled()).is_err());
+    let head = HeadWeight { weight: &head(), bias: Some(&bias), cap: None };
+    assert!(linear_cross_entropy(&hidden, head, None, &labelled()).is_err());
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-pub use head::{linear_cross_entropy, linear_nll};
+pub use head::{HeadWeight, linear_cross_entropy, linear_nll};
 
 use crate::operand::{Held, gradient, output, values};
 use crate::{parts, pool, vector};

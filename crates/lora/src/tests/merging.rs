@@ -25,12 +25,12 @@ fn merged(toy: &Toy, adapter: &LoraAdapter, block: usize) -> Toy {
     };
     let embed =
         Embedding { path: toy.embed.path.clone(), weight: weight(&toy.embed.path, &toy.embed.weight) };
-    let mut head = linear(&toy.head);
+    let mut head = linear(&toy.head.linear);
     if toy.tied && !adapter.unties() {
         head.weight = embed.weight.clone();
     }
     let norm = RmsNorm { gain: vector(&toy.norm.gain_path, &toy.norm.gain), ..toy.norm.clone() };
-    Toy { embed, norm, up: linear(&toy.up), down: linear(&toy.down), head, tied: toy.tied }
+    Toy { embed, norm, up: linear(&toy.up), down: linear(&toy.down), head: head.into(), tied: toy.tied }
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod merging;
 mod oracle;
 
 use candle_core::{Device, Tensor, Var};
-use taper_base::{Adapter, Embedding, Linear, Module, RmsNorm};
+use taper_base::{Adapter, Embedding, Head, Linear, Module, RmsNorm};
 use taper_kernels::{Labelled, Weight};
 
 use crate::{BaseModules, Bias, LoraAdapter, LoraConfig, Names};
@@ -30,7 +30,7 @@ pub(crate) struct Toy {
     pub(crate) norm: RmsNorm,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
-    pub(crate) head: Linear,
+    pub(crate) head: Head,
     pub(crate) tied: bool,
 }
 
@@ -50,7 +50,7 @@ impl Toy {
         let norm = RmsNorm::new("model.norm", tensor(2, &[DIM]), 1e-5);
         let up = linear("model.layers.0.up_proj", 3, WIDE, DIM, true);
         let down = linear("model.layers.0.down_proj", 4, DIM, WIDE, false);
-        Self { embed, norm, up, down, head, tied }
+        Self { embed, norm, up, down, head: head.into(), tied }
     }
 
     pub(crate) fn modules(&self) -> BaseModules<'_> {
@@ -61,9 +61,9 @@ impl Toy {
                 Module::Linear(&self.up),
                 Module::Linear(&self.down),
                 Module::Norm(&self.norm),
-                Module::Linear(&self.head),
+                Module::Linear(&self.head.linear),
             ],
-            head: &self.head.path,
+            head: &self.head.linear.path,
             tie_word_embeddings: self.tied,
         }
     }

@@ -34,12 +34,7 @@ impl Modules {
                         linears.push(Linear { path, weight, bias });
                     }
                 }
-                _ => norms.push(RmsNorm {
-                    path,
-                    gain_path: name.to_owned(),
-                    gain: file.tensor(name, shape).unwrap(),
-                    eps: 1e-6,
-                }),
+                _ => norms.push(RmsNorm::new(path, file.tensor(name, shape).unwrap(), 1e-6)),
             }
         }
         let embed = embed.unwrap();

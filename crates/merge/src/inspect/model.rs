@@ -178,6 +178,15 @@ fn values(found: &mut Inspection, facts: &mut ModelFacts, checkpoint: &Checkpoin
     }
 }
 
+/// Masks and frequencies that older files hold beside the parameters of GPT-2 and GPT-NeoX.
+const BUFFERS: [&str; 5] = [
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".attention.rotary_emb.inv_freq",
+];
+
 /// Opens the model, and tells what its architecture lacks or does not use.
 fn architecture(found: &mut Inspection, dir: &Path) {
     let name = dir.display().to_string();
@@ -194,7 +203,9 @@ fn architecture(found: &mut Inspection, dir: &Path) {
     }
     // Read as a part of the configuration.
     used.insert("rope_freqs.weight");
-    let unused: Vec<&str> = base.checkpoint.names().filter(|name| !used.contains(name)).collect();
+    let is_buffer = |name: &str| BUFFERS.iter().any(|end| name.ends_with(end));
+    let unused: Vec<&str> =
+        base.checkpoint.names().filter(|name| !used.contains(name) && !is_buffer(name)).collect();
     if !unused.is_empty() {
         found.problem(format!(
             "tensors that a {} model of this configuration does not use: {}",
