@@ -245,3 +245,12 @@ fn a_full_disk_ends_a_merge_and_leaves_nothing() {
     disk.resize("4m");
     taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &disk.arg("merged")]).good();
 }
+
+#[test]
+fn memory_that_is_too_little_or_no_memory_says_what_would_do() {
+    let (room, model, data) = good();
+    let out = room.arg("out");
+    train(&model, &data, &out, &["--memory", "1MiB"]).bad(&["`memory` is 1MiB", "needs", "MiB at least"]);
+    train(&model, &data, &out, &["--memory", "lots"]).bad(&["lots", "write it as 2GiB"]);
+    assert!(!room.path("out").exists());
+}

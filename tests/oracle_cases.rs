@@ -90,7 +90,7 @@ fn logits_and_loss(case: &Case) {
 fn gradients(case: &Case) {
     let adapter = case.adapter();
     let found =
-        step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), 0).expect("gradients");
+        step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), 0, 0).expect("gradients");
     let expected = case.expected.keys().filter_map(|key| key.strip_prefix("grad."));
     assert_eq!(found.grads.keys().map(String::as_str).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     for (name, gradient) in &found.grads {
@@ -116,8 +116,8 @@ fn adamw_losses(case: &Case) {
     let mut optimiser = AdamW::new(adapter.params(), config);
     let mut losses = Vec::new();
     for _ in &expected {
-        let step =
-            step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), 0).expect("gradients");
+        let step = step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), 0, 0)
+            .expect("gradients");
         losses.push((step.loss_sum / step.labels as f64) as f32);
         optimiser
             .step(adapter.params(), &step.grads, train["lr"].as_f64().expect("a number"))

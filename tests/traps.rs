@@ -53,7 +53,7 @@ fn trap_t1_a_step_is_the_mean_over_its_labels_however_it_is_cut() {
     let set = load(&base, &ragged(&room));
     let step = |examples: &[Example], budget: usize| {
         let micro: Vec<_> = micro_batches(examples, budget).collect();
-        step_grads(&*base.model, &adapter, &micro, 0).expect("gradients")
+        step_grads(&*base.model, &adapter, &micro, 0, 0).expect("gradients")
     };
     // The window of eight, and the partial one that remains of an epoch.
     for window in set.examples.chunks(8) {

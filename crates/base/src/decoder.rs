@@ -221,7 +221,8 @@ impl Block {
         let Some(adapted) = self.adapted(pass.adapter)? else { return self.in_parts(layer, x, rope, pass) };
         let none = || Arc::new(RopeTable { cos: Vec::new(), sin: Vec::new(), half: 0 });
         let (segments, rope) = (pass.segments.clone(), rope.cloned().unwrap_or_else(none));
-        let shared = BlockPass { segments, rope, recompute: false };
+        let recompute = layer < pass.adapter.recomputed_blocks();
+        let shared = BlockPass { segments, rope, recompute };
         if pass.caches.is_empty() {
             return taper_kernels::block(x, fused, &shared, &adapted);
         }

@@ -22,6 +22,12 @@ pub trait Adapter: Send + Sync {
         Ok(Effect::Other)
     }
 
+    /// How many of the blocks, the first ones, need to keep nothing but their input for the backward pass, which then runs
+    /// them forward again. The result is the same. A base does so where a block is one operation.
+    fn recomputed_blocks(&self) -> usize {
+        0
+    }
+
     /// Token ids to rows `(N, D)`.
     fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Result<Tensor> {
         layer.frozen(ids)

@@ -193,7 +193,7 @@ impl LoraAdapter {
 
     /// The adapter with its dropout, for one forward pass; `seed` is another for every pass.
     pub fn training(&self, seed: u64) -> Training<'_> {
-        Training { adapter: self, seed }
+        Training { adapter: self, seed, recomputed_blocks: 0 }
     }
 
     /// The layer with the variant that takes part in it; `dropout` on the variant's input.
@@ -307,9 +307,16 @@ impl Adapter for LoraAdapter {
 pub struct Training<'a> {
     adapter: &'a LoraAdapter,
     seed: u64,
+    recomputed_blocks: usize,
 }
 
 impl Training<'_> {
+    /// The same pass, with the first `blocks` blocks run again in backward instead of being kept.
+    #[must_use]
+    pub fn recomputing(self, blocks: usize) -> Self {
+        Self { recomputed_blocks: blocks, ..self }
+    }
+
     /// The dropout of the layer at `path`: a mask of its own, which other layers do not change.
     fn dropout(&self, path: &str) -> Option<Dropout> {
         let p = self.adapter.config.lora_dropout as f32;
@@ -324,6 +331,10 @@ impl Adapter for Training<'_> {
 
     fn effect(&self, layer: &Linear) -> Tensors<Effect<'_>> {
         self.adapter.effect_on(layer, self.dropout(&layer.path))
+    }
+
+    fn recomputed_blocks(&self) -> usize {
+        self.recomputed_blocks
     }
 
     fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Tensors<Tensor> {

@@ -1,16 +1,26 @@
-//! How many tokens a micro-batch may have, and how much memory training will need.
+//! How a run keeps to its memory: how many tokens a micro-batch has, how many blocks are run again in backward instead of
+//! being kept, and how much memory that needs.
 //!
-//! Per token, the passes of one micro-batch keep `4 bytes · kept_per_token` for the backward pass ([`Network`]).
+//! The process holds, at its peak, which is in the first backward pass of a step:
 //!
-//! To that come one chunk of logits and its gradient's rows, the adapter's parameters, gradients and two moments. The base's
-//! weights stay in their mapped file. Measured on smollm2-135m, rank 16 on all linear layers: 0.71 MiB a token against 0.66
-//! planned where blocks run as one operation, 1.21 against 1.19 where they do not.
+//! - the base's files, which are mapped;
+//! - 4 bytes for each value that the network's blocks keep of a token (`Network::kept_per_token`) and that its low-rank
+//!   terms do (`u`, of their rank); of a block that is run again, its input alone;
+//! - the one block that is in backward: its gradients and, where it is run again, what it then keeps;
+//! - a chunk of logits, and their gradient as the product reads it;
+//! - the adapter: parameters, their copy in the pass, the pass's gradients as the block and as the store have them, the
+//!   step's gradients, two moments;
+//! - the tokenizer, the program, and what the allocator holds back.
+//!
+//! `bench/README.md` has the planned beside the measured peaks.
 
-use taper_base::Network;
+use taper_base::Base;
 use taper_lora::{Bias, LoraAdapter};
 
-/// What activations of one micro-batch may take where `micro_batch_tokens` is not given. It depends on nothing but the
-/// model, so that the same recipe cuts the same micro-batches on every machine with memory enough.
+use crate::{DataSet, Error, Size};
+
+/// What activations of one micro-batch may take where neither `memory` nor `micro_batch_tokens` is given. It depends on
+/// nothing but the model, so that the same recipe cuts the same micro-batches on every machine with memory enough.
 const ACTIVATIONS: u64 = 512 << 20;
 
 /// Fewest and most tokens chosen. Below the first, products run visibly slower; above the second, not faster.
@@ -21,48 +31,204 @@ const MOST: usize = 2048;
 const LOGITS: u64 = 64 << 20;
 const LOGITS_ROWS: u64 = 256;
 
-/// What the memory of a run depends on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Budget<'a> {
-    model: &'a dyn Network,
-    /// Whether blocks run as one operation.
-    whole_blocks: bool,
-    /// Trained values.
-    pub(crate) trainable: u64,
+/// Values that an adapter holds for each that it trains.
+const COPIES: u64 = 7;
+
+/// Program, tokenizer and allocator, measured.
+const PROCESS: u64 = 90 << 20;
+
+/// Share of the free memory that a run takes by itself at most: other programs need some.
+const FREE: (u64, u64) = (3, 4);
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) micro_batch_tokens: usize,
+    /// Blocks that are run again in backward, the first ones.
+    pub(crate) recomputed_blocks: usize,
+    /// Of the whole process, at its peak.
+    pub(crate) bytes: u64,
 }
 
-impl<'a> Budget<'a> {
-    pub(crate) fn new(model: &'a dyn Network, adapter: &LoraAdapter) -> Self {
-        let lora = adapter.config();
-        let dropped = lora.use_dora && lora.lora_dropout > 0.0;
-        let more = dropped || lora.lora_bias || lora.bias != Bias::None || !lora.modules_to_save.is_empty();
-        let trainable = adapter.params().values().map(|var| var.elem_count() as u64).sum();
-        Self { model, whole_blocks: !more, trainable }
-    }
+/// What the memory of a run depends on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    base: u64,
+    blocks: usize,
+    /// D and V.
+    hidden: u64,
+    vocabulary: u64,
+    /// Values that one token keeps in one block.
+    kept: u64,
+    /// Whether blocks run as one operation, and can be run again.
+    whole_blocks: bool,
+    /// Trained values.
+    trainable: u64,
+    /// Tokens of the longest row, and of the largest step.
+    longest: usize,
+    step: usize,
+}
 
-    /// Bytes that one token keeps from the forward pass to the backward pass.
-    fn bytes_per_token(&self) -> u64 {
-        4 * self.model.kept_per_token(self.whole_blocks) as u64
-    }
-
-    /// Memory that training needs beside the base's files, in bytes, with micro-batches of `tokens` tokens.
-    pub(crate) fn memory_bytes(&self, tokens: usize) -> u64 {
-        let logits = LOGITS.min(LOGITS_ROWS.min(tokens as u64) * self.model.sizes().vocab_size as u64 * 4);
-        // Parameter, gradient of the micro-batch, gradient of the step, two moments.
-        tokens as u64 * self.bytes_per_token() + logits + 5 * 4 * self.trainable
-    }
-
-    /// Tokens of a micro-batch where the recipe does not say: the power of two whose activations fit 512 MiB, between 128
-    /// and 2048; halved as long as the estimate is more than half of the memory that is free.
-    pub(crate) fn automatic(&self, available: Option<u64>) -> usize {
-        let fitting = (ACTIVATIONS / self.bytes_per_token().max(1)) as usize;
-        let mut tokens = (fitting.clamp(FEWEST, MOST) + 1).next_power_of_two() / 2;
-        while let Some(available) = available
-            && tokens > FEWEST
-            && self.memory_bytes(tokens) > available / 2
-        {
-            tokens /= 2;
+impl Budget {
+    /// The budget of a run whose steps have `rows` rows of `set`.
+    pub(crate) fn new(base: &Base, adapter: &LoraAdapter, set: &DataSet, rows: usize) -> Self {
+        let (sizes, longest) = (base.model.sizes(), set.stats.longest);
+        let whole_blocks = whole_blocks(adapter);
+        let blocks = sizes.num_hidden_layers.max(1);
+        let ranks: usize = adapter.ranks().iter().map(|(_, rank)| rank).sum();
+        Self {
+            base: base_bytes(base),
+            blocks,
+            hidden: sizes.hidden_size as u64,
+            vocabulary: sizes.vocab_size as u64,
+            kept: ((base.model.kept_per_token(whole_blocks) + ranks) / blocks) as u64,
+            whole_blocks,
+            trainable: adapter.params().values().map(|var| var.elem_count() as u64).sum(),
+            longest,
+            step: rows.saturating_mul(longest),
         }
-        tokens
+    }
+
+    /// Micro-batches and recomputed blocks within `memory`, or, where that is not given, within most of what is `free`.
+    ///
+    /// `tokens` of a micro-batch, where they are given, stay. Else they are the power of two, between 128 and 2048, that
+    /// fits: up to the memory that is given, or up to 512 MiB of activations. Blocks are run again only where that is not
+    /// enough, as that costs a third more work.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] where `memory` is given and too little: it says what the least is.
+    pub(crate) fn plan(
+        &self,
+        tokens: Option<usize>,
+        memory: Option<Size>,
+        free: Option<u64>,
+    ) -> Result<Memory, Error> {
+        let limit = memory.map(|size| size.0).or(free.map(|free| free / FREE.1 * FREE.0)).unwrap_or(u64::MAX);
+        let fits = |plan: &Memory| plan.bytes <= limit;
+        let (most, fewest) = match tokens {
+            Some(tokens) => (tokens, tokens),
+            None if memory.is_some() => (MOST, FEWEST),
+            None => (self.lean(), FEWEST),
+        };
+        let kept = std::iter::successors(Some(most), |tokens| Some(tokens / 2)).take_while(|t| *t >= fewest);
+        if let Some(plan) = kept.map(|tokens| self.memory(tokens, 0)).find(fits) {
+            return Ok(plan);
+        }
+        let most_again = if self.whole_blocks { self.blocks } else { 0 };
+        let again = (0..=most_again).map(|blocks| self.memory(fewest, blocks));
+        match (again.clone().find(fits), again.min_by_key(|plan| plan.bytes), memory) {
+            (Some(plan), _, _) | (None, Some(plan), None) => Ok(plan),
+            (None, least, Some(memory)) => Err(self.too_little(memory, least.map_or(0, |plan| plan.bytes))),
+            (None, None, None) => Ok(self.memory(fewest, 0)),
+        }
+    }
+
+    fn too_little(&self, memory: Size, least: u64) -> Error {
+        let least = Size(least.div_ceil(1 << 20) << 20);
+        Error::recipe(format!(
+            "`memory` is {memory}: training needs {least} at least, with rows of up to {} tokens; a lower `max_length` or \
+             `rank` needs less",
+            self.longest
+        ))
+    }
+
+    /// Tokens whose activations are 512 MiB.
+    fn lean(&self) -> usize {
+        let fitting = (ACTIVATIONS / (4 * self.kept * self.blocks as u64).max(1)) as usize;
+        (fitting.clamp(FEWEST, MOST) + 1).next_power_of_two() / 2
+    }
+
+    /// What a run needs with micro-batches of `tokens` tokens, a longer row alone, and `blocks` blocks run again.
+    fn memory(&self, tokens: usize, blocks: usize) -> Memory {
+        let rows = tokens.min(self.step).max(self.longest) as u64;
+        let kept = self.kept * (self.blocks - blocks) as u64 + self.hidden * blocks as u64;
+        let in_backward = self.kept * if blocks > 0 { 2 } else { 1 };
+        let logits = LOGITS.min(LOGITS_ROWS.min(rows) * self.vocabulary * 4);
+        let adapter = COPIES * 4 * self.trainable;
+        let bytes = self.base + PROCESS + 4 * rows * (kept + in_backward) + logits + logits / 2 + adapter;
+        Memory { micro_batch_tokens: tokens, recomputed_blocks: blocks, bytes }
+    }
+}
+
+/// Whether the decoder's blocks run as one operation each ([`taper_base::Effect`]).
+fn whole_blocks(adapter: &LoraAdapter) -> bool {
+    let lora = adapter.config();
+    let dropped = lora.use_dora && lora.lora_dropout > 0.0;
+    !(dropped || lora.lora_bias || lora.bias != Bias::None || !lora.modules_to_save.is_empty())
+}
+
+/// Bytes of the base's mapped files.
+pub(crate) fn base_bytes(base: &Base) -> u64 {
+    let infos = base.checkpoint.names().filter_map(|name| base.checkpoint.info(name));
+    infos.map(|info| info.range.len() as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// smollm2-135m with rank 16 on all linear layers, rows of 256 tokens, 4 to a step.
+    const SMALL: Budget = Budget {
+        base: 257 * MIB,
+        blocks: 30,
+        hidden: 576,
+        vocabulary: 49152,
+        kept: 5872,
+        whole_blocks: true,
+        trainable: 4_884_480,
+        longest: 256,
+        step: 1024,
+    };
+
+    fn given(budget: &Budget, mib: u64) -> Memory {
+        budget.plan(None, Some(Size(mib * MIB)), None).unwrap()
+    }
+
+    #[test]
+    fn more_memory_is_used_for_tokens_first_and_less_is_made_up_by_recomputing() {
+        assert_eq!(given(&SMALL, 4096).micro_batch_tokens, 2048);
+        assert_eq!(given(&SMALL, 1000).micro_batch_tokens, 512);
+        assert_eq!((given(&SMALL, 750).micro_batch_tokens, given(&SMALL, 750).recomputed_blocks), (256, 0));
+        let mut before = 0;
+        for mib in [690, 650, 620, 600] {
+            let plan = given(&SMALL, mib);
+            assert!(plan.bytes <= mib * MIB);
+            assert!(plan.recomputed_blocks > before, "{mib}: {plan:?}");
+            before = plan.recomputed_blocks;
+        }
+    }
+
+    #[test]
+    fn too_little_says_the_least_and_the_least_is_enough() {
+        let error = SMALL.plan(None, Some(Size(300 * MIB)), None).unwrap_err().to_string();
+        let least: u64 = error.split_once("needs ").unwrap().1.split_once("MiB").unwrap().0.parse().unwrap();
+        assert_eq!(given(&SMALL, least).recomputed_blocks, 30);
+        assert!(SMALL.plan(None, Some(Size((least - 1) * MIB)), None).is_err());
+    }
+
+    #[test]
+    fn tokens_that_are_given_stay() {
+        let plan = SMALL.plan(Some(1024), Some(Size(900 * MIB)), None).unwrap();
+        assert_eq!(plan.micro_batch_tokens, 1024);
+        assert!(plan.recomputed_blocks > 0);
+        assert_eq!(SMALL.plan(Some(1024), None, None).unwrap().recomputed_blocks, 0);
+    }
+
+    #[test]
+    fn without_a_budget_a_run_is_lean_and_keeps_to_what_is_free() {
+        let lean = SMALL.plan(None, None, Some(64 << 30)).unwrap();
+        assert_eq!((lean.micro_batch_tokens, lean.recomputed_blocks), (512, 0));
+        let tight = SMALL.plan(None, None, Some(900 * MIB)).unwrap();
+        assert!(tight.bytes <= 675 * MIB && tight.recomputed_blocks > 0, "{tight:?}");
+        // Nothing fits: the least there is, with a warning elsewhere.
+        assert_eq!(SMALL.plan(None, None, Some(MIB)).unwrap().recomputed_blocks, 30);
+    }
+
+    #[test]
+    fn parts_cannot_be_run_again() {
+        let parts = Budget { whole_blocks: false, ..SMALL };
+        assert_eq!(parts.plan(None, None, Some(MIB)).unwrap().recomputed_blocks, 0);
     }
 }

@@ -18,8 +18,8 @@ use crate::{Best, Error, Recipe};
 const VERSION: u32 = 1;
 
 /// Fields that a resumed run may have otherwise: they change no number, or are covered by a fingerprint.
-const FREE: [&str; 8] =
-    ["model", "data", "eval_data", "out", "init_adapter", "threads", "save_every", "log_every"];
+const FREE: [&str; 9] =
+    ["model", "data", "eval_data", "out", "init_adapter", "memory", "threads", "save_every", "log_every"];
 
 /// What a checkpoint holds beside adapter and optimiser.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -57,7 +57,9 @@ pub struct Summary {
     pub step_rows: usize,
     /// Most tokens of a micro-batch.
     pub micro_batch_tokens: usize,
-    /// Memory that training will need beside the base's files, in bytes.
+    /// Blocks that the backward pass runs forward again, as their results do not fit the memory.
+    pub recomputed_blocks: usize,
+    /// Memory that the whole process will need, in bytes, the base's files included.
     pub memory_bytes: u64,
     /// Bytes of the base's mapped files; the system may drop and read them again.
     pub base_bytes: u64,

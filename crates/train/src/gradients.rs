@@ -26,7 +26,7 @@ impl StepGrads {
 }
 
 /// Gradient of the mean loss over every label of a step, however the step is cut into micro-batches. `seed` decides the
-/// dropout of this step.
+/// dropout of this step; the first `recomputed_blocks` blocks are run again in backward instead of being kept.
 ///
 /// # Errors
 /// [`Error::Training`] where the loss is not finite, or some trainable parameter received no gradient: all are named.
@@ -35,11 +35,12 @@ pub fn step_grads(
     adapter: &LoraAdapter,
     micro: &[MicroBatch],
     seed: u64,
+    recomputed_blocks: usize,
 ) -> Result<StepGrads, Error> {
     let mut sum = StepGrads { grads: Grads::new(), loss_sum: 0.0, labels: 0 };
     let adapter = adapter.between_updates();
     for (index, batch) in micro.iter().enumerate() {
-        let training = adapter.training(mix(seed, index as u64));
+        let training = adapter.training(mix(seed, index as u64)).recomputing(recomputed_blocks);
         sum.loss_sum += add_micro_batch(model, training, batch, (adapter.params(), &mut sum.grads))?;
         sum.labels += batch.labelled.labels.len();
     }
@@ -146,7 +147,7 @@ mod tests {
             let grads = |tokens| {
                 let options = PackOptions { rows: 8, micro_batch_tokens: tokens, shuffle: false, seed: 0 };
                 let step = Plan::new(&examples, options).step(0, 0);
-                (step.micro.len(), step_grads(&*base.model, &adapter, &step.micro, 0).unwrap())
+                (step.micro.len(), step_grads(&*base.model, &adapter, &step.micro, 0, 0).unwrap())
             };
             let ((one, whole), (many, cut)) = (grads(10_000), grads(1));
             assert_eq!((one, many), (1, rows));
@@ -162,7 +163,7 @@ mod tests {
         let examples = ragged(&[9, 4, 17]);
         let options = PackOptions { rows: 3, micro_batch_tokens: 64, shuffle: true, seed: 5 };
         let step = Plan::new(&examples, options).step(0, 0);
-        let trained = step_grads(&*base.model, &adapter, &step.micro, 0).unwrap();
+        let trained = step_grads(&*base.model, &adapter, &step.micro, 0, 0).unwrap();
         let evaluated = evaluate(&*base.model, &adapter.frozen(), &examples, 16).unwrap();
         assert_eq!((evaluated.examples, evaluated.tokens), (3, trained.labels));
         assert!((evaluated.loss - trained.loss()).abs() < 1e-6);
@@ -181,7 +182,7 @@ mod tests {
             let step = Plan::new(&examples, options).step(0, 0);
             let mut optim = AdamW::new(adapter.params(), AdamWConfig::default());
             for (at, loss) in expected["losses"].as_array().unwrap().iter().enumerate() {
-                let sum = step_grads(&*base.model, &adapter, &step.micro, 0).unwrap();
+                let sum = step_grads(&*base.model, &adapter, &step.micro, 0, 0).unwrap();
                 let loss = loss.as_f64().unwrap();
                 assert!((sum.loss() - loss).abs() <= ORACLE * loss, "{case} {at}: {} {loss}", sum.loss());
                 optim.step(adapter.params(), &sum.grads, expected["lr"].as_f64().unwrap()).unwrap();

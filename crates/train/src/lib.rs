@@ -41,6 +41,6 @@ pub use optim::{AdamW, AdamWConfig, Grads, Params, clip_grad_norm};
 pub use outputs::Start;
 pub use packing::*;
 pub use prepare::data_options;
-pub use recipe::{Dtype, Init, NoDecay, Recipe, Targets, Task};
+pub use recipe::{Dtype, Init, NoDecay, Recipe, Size, Targets, Task};
 pub use schedule::{Schedule, Shape};
 pub use trainer::train;

@@ -4,7 +4,7 @@ use taper_base::{Base, ModelDir, ModelSource};
 use taper_kernels::pool;
 use taper_lora::{LoraAdapter, LoraConfig, Names};
 
-use crate::budget::Budget;
+use crate::budget::{self, Budget, Memory};
 use crate::checkpoint::{Checkpoints, Origin, State};
 use crate::recipe::Init;
 use crate::{
@@ -92,6 +92,7 @@ pub(crate) struct Prepared {
     pub(crate) origin: Origin,
     /// The state that the run goes on from.
     pub(crate) state: Option<State>,
+    pub(crate) memory: Memory,
 }
 
 /// Builds or loads the adapter and completes the recipe. Nothing is written.
@@ -119,12 +120,14 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
     let config = adapter.config();
     (recipe.use_rslora, recipe.use_dora) = (config.use_rslora, config.use_dora);
     recipe.max_length = Some(max_length(base, &recipe));
-    if recipe.micro_batch_tokens.is_none() {
-        let before =
-            state.as_ref().map(State::recipe).transpose()?.and_then(|recipe| recipe.micro_batch_tokens);
-        let automatic = || Budget::new(&*base.model, &adapter).automatic(available_bytes());
-        recipe.micro_batch_tokens = Some(before.unwrap_or_else(automatic));
-    }
+    let before = state.as_ref().map(State::recipe).transpose()?.and_then(|recipe| recipe.micro_batch_tokens);
+    let tokens = recipe.micro_batch_tokens.or(before);
+    let memory = Budget::new(base, &adapter, &rows.train, recipe.step_rows()).plan(
+        tokens,
+        recipe.memory,
+        available_bytes(),
+    )?;
+    recipe.micro_batch_tokens = Some(memory.micro_batch_tokens);
     let origin = origin(base, &recipe, rows)?;
     if let Some(changes) = state.as_ref().map(|state| state.origin.changes(&origin))
         && !changes.is_empty()
@@ -135,7 +138,7 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
             "{out}: cannot resume, as {what}. Undo that, or start anew with --force"
         )));
     }
-    Ok(Prepared { recipe, adapter, origin, state })
+    Ok(Prepared { recipe, adapter, origin, state, memory })
 }
 
 /// The configuration of a fresh adapter.
@@ -240,16 +243,14 @@ impl Fingerprint {
 
 /// What will happen.
 pub(crate) fn summary(base: &Base, prepared: &Prepared, rows: &Rows, steps_per_epoch: usize) -> Summary {
-    let Prepared { recipe, adapter, state, .. } = prepared;
+    let Prepared { recipe, adapter, state, memory, .. } = prepared;
     let checkpoint = &base.checkpoint;
     let infos = || checkpoint.names().filter_map(|name| checkpoint.info(name));
-    let budget = Budget::new(&*base.model, adapter);
-    let tokens = recipe.micro_batch_tokens.unwrap_or_default().max(rows.train.stats.longest);
     let mut summary = Summary {
         model: base.dir.name.clone(),
         model_type: base.model_type().to_owned(),
         base_parameters: infos().map(|info| info.shape.iter().product::<usize>() as u64).sum(),
-        trainable_parameters: budget.trainable,
+        trainable_parameters: adapter.params().values().map(|var| var.elem_count() as u64).sum(),
         trainable_tensors: adapter.params().len(),
         adapted_modules: adapter.ranks().len(),
         format: rows.train.format.name.to_owned(),
@@ -261,9 +262,10 @@ pub(crate) fn summary(base: &Base, prepared: &Prepared, rows: &Rows, steps_per_e
         steps: steps(recipe, steps_per_epoch),
         resumed_at: state.as_ref().map(|state| state.progress.step),
         step_rows: recipe.step_rows(),
-        micro_batch_tokens: recipe.micro_batch_tokens.unwrap_or_default(),
-        memory_bytes: budget.memory_bytes(tokens),
-        base_bytes: infos().map(|info| info.range.len() as u64).sum(),
+        micro_batch_tokens: memory.micro_batch_tokens,
+        recomputed_blocks: memory.recomputed_blocks,
+        memory_bytes: memory.bytes,
+        base_bytes: budget::base_bytes(base),
         available_bytes: available_bytes(),
         threads: pool::threads(),
         warnings: adapter.warnings().to_vec(),

@@ -95,7 +95,7 @@ impl<'a> Run<'a> {
         let prepared = prepare::prepare(base, recipe, rows, start)?;
         let plan = Plan::new(&rows.train.examples, pack_options(&prepared.recipe));
         let summary = prepare::summary(base, &prepared, rows, plan.steps_per_epoch());
-        let Prepared { recipe, adapter, origin, state } = prepared;
+        let Prepared { recipe, adapter, origin, state, .. } = prepared;
         on_event(&Event::Plan(Box::new(summary.clone())));
         outputs::prepare(&recipe, start)?;
         let metrics = Metrics::open(&recipe.out, state.as_ref().map_or(0, |state| state.metrics_bytes))?;
@@ -148,7 +148,8 @@ impl<'a> Run<'a> {
         let lr = self.schedule.lr_at(done);
         let seed = mix(self.recipe.seed ^ DROPOUT, done as u64);
         let in_step = |error| at_step(error, done + 1);
-        let mut sum = step_grads(&*self.base.model, &self.adapter, &step.micro, seed).map_err(in_step)?;
+        let (model, recomputed) = (&*self.base.model, self.summary.recomputed_blocks);
+        let mut sum = step_grads(model, &self.adapter, &step.micro, seed, recomputed).map_err(in_step)?;
         let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
         self.optim.step(self.adapter.params(), &sum.grads, lr)?;
         self.progress.step += 1;

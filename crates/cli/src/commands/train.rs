@@ -169,9 +169,14 @@ fn plan(summary: &Summary) -> String {
             summary.threads
         ),
         format!(
-            "memory     about {} beside the {} of the base's files{}",
+            "memory     about {}, {} of it the base's files{}{}",
             bytes(summary.memory_bytes),
             bytes(summary.base_bytes),
+            match summary.recomputed_blocks {
+                0 => String::new(),
+                1 => ", with 1 block run again in backward".to_owned(),
+                blocks => format!(", with {blocks} blocks run again in backward"),
+            },
             summary.available_bytes.map_or_else(String::new, |free| format!("; {} are free", bytes(free)))
         ),
     ];

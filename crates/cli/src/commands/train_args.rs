@@ -121,7 +121,11 @@ struct Fields {
     /// Tokens at which a row is cut [default: 1024, or the model's own limit if that is less]
     #[arg(long, help_heading = "Run", value_name = "TOKENS")]
     max_length: Option<usize>,
-    /// Most tokens of one forward and backward pass: memory, not results, depend on it [default: from the free memory]
+    /// Memory that the whole process may use, such as 2GiB: sets micro-batch tokens, and how many blocks are run again in
+    /// backward instead of being kept [default: as little as runs fast]
+    #[arg(long, help_heading = "Run", value_name = "SIZE")]
+    memory: Option<String>,
+    /// Most tokens of one forward and backward pass: memory, not results, depend on it [default: from the memory]
     #[arg(long, help_heading = "Run", value_name = "TOKENS")]
     micro_batch_tokens: Option<usize>,
     /// How products are computed: f32 or bf16 [default: f32]

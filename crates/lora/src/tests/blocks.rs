@@ -92,6 +92,8 @@ fn a_pass_is_the_same_in_whole_blocks_and_in_parts() {
             let expected = passes(&base, &adapter, &InParts(&training));
             let found = passes(&base, &adapter, &training);
             assert_eq!(found.len(), 1 + adapter.params().len());
+            // Run again or kept: the same bits.
+            assert_eq!(found, passes(&base, &adapter, &training.recomputing(1)), "{case}, {name}");
             for ((key, found), (_, expected)) in found.iter().zip(&expected) {
                 assert_close(&format!("{case}, {name}: {key}"), found, expected, ROUNDING);
             }

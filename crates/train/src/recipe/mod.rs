@@ -4,6 +4,7 @@
 
 mod check;
 mod read;
+mod size;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,6 +16,7 @@ use taper_lora::Names;
 
 use crate::schedule::Shape;
 use crate::{Asked, Error};
+pub use size::Size;
 
 /// A recipe. Every field may be left out of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,8 +87,12 @@ pub struct Recipe {
     pub gradient_accumulation: usize,
     /// Tokens at which a row is cut. Default 1024, or what the model was made for if that is less.
     pub max_length: Option<usize>,
+    /// Memory that the whole process may use, the base's files included, such as `2GiB`: decides how many tokens a
+    /// micro-batch has, and how many blocks are run again in backward instead of being kept. Default: as little as runs
+    /// fast, and no more than most of what is free.
+    pub memory: Option<Size>,
     /// Most tokens of one forward and backward pass: decides memory, not the result. Default: from the model's shape and
-    /// the free memory.
+    /// `memory`.
     pub micro_batch_tokens: Option<usize>,
     /// How products are computed: `f32`, or `bf16` (operands rounded, f32 sums). Default `f32`.
     pub dtype: Dtype,
@@ -148,6 +154,7 @@ impl Default for Recipe {
             batch_size: 8,
             gradient_accumulation: 1,
             max_length: None,
+            memory: None,
             micro_batch_tokens: None,
             dtype: Dtype::F32,
             threads: None,
