@@ -149,7 +149,9 @@ impl Cached<'_> {
         Prepared::new(Compute::F32, x, inputs).targets(&mut targets);
         for (u, factors) in us.iter_mut().zip(&self.factors[first..]) {
             let scaling = factors.as_ref().map_or(1.0, |factors| factors.scaling);
-            u.iter_mut().for_each(|u| *u *= scaling);
+            for u in &mut *u {
+                *u *= scaling;
+            }
         }
         us
     }
