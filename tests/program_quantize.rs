@@ -56,13 +56,17 @@ fn adapters_match_by_the_same_names() {
     assert!((folder - loss(&model, &["--data", &data])).abs() > 1e-3, "the adapter does nothing");
 }
 
+/// Long enough that single tokens which the model is sure of do not decide.
+const STORY: &str = "Tom and his sister went to the lake with a red boat. The wind was strong, and the boat went far \
+    away. Tom was sad, but a big dog swam out and brought it back. They gave the dog a bone and all went home together. \
+    Mother asked them where they had been, and they told her of the lake, the wind and the good dog.";
+
 #[test]
 fn fewer_bits_lose_little_of_a_real_model() {
     let Some(models) = shared("models") else { return };
     let room = Room::new();
     let model = text(&models.join("babyllama-tok105"));
-    let data = room
-        .rows("story.jsonl", &[json!({ "text": "Once upon a time there was a little girl named Lily." })]);
+    let data = room.rows("story.jsonl", &[json!({ "text": STORY })]);
     let full = loss(&model, &["--data", &data]);
     for (to, allowed) in [("bf16", 0.002), ("q8_0", 0.005)] {
         let found = loss(&quantize(&room, &model, to), &["--data", &data]);
