@@ -6,7 +6,7 @@ use taper_lora::LoraAdapter;
 use taper_train::{DataFiles, DataOptions, DataSet, Split, evaluate};
 
 use crate::program_train::colours;
-use crate::support::{Room, keys, open, taper};
+use crate::support::{Room, keys, open, taper, taper_on};
 
 const KEYS: [&str; 11] = [
     "task",
@@ -188,4 +188,25 @@ fn data_show_marks_what_is_learned() {
     };
     assert_eq!((part(false).as_str(), part(true).as_str()), ("coal is ", "black<|eos|>"));
     assert_eq!((shown["rows"].as_array().map(Vec::len), &shown["rows"][0]["line"]), (Some(1), &json!(2)));
+}
+
+/// What a machine without AVX-512 computes; on one without, all three are the same.
+#[test]
+fn every_set_of_kernels_trains_and_evaluates_alike() {
+    let room = Room::new();
+    let (model, data) = (room.model("llama-dora"), colours(&room));
+    for (dtype, allowed) in [("f32", 1e-5), ("bf16", 2e-3)] {
+        let losses = ["portable", "avx512", "avx512-bf16"].map(|kernels| {
+            let out = room.arg(&format!("{dtype}-{kernels}"));
+            let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--dtype", dtype];
+            taper_on(kernels, &[&train[..], &["--max-steps", "5", "--lr", "0.01"]].concat()).good();
+            let eval = ["eval", "--model", &model, "--data", &data, "--adapter", &out, "--json"];
+            taper_on(kernels, &eval).json()["loss"].as_f64().expect("a loss")
+        });
+        for loss in losses {
+            assert!((loss - losses[0]).abs() <= allowed * losses[0], "{dtype}: {losses:?}");
+        }
+    }
+    taper_on("sse9", &["data", "check", "--model", "tiny", "--data", &data])
+        .bad(&["TAPER_KERNELS", "portable"]);
 }

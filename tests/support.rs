@@ -236,6 +236,11 @@ pub(crate) fn taper(args: &[&str]) -> Run {
     Run::of(command(args).output().expect("a program that starts"))
 }
 
+/// Runs the program with the set of kernels of that name.
+pub(crate) fn taper_on(kernels: &str, args: &[&str]) -> Run {
+    Run::of(command(args).env("TAPER_KERNELS", kernels).output().expect("a program that starts"))
+}
+
 /// Runs the program with `input` on its stdin.
 pub(crate) fn taper_with(input: &str, args: &[&str]) -> Run {
     use std::io::Write;

@@ -9,7 +9,9 @@ mod sources;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
+use taper_kernels::Kernels;
 
 use crate::args::{Cli, Command};
 
@@ -29,7 +31,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Which kernels compute: fewer instructions than the machine has, for a comparison.
+const KERNELS: &str = "TAPER_KERNELS";
+
 fn run(cli: Cli) -> anyhow::Result<()> {
+    choose_kernels()?;
     match cli.command {
         Command::Train(args) => commands::train::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
@@ -40,4 +46,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Data(args) => commands::data::run(&args),
     }
+}
+
+fn choose_kernels() -> anyhow::Result<()> {
+    let Some(name) = std::env::var_os(KERNELS) else { return Ok(()) };
+    let names = Kernels::NAMES.map(|(name, _)| name).join(", ");
+    let found = Kernels::NAMES.into_iter().find(|(known, _)| name == *known);
+    let (_, kernels) =
+        found.with_context(|| format!("{KERNELS} is {}: expected one of {names}", name.display()))?;
+    kernels.choose();
+    Ok(())
 }

@@ -47,6 +47,7 @@ pub use linear::{LowRank, linear};
 pub use loss::{HeadWeight, Labelled, cross_entropy, linear_cross_entropy, linear_nll};
 pub use low_rank::add_low_rank;
 pub use norm::rms_norm;
+pub use product::Kernels;
 pub use quantised::{decode, encode};
 pub use rope::{RopeTable, rope};
 pub use stored::{RowOrder, Stored};

@@ -32,17 +32,17 @@ pub(crate) enum Write {
 
 /// `C (m, n) (+)= alpha · A (m, k) · B (n, k)ᵀ`: `u = x Aᵀ`, `y += s · u Bᵀ`.
 pub(crate) fn nt(c: &mut [f32], a: &[f32], b: &[f32], dims: Dims, write: Write) {
-    Kernels::detect().dense((c, a, b), (false, true), dims, write);
+    Kernels::in_force().dense((c, a, b), (false, true), dims, write);
 }
 
 /// `C (m, n) (+)= alpha · A (m, k) · B (k, n)`: `dx += v A`, `v = g B`.
 pub(crate) fn nn(c: &mut [f32], a: &[f32], b: &[f32], dims: Dims, write: Write) {
-    Kernels::detect().dense((c, a, b), (false, false), dims, write);
+    Kernels::in_force().dense((c, a, b), (false, false), dims, write);
 }
 
 /// `C (m, n) (+)= alpha · A (k, m)ᵀ · B (k, n)`: `dA = vᵀ x`, `dB = gᵀ u`.
 pub(crate) fn tn(c: &mut [f32], a: &[f32], b: &[f32], dims: Dims, write: Write) {
-    Kernels::detect().dense((c, a, b), (true, false), dims, write);
+    Kernels::in_force().dense((c, a, b), (true, false), dims, write);
 }
 
 impl Kernels {

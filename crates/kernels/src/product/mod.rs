@@ -19,6 +19,8 @@ mod tests;
 
 pub(crate) use portable::widen;
 
+use std::sync::OnceLock;
+
 use crate::{Compute, RowOrder, Stored, quantised};
 
 /// A matrix as it is stored: `rows x cols` little-endian values or blocks of them, row-major, at any alignment.
@@ -96,24 +98,38 @@ impl<'a> Right<'a> {
     }
 }
 
-/// The sets of kernels, by the instructions they need.
+/// The sets of kernels for products, by the instructions they need; each has all that the ones before it have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(
-    all(not(test), not(target_arch = "x86_64")),
-    expect(dead_code, reason = "other machines have no AVX-512")
-)]
-enum Kernels {
+pub enum Kernels {
+    /// Any machine's: the `gemm` crate, with AVX2, FMA or NEON where they are.
     Portable,
-    /// AVX-512 F, BW, VL.
+    /// AVX-512 F, BW and VL.
     Avx512,
     /// And BF16.
     Avx512Bf16,
 }
 
+static IN_FORCE: OnceLock<Kernels> = OnceLock::new();
+
 impl Kernels {
+    /// Every set and its name.
+    pub const NAMES: [(&str, Self); 3] =
+        [("portable", Self::Portable), ("avx512", Self::Avx512), ("avx512-bf16", Self::Avx512Bf16)];
+
+    /// Has products computed by these, or by the best that the machine runs where it lacks the instructions. The first call
+    /// wins; a later one, or one after the first product, changes nothing. Returns those in force.
+    pub fn choose(self) -> Self {
+        *IN_FORCE.get_or_init(|| self.min(Self::best()))
+    }
+
+    /// Those chosen, or the best that this machine runs.
+    fn in_force() -> Self {
+        *IN_FORCE.get_or_init(Self::best)
+    }
+
     /// The best that this machine runs.
     #[cfg(target_arch = "x86_64")]
-    fn detect() -> Self {
+    fn best() -> Self {
         let avx512 = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl");
@@ -126,7 +142,7 @@ impl Kernels {
 
     /// The best that this machine runs.
     #[cfg(not(target_arch = "x86_64"))]
-    fn detect() -> Self {
+    fn best() -> Self {
         Self::Portable
     }
 
@@ -171,7 +187,7 @@ enum Left<'a> {
 impl<'a> Prepared<'a> {
     /// `values`, row-major in rows of `k`.
     pub(crate) fn new(compute: Compute, values: &'a [f32], k: usize) -> Self {
-        Kernels::detect().prepare(compute, values, k)
+        Kernels::in_force().prepare(compute, values, k)
     }
 
     /// `C = A Wᵀ` or `C = A W`, or with `add` that is added to `C`.

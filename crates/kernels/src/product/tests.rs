@@ -31,7 +31,7 @@ const SIZES: [(usize, usize, usize); 15] = [
 ];
 
 fn all_kernels() -> impl Iterator<Item = Kernels> {
-    let best = Kernels::detect();
+    let best = Kernels::best();
     [Kernels::Portable, Kernels::Avx512, Kernels::Avx512Bf16].into_iter().filter(move |k| *k <= best)
 }
 
