@@ -105,6 +105,7 @@ impl Loader<'_> {
                 kv_heads: sizes.num_key_value_heads,
                 head_dim: sizes.head_dim,
                 scale: c.attention_scale,
+                causal: true,
                 window: facts.window,
                 cap: c.attention_cap,
             },

@@ -58,7 +58,7 @@ fn gather(inputs: &Inputs<'_>, tasks: &[Vec<Task>], shape: &AttentionShape) -> G
     for tasks in tasks {
         let length = tasks.first().map_or(0, |task| task.segment.len());
         for first in (0..length).step_by(rows) {
-            let block = Block { first, rows: rows.min(length - first) };
+            let block = Block { first, rows: rows.min(length - first), keys: length };
             let (q, k, v);
             (q, q_rest) = q_rest.split_at_mut(block.rows * shape.query_width());
             (k, k_rest) = k_rest.split_at_mut(block.rows * shape.key_width());
@@ -116,7 +116,7 @@ impl Task {
         let (length, rows) = (self.segment.len(), shape.block_rows());
         let mut head = Head::new(inputs, &self.segment, *shape, self.kv_head);
         for first in (self.shares.0 * rows..length).step_by(self.shares.1 * rows) {
-            let block = Block { first, rows: rows.min(length - first) };
+            let block = Block { first, rows: rows.min(length - first), keys: length };
             head.gather(block);
             for run in block.key_runs(*shape) {
                 head.step(block, &run);

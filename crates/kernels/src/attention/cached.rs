@@ -102,8 +102,9 @@ fn tasks<'a>(segments: &[CachedSegment<'a>], out: &'a mut [f32], shape: &Attenti
 
 impl Task<'_> {
     fn run(&mut self, q: &[f32], shape: &AttentionShape) {
-        let past = self.segment.keys.rows() - self.segment.len;
-        let block = Block { first: past + self.rows.start, rows: self.rows.len() };
+        let keys = self.segment.keys.rows();
+        let first = keys - self.segment.len + self.rows.start;
+        let block = Block { first, rows: self.rows.len(), keys };
         let start = (self.segment.start + self.rows.start) * shape.query_width();
         let q = &q[start..][..self.rows.len() * shape.query_width()];
         let mut softmax = Softmax::new(*shape, self.rows.len());

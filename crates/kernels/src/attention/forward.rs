@@ -33,7 +33,8 @@ pub(crate) fn run(
     let mut tasks = Vec::new();
     for segment in segments {
         for first in (0..segment.len()).step_by(shape.block_rows()) {
-            let block = Block { first, rows: shape.block_rows().min(segment.len() - first) };
+            let (rows, keys) = (shape.block_rows().min(segment.len() - first), segment.len());
+            let block = Block { first, rows, keys };
             let (out, log_sums);
             (out, out_rest) = out_rest.split_at_mut(block.rows * shape.query_width());
             (log_sums, sums_rest) = sums_rest.split_at_mut(block.rows * shape.heads);

@@ -1,4 +1,4 @@
-//! Causal grouped-query attention over the segments of a ragged batch, with memory linear in length.
+//! Grouped-query attention over the segments of a ragged batch, causal or in both directions, with memory linear in length.
 //!
 //! Work is cut into blocks of query rows. The G = H/K query heads that share a key and value head lie side by side in a
 //! row, so that a block of rows is a matrix of `rows · G` stacked queries against one head's keys.
@@ -39,7 +39,9 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Factor on the scores, usually `1/√E`.
     pub scale: f32,
-    /// Each query sees itself and the `window - 1` keys before it; all before it when none.
+    /// Whether a query sees only itself and what is before it, as in a decoder; else its whole segment, as in an encoder.
+    pub causal: bool,
+    /// Each query sees itself and the `window - 1` keys before it; all before it when none. Only where it is causal.
     pub window: Option<usize>,
     /// `c`: scores become `c·tanh(score/c)` (arXiv:2408.00118 §2); left as they are when none.
     pub cap: Option<f32>,
@@ -65,6 +67,9 @@ impl AttentionShape {
         if self.cap.is_some_and(|cap| !(cap.is_finite() && cap > 0.0)) {
             candle_core::bail!("{OP}: scores capped at {:?}", self.cap);
         }
+        if self.window.is_some() && !self.causal {
+            candle_core::bail!("{OP}: a window in both directions is not computed");
+        }
         Ok(())
     }
 
@@ -88,9 +93,9 @@ impl AttentionShape {
         (STACKED / self.group()).clamp(16, 64).next_multiple_of(16)
     }
 
-    /// The keys that the query at `position` sees.
-    fn visible(&self, position: usize) -> Range<usize> {
-        let end = position + 1;
+    /// Those of `keys` keys that the query at `position` sees.
+    fn visible(&self, position: usize, keys: usize) -> Range<usize> {
+        let end = if self.causal { position + 1 } else { keys };
         end.saturating_sub(self.window.unwrap_or(end))..end
     }
 
@@ -184,24 +189,30 @@ struct Block {
     /// The position of the first among the segment's keys.
     first: usize,
     rows: usize,
+    /// Keys of the segment.
+    keys: usize,
 }
 
 impl Block {
     /// The keys that any of the rows sees, in runs.
     fn key_runs(self, shape: AttentionShape) -> impl Iterator<Item = Range<usize>> {
-        let end = self.first + self.rows;
-        (shape.visible(self.first).start..end).step_by(KEYS).map(move |start| start..end.min(start + KEYS))
+        let start = shape.visible(self.first, self.keys).start;
+        let end = shape.visible(self.first + self.rows - 1, self.keys).end;
+        (start..end).step_by(KEYS).map(move |start| start..end.min(start + KEYS))
     }
 
     /// The keys of `run` that row `row` sees, counted from the run's start.
     fn visible(self, shape: &AttentionShape, row: usize, run: &Range<usize>) -> Range<usize> {
-        let visible = shape.visible(self.first + row);
+        let visible = shape.visible(self.first + row, self.keys);
         let start = visible.start.clamp(run.start, run.end);
         start - run.start..visible.end.clamp(start, run.end) - run.start
     }
 
     /// The rows that see the key at `position`, counted from the block's first.
     fn seeing(self, shape: &AttentionShape, position: usize) -> Range<usize> {
+        if !shape.causal {
+            return 0..self.rows;
+        }
         let end = shape.window.map_or(usize::MAX, |window| position.saturating_add(window));
         let within = |position: usize| position.saturating_sub(self.first).min(self.rows);
         within(position)..within(end)
@@ -210,8 +221,9 @@ impl Block {
 
 /// Attention inside each segment, for training and scoring: `q` `(N, H·E)`, `k` and `v` `(N, K·E)`, to `(N, H·E)`.
 ///
-/// `segments` are consecutive row ranges that cover the batch. A row sees the rows of its own segment up to itself.
-/// Keeps `q`, `k`, `v`, the result and one log-sum per row and head for backward; recomputes the rest.
+/// `segments` are consecutive row ranges that cover the batch. A row sees the rows of its own segment: up to itself, or all
+/// of them where the shape is not causal. Keeps `q`, `k`, `v`, the result and one log-sum per row and head for backward;
+/// recomputes the rest.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,

@@ -10,7 +10,12 @@ use crate::testing::{VALUE_TOLERANCE, assert_close, check, constant, flat, tenso
 use crate::{CacheDtype, CacheRows};
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionShape {
-    AttentionShape { heads, kv_heads, head_dim, scale: 1.3, window, cap: None }
+    AttentionShape { heads, kv_heads, head_dim, scale: 1.3, causal: true, window, cap: None }
+}
+
+/// As [`shape`], in both directions.
+fn both_ways(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    AttentionShape { causal: false, ..shape(heads, kv_heads, head_dim, None) }
 }
 
 fn segments(lengths: &[usize]) -> Arc<[Range<usize>]> {
@@ -33,8 +38,9 @@ fn reference(args: &[Vec<f64>], segments: &[Range<usize>], shape: AttentionShape
             let from = shape.window.map_or(0, |window| (n + 1).saturating_sub(window)).max(segment.start);
             let score = |t| q.iter().zip(key(&args[1], t, h)).map(|(q, k)| q * k).sum::<f64>();
             let capped = |s: f64| shape.cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh());
+            let to = if shape.causal { n + 1 } else { segment.end };
             let weights: Vec<f64> =
-                (from..=n).map(|t| capped(f64::from(shape.scale) * score(t)).exp()).collect();
+                (from..to).map(|t| capped(f64::from(shape.scale) * score(t)).exp()).collect();
             let total: f64 = weights.iter().sum();
             let mut y = vec![0.0; size];
             for (t, w) in (from..).zip(&weights) {
@@ -59,7 +65,7 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Range<usize>], shape
     };
     let out = segments.iter().map(|s| {
         let (q, k, v) = (heads(q, s, shape.heads), heads(k, s, shape.kv_heads), heads(v, s, shape.kv_heads));
-        let hidden = |i: usize, j: usize| j > i || shape.window.is_some_and(|w| j + w <= i);
+        let hidden = |i: usize, j: usize| shape.causal && j > i || shape.window.is_some_and(|w| j + w <= i);
         let mask =
             (0..s.len() * s.len()).map(|at| if hidden(at / s.len(), at % s.len()) { -1e30 } else { 0f32 });
         let mask = Tensor::from_vec(mask.collect(), (s.len(), s.len()), &Device::Cpu).unwrap();
@@ -77,10 +83,10 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Range<usize>], shape
 
 #[test]
 fn values_and_gradients_match_the_reference() {
-    for (heads, kv_heads, head_dim, window) in
-        [(2, 2, 4, None), (4, 2, 3, None), (4, 1, 5, None), (2, 1, 8, Some(3)), (1, 1, 1, Some(1))]
-    {
-        let shape = shape(heads, kv_heads, head_dim, window);
+    let causal = [(2, 2, 4, None), (4, 2, 3, None), (4, 1, 5, None), (2, 1, 8, Some(3)), (1, 1, 1, Some(1))]
+        .map(|(heads, kv_heads, head_dim, window)| shape(heads, kv_heads, head_dim, window));
+    for shape in causal.into_iter().chain([both_ways(2, 2, 4), both_ways(4, 2, 3)]) {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         let segments = segments(&[5, 1, 0, 7]);
         let (wide, narrow) = ([13, heads * head_dim], [13, kv_heads * head_dim]);
         check(
@@ -119,15 +125,19 @@ fn an_untracked_argument_gets_no_gradient() {
 
 #[test]
 fn long_segments_match_autograd() {
-    for (heads, kv_heads, head_dim, window, cap, lengths) in [
-        (3, 1, 64, None, None, vec![300, 17, 90]),
-        (4, 4, 12, None, None, vec![130, 257]),
-        (4, 2, 33, Some(70), Some(2.0), vec![400]),
-        (2, 1, 128, Some(300), None, vec![620, 65]),
-        (16, 1, 16, None, None, vec![70]),
-        (2, 2, 8, None, Some(0.7), vec![900]),
+    let capped = |shape: AttentionShape, cap: f32| AttentionShape { cap: Some(cap), ..shape };
+    for (shape, lengths) in [
+        (shape(3, 1, 64, None), vec![300, 17, 90]),
+        (shape(4, 4, 12, None), vec![130, 257]),
+        (capped(shape(4, 2, 33, Some(70)), 2.0), vec![400]),
+        (shape(2, 1, 128, Some(300)), vec![620, 65]),
+        (shape(16, 1, 16, None), vec![70]),
+        (capped(shape(2, 2, 8, None), 0.7), vec![900]),
+        (both_ways(4, 4, 12), vec![130, 1, 257]),
+        (both_ways(4, 2, 33), vec![620, 65]),
     ] {
-        let shape = AttentionShape { scale: 0.3, cap, ..shape(heads, kv_heads, head_dim, window) };
+        let shape = AttentionShape { scale: 0.3, ..shape };
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         let segments = segments(&lengths);
         let rows = lengths.iter().sum();
         let widths = [heads, kv_heads, kv_heads].map(|h| [rows, h * head_dim]);
@@ -219,6 +229,7 @@ fn wrong_segments_and_shapes_are_refused() {
         AttentionShape { head_dim: 8, ..shape },
         AttentionShape { window: Some(0), ..shape },
         AttentionShape { cap: Some(0.0), ..shape },
+        AttentionShape { window: Some(2), causal: false, ..shape },
     ] {
         assert!(run(&[0..2, 2..5], wrong).is_err(), "{wrong:?}");
     }
