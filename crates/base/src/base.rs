@@ -2,7 +2,7 @@
 
 use taper_kernels::Compute;
 
-use crate::{Checkpoint, Error, ModelDir, ModelSource, Network, Tokenizer, arch};
+use crate::{Checkpoint, Error, ModelDir, ModelSource, Network, Task, Tokenizer, arch};
 
 /// A frozen base model with its tokenizer. Immutable: share it by reference between any number of adapters and threads.
 pub struct Base {
@@ -12,7 +12,9 @@ pub struct Base {
     pub config: serde_json::Value,
     /// The mapped weight files.
     pub checkpoint: Checkpoint,
-    /// The network over those weights.
+    /// What it was opened to do.
+    pub task: Task,
+    /// The network over those weights, with the head of that task.
     pub model: Box<dyn Network>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
@@ -21,19 +23,27 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens a model: maps its weights, reads its configuration and its tokenizer. No weight is copied.
+    /// Opens a model for the task that it was saved for: maps its weights, reads its configuration and its tokenizer. No
+    /// weight is copied.
     pub fn open(source: &ModelSource, compute: Compute) -> Result<Self, Error> {
         Self::open_dir(ModelDir::resolve(source)?, compute)
     }
 
-    /// Opens the model in a folder.
+    /// Opens the model in a folder for the task that it was saved for.
     pub fn open_dir(dir: ModelDir, compute: Compute) -> Result<Self, Error> {
+        let task = Task::of(&dir.json("config.json")?);
+        Self::open_for(dir, compute, task)
+    }
+
+    /// Opens the model in a folder for `task`. A head that the files lack, or have for other labels, is a fresh one
+    /// ([`Network::fresh`]).
+    pub fn open_for(dir: ModelDir, compute: Compute, task: Task) -> Result<Self, Error> {
         let config = dir.json("config.json")?;
         let checkpoint = Checkpoint::open(&dir.path)?;
-        let model = arch::build(&config, &checkpoint, compute)?;
+        let model = arch::build(&config, &checkpoint, compute, &task)?;
         let tokenizer = Tokenizer::open(&dir)?;
         let eos = eos_ids(&[&dir.json("generation_config.json")?, &config], &tokenizer);
-        Ok(Self { dir, config, checkpoint, model, tokenizer, eos })
+        Ok(Self { dir, config, checkpoint, task, model, tokenizer, eos })
     }
 
     /// `model_type` of the configuration.

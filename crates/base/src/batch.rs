@@ -6,6 +6,7 @@ use std::ops::Range;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     tokens: Vec<u32>,
+    types: Vec<u32>,
     segments: Vec<Range<usize>>,
 }
 
@@ -19,16 +20,28 @@ impl Batch {
         batch
     }
 
-    /// Appends a sequence as a segment of its own.
+    /// Appends a sequence as a segment of its own, every token of the first type.
     pub fn push(&mut self, sequence: &[u32]) {
+        self.push_typed(sequence, &[]);
+    }
+
+    /// As [`push`](Self::push), with the type of each token: 0 for a first text, 1 for a second. Missing ones are 0.
+    pub fn push_typed(&mut self, sequence: &[u32], types: &[u32]) {
         let start = self.tokens.len();
         self.tokens.extend_from_slice(sequence);
+        self.types.extend_from_slice(&types[..types.len().min(sequence.len())]);
+        self.types.resize(self.tokens.len(), 0);
         self.segments.push(start..self.tokens.len());
     }
 
     /// All tokens `(N,)`.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// The type of each token `(N,)`.
+    pub fn types(&self) -> &[u32] {
+        &self.types
     }
 
     /// The rows of each sequence, consecutive, covering the batch.

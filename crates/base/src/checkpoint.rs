@@ -159,8 +159,8 @@ impl Checkpoint {
     }
 
     /// The name under which the parameter `name` of a causal language model is stored: its own, or without the body's name
-    /// (`model.`, `transformer.`) in a bare model's files; with a tied head, the embedding and the head are each other's
-    /// other name.
+    /// (`model.`, `bert.`) in a bare model's files, or with the names that a norm's parameters had once (`gamma`, `beta`);
+    /// with a tied head, the embedding and the head are each other's other name.
     pub fn stored_name(&self, name: &str, tied: bool) -> Option<&str> {
         const EMBEDDINGS: [&str; 4] = [
             "model.embed_tokens.weight",
@@ -179,16 +179,25 @@ impl Checkpoint {
 
     /// The name in the files of `name`: its own, or one that other versions of its model give it.
     fn find(&self, name: &str) -> Option<&str> {
-        const OTHERS: [(&str, &str); 5] = [
+        const OTHERS: [(&str, &str); 8] = [
             ("model.language_model.", "language_model.model."),
             ("lm_head.", "language_model.lm_head."),
             ("model.", ""),
             ("transformer.", ""),
             ("gpt_neox.", ""),
+            ("bert.", ""),
+            ("roberta.", ""),
+            ("distilbert.", ""),
         ];
+        const OLDER: [(&str, &str); 2] =
+            [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
         let get = |name: &str| self.tensors.get_key_value(name).map(|(name, _)| name.as_str());
-        let other = |(now, then): &(&str, &str)| get(&format!("{then}{}", name.strip_prefix(now)?));
-        get(name).or_else(|| OTHERS.iter().find_map(other))
+        let older = |name: &str| {
+            OLDER.iter().find_map(|(now, then)| get(&format!("{}{then}", name.strip_suffix(now)?)))
+        };
+        let either = |name: &str| get(name).or_else(|| older(name));
+        let other = |(now, then): &(&str, &str)| either(&format!("{then}{}", name.strip_prefix(now)?));
+        either(name).or_else(|| OTHERS.iter().find_map(other))
     }
 
     /// Where the tensor `name` lies.

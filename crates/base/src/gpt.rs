@@ -220,6 +220,7 @@ impl Block {
                 kv_heads: sizes.num_attention_heads,
                 head_dim: sizes.head_dim,
                 scale: config.scales[i],
+                causal: true,
                 window: None,
                 cap: None,
             },

@@ -2,19 +2,20 @@
 
 use std::fmt;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use taper_kernels::Weight;
 
-use crate::{Adapter, Batch, Embedding, Head, KvCache, Module};
+use crate::{Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Linear, Module};
 
 /// A frozen network over ragged batches.
 pub trait Network: fmt::Debug + Send + Sync {
     /// Its sizes.
     fn sizes(&self) -> &Sizes;
 
-    /// The rows that the head reads `(N, D)`: final hidden states. `caches` is empty, or holds one cache a segment: then
-    /// segment `i` continues `caches[i]`, which takes up its keys and values, and no gradient is kept. The
-    /// rows are those of one pass over everything that is then in the cache; a dynamic rope beyond its trained context runs
-    /// that pass again each time.
+    /// The rows that the head reads: final hidden states `(N, D)`, or one row a sequence `(B, D)` where the head labels whole
+    /// sequences. `caches` is empty, or holds one cache a segment: then segment `i` continues `caches[i]`, which takes up its
+    /// keys and values, and no gradient is kept. The rows are those of one pass over everything that is then in the cache; a
+    /// dynamic rope beyond its trained context runs that pass again each time.
     fn hidden(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor>;
 
     /// The output head.
@@ -32,6 +33,63 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// About how many values one token keeps for the backward pass in all blocks; fewer where `whole_blocks` run as one
     /// operation each, which is under plain low-rank terms.
     fn kept_per_token(&self, whole_blocks: bool) -> usize;
+
+    /// Names in `modules_to_save` of the modules that a task's head consists of, which are trained whole; none where the
+    /// head is the language model's.
+    fn head_modules(&self) -> &[&'static str] {
+        &[]
+    }
+
+    /// Modules that the files lack. They are zeros here; an adapter brings their values.
+    fn fresh(&self) -> &[Fresh] {
+        &[]
+    }
+}
+
+/// A linear layer of a task's head that the base's files do not hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fresh {
+    /// Its path.
+    pub path: String,
+    /// Standard deviation of the normal values that its weight starts from (`initializer_range`); its bias starts at zero.
+    pub deviation: f64,
+}
+
+impl Fresh {
+    /// A layer of zeros in the place of one that the files lack, noted in `fresh` with its deviation.
+    pub(crate) fn linear(
+        path: &str,
+        (input, output): (usize, usize),
+        bias: bool,
+        (deviation, fresh): (f64, &mut Vec<Self>),
+    ) -> std::result::Result<Linear, Error> {
+        fresh.push(Self { path: path.to_owned(), deviation });
+        let weight = Weight::dense(vec![0.0; input * output], output, input)?;
+        let bias = bias.then(|| Tensor::zeros(output, DType::F32, &Device::Cpu)).transpose()?;
+        Ok(Linear { path: path.to_owned(), weight, bias })
+    }
+}
+
+/// A layer of a task's head as `checkpoint` has it; none where it has no such layer.
+pub(crate) fn head_linear(
+    checkpoint: Option<&Checkpoint>,
+    path: &str,
+    (input, output): (usize, usize),
+    bias: bool,
+) -> std::result::Result<Option<Linear>, Error> {
+    let Some(checkpoint) = checkpoint else { return Ok(None) };
+    let stored = |parameter: &str| checkpoint.stored_name(&format!("{path}.{parameter}"), false);
+    let Some(weight) = stored("weight") else { return Ok(None) };
+    let weight = checkpoint.weight(weight, output, input)?;
+    let bias_name = || stored("bias").map_or_else(|| format!("{path}.bias"), str::to_owned);
+    let bias = bias.then(|| checkpoint.tensor(&bias_name(), &[output])).transpose()?;
+    Ok(Some(Linear { path: path.to_owned(), weight, bias }))
+}
+
+/// The rows of `x` `(N, D)` at `places`, in their order.
+pub(crate) fn rows_at(x: &Tensor, places: impl Iterator<Item = usize>) -> Result<Tensor> {
+    let places: Vec<u32> = places.map(|row| row as u32).collect();
+    x.index_select(&Tensor::new(places, x.device())?, 0)
 }
 
 /// The sizes that every network has, in the terms of config.json.

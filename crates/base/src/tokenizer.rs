@@ -1,6 +1,7 @@
 //! Text to token ids and back, exactly as the model's own tokenizer files say. Which text to encode, and which tokens to
 //! learn, is for others to decide.
 
+mod inputs;
 mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -13,6 +14,7 @@ use serde_json::json;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use crate::{ChatTemplate, Error, ModelDir};
+pub use inputs::Input;
 use settings::Settings;
 
 /// A model's tokenizer, with its special tokens and chat template.

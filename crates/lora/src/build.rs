@@ -61,14 +61,14 @@ impl LoraAdapter {
                 } else {
                     let (name, start) = (format!("{path}.weight"), || Ok(layer.weight.to_f32()));
                     let shape = [layer.weight.rows(), layer.weight.cols()];
-                    AdaptedEmbedding::Whole(self.whole(source, &name, &shape, &start)?)
+                    AdaptedEmbedding::Whole(self.whole(source, &name, &shape, Start::Values(&start))?)
                 };
                 self.embeddings.insert(path.to_owned(), adapted);
             }
             Module::Norm(_) | Module::LayerNorm(_) => {
                 let trained = |name: &str| site.whole || site.bias && name.strip_suffix(".bias").is_some();
                 for (name, value) in site.module.params().into_iter().filter(|(name, _)| trained(name)) {
-                    self.whole(source, name, value.dims(), &|| value.to_vec1())?;
+                    self.whole(source, name, value.dims(), Start::Values(&|| value.to_vec1()))?;
                 }
             }
         }
@@ -89,8 +89,9 @@ impl LoraAdapter {
         }
         if site.whole {
             let (rows, cols) = layer.weight.stored_dims();
-            let start = || Ok(layer.weight.to_f32());
-            let stored = self.whole(source, &format!("{path}.weight"), &[rows, cols], &start)?;
+            let values = || Ok(layer.weight.to_f32());
+            let start = site.fresh.map_or(Start::Values(&values), Start::Normal);
+            let stored = self.whole(source, &format!("{path}.weight"), &[rows, cols], start)?;
             adapted.weight = Some(if transposed { stored.t()? } else { stored });
         }
         if let Some(bias) = layer.bias.as_ref().filter(|_| site.whole || site.bias) {
@@ -105,15 +106,15 @@ impl LoraAdapter {
         Ok(adapted)
     }
 
-    /// A tensor of the base's that is trained whole, from the base's own values.
+    /// A tensor of the base's that is trained whole.
     fn whole(
         &mut self,
         source: &mut dyn Source,
         name: &str,
         shape: &[usize],
-        start: &dyn Fn() -> candle_core::Result<Vec<f32>>,
+        start: Start<'_>,
     ) -> Result<Tensor, Error> {
-        let tensor = source.tensor(&format!("{PREFIX}{name}"), shape, Start::Values(start))?;
+        let tensor = source.tensor(&format!("{PREFIX}{name}"), shape, start)?;
         self.whole.insert(name.to_owned(), tensor.clone());
         Ok(tensor)
     }

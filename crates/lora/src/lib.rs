@@ -15,7 +15,8 @@
 //! let weight = Weight::dense(vec![0.5; 4 * 3], 4, 3)?;
 //! let layer = Linear { path: "model.layers.0.self_attn.q_proj".to_owned(), weight, bias: None };
 //! let modules = vec![Module::Linear(&layer)];
-//! let base = BaseModules { model_type: "llama", modules, head: "lm_head", tie_word_embeddings: false };
+//! let (model_type, head) = ("llama", "lm_head");
+//! let base = BaseModules { model_type, modules, head, tie_word_embeddings: false, fresh: &[] };
 //!
 //! let config = LoraConfig { r: 2, target_modules: Some("q_proj".parse()?), ..LoraConfig::default() };
 //! let adapter = LoraAdapter::fresh(config, base.clone(), 0)?;
@@ -49,6 +50,7 @@ mod plan;
 mod problems;
 mod source;
 mod targets;
+mod task;
 mod tensor_file;
 #[cfg(test)]
 mod tests;
@@ -58,3 +60,4 @@ pub use adapter::{LoraAdapter, Training};
 pub use config::{Bias, Init, LoraConfig, Names};
 pub use error::Error;
 pub use plan::BaseModules;
+pub use task::{labels, task};

@@ -1,7 +1,7 @@
 //! What a configuration does to each module of a base: which get factors of what rank, which are trained whole, which
 //! biases are trained, and what in the configuration selects nothing.
 
-use taper_base::{Base, Module};
+use taper_base::{Base, Fresh, Module};
 
 use crate::lora::Factors;
 use crate::matching::{self, Candidate, Matcher};
@@ -19,6 +19,8 @@ pub struct BaseModules<'a> {
     pub head: &'a str,
     /// Whether the head's weight is the embedding's.
     pub tie_word_embeddings: bool,
+    /// Modules of which the base has no values: an adapter has to train them whole.
+    pub fresh: &'a [Fresh],
 }
 
 impl<'a> From<&'a Base> for BaseModules<'a> {
@@ -28,6 +30,7 @@ impl<'a> From<&'a Base> for BaseModules<'a> {
             modules: base.model.modules(),
             head: &base.model.head().linear.path,
             tie_word_embeddings: base.model.sizes().tie_word_embeddings,
+            fresh: base.model.fresh(),
         }
     }
 }
@@ -81,6 +84,8 @@ pub(crate) struct Site<'a> {
     pub(crate) factors: Option<Factors>,
     pub(crate) whole: bool,
     pub(crate) bias: bool,
+    /// Standard deviation of a weight that the base has no values for.
+    pub(crate) fresh: Option<f64>,
 }
 
 impl<'a> Plan<'a> {
@@ -95,6 +100,7 @@ impl<'a> Plan<'a> {
         plan.tie(base, origin)?;
         plan.check_targets(base, origin)?;
         plan.check_saved(base, origin)?;
+        plan.check_fresh(base)?;
         plan.settle_layout();
         plan.settle_targets(base);
         plan.settle_patterns(&matcher, origin)?;
@@ -133,7 +139,8 @@ impl<'a> Plan<'a> {
             };
         let factors = if targeted { Some(self.factors(module, matcher)?) } else { None };
         if targeted || whole || bias {
-            self.sites.push(Site { module, factors, whole, bias });
+            let fresh = base.fresh.iter().find(|fresh| fresh.path == path).map(|fresh| fresh.deviation);
+            self.sites.push(Site { module, factors, whole, bias, fresh });
         }
         Ok(())
     }
@@ -192,6 +199,7 @@ impl<'a> Plan<'a> {
                     factors: None,
                     whole: true,
                     bias: false,
+                    fresh: None,
                 }));
             }
             self.tied = Some((base.head, embedding));
@@ -244,7 +252,8 @@ impl<'a> Plan<'a> {
 
     fn check_saved(&mut self, base: &BaseModules<'a>, origin: Origin) -> Result<(), Error> {
         for name in &self.config.modules_to_save {
-            if base.modules.iter().any(|module| matching::saved_by(module.path(), name)) {
+            let found = base.modules.iter().any(|module| matching::saved_by(module.path(), name));
+            if found || self.is_implied(name) {
                 continue;
             }
             let what = format!(
@@ -275,6 +284,31 @@ impl<'a> Plan<'a> {
         if let Some(first) = layers.next() {
             self.config.fan_in_fan_out = first || layers.any(|transposed| transposed);
         }
+    }
+
+    /// Whether PEFT puts `name` into `modules_to_save` of every adapter for the task, whatever the base calls its head.
+    fn is_implied(&self, name: &str) -> bool {
+        let labels = matches!(self.config.task_type.as_deref(), Some("SEQ_CLS" | "TOKEN_CLS"));
+        labels && ["classifier", "score"].contains(&name)
+    }
+
+    /// That every module which the base has no values for gets them from the adapter.
+    fn check_fresh(&self, base: &BaseModules<'a>) -> Result<(), Error> {
+        let whole = |path: &str| self.site(path).is_some_and(|site| site.whole);
+        let lacking: Vec<_> = base
+            .fresh
+            .iter()
+            .filter(|fresh| !whole(&fresh.path))
+            .map(|fresh| format!("`{}`", fresh.path))
+            .collect();
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        Err(Error::target(format!(
+            "the base has no values for {}, and the adapter does not train and save them (`modules_to_save`): it would \
+             answer by chance. Use the base with the head that the adapter was trained on",
+            lacking.join(" and ")
+        )))
     }
 
     /// Writes `all-linear` out as names: short ones where they select the same modules, else whole paths.

@@ -1,8 +1,10 @@
 //! Model types: each file reads one `model_type` of config.json into the facts of a network.
 //!
-//! To add one that differs from Llama or GPT by facts: a file here with a `facts` function, an arm in [`build`], an oracle
-//! case.
+//! To add one that differs from Llama, GPT or BERT by facts: a file here with a `facts` function, an arm in [`writer`] or
+//! [`encoder_facts`], an oracle case.
 
+mod bert;
+mod distilbert;
 mod gemma2;
 mod gemma3;
 mod gpt2;
@@ -12,26 +14,54 @@ mod mistral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod roberta;
 mod smollm3;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use taper_kernels::{Activation, Compute};
 
+use crate::classifier::Classifier;
 use crate::decoder::{Decoder, DecoderConfig, LayerFacts, Projections};
+use crate::encoder::{Encoder, EncoderConfig, Names, Pooling};
 use crate::gpt::Gpt;
 use crate::rope::Rope;
-use crate::{Checkpoint, Error, Network, Sizes};
+use crate::{Checkpoint, Error, Network, Sizes, Task};
 
-const SUPPORTED: &str =
-    "gemma2, gemma3, gemma3_text, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3, smollm3";
+const SUPPORTED: &str = "bert, distilbert, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3, \
+                         roberta, smollm3, xlm-roberta";
 
-/// Builds the network that `config` describes over the weights of `checkpoint`.
+/// Builds the network that `config` describes over the weights of `checkpoint`, under the head that `task` asks for.
 pub(crate) fn build(
     config: &Value,
     checkpoint: &Checkpoint,
     compute: Compute,
+    task: &Task,
 ) -> Result<Box<dyn Network>, Error> {
+    if let Some(facts) = encoder_facts(config)? {
+        let own_head = Task::of(config) == *task;
+        return Ok(Box::new(Encoder::load(facts, checkpoint, compute, (task, own_head))?));
+    }
+    match task {
+        Task::CausalLm => writer(config, checkpoint, compute),
+        Task::Classify(_) | Task::Tag(_) => {
+            Ok(Box::new(Classifier::load(config, checkpoint, compute, task)?))
+        }
+    }
+}
+
+/// The facts of an encoder; none for a model type that is a decoder or not known.
+fn encoder_facts(config: &Value) -> Result<Option<EncoderConfig>, Error> {
+    match config["model_type"].as_str() {
+        Some("bert") => bert::facts(config).map(Some),
+        Some("distilbert") => distilbert::facts(config).map(Some),
+        Some("roberta" | "xlm-roberta") => roberta::facts(config).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// A decoder under its own head.
+fn writer(config: &Value, checkpoint: &Checkpoint, compute: Compute) -> Result<Box<dyn Network>, Error> {
     let facts = match config["model_type"].as_str() {
         Some("gpt2") => return Ok(Box::new(Gpt::load(gpt2::facts(config)?, checkpoint, compute)?)),
         Some("gpt_neox") => return Ok(Box::new(Gpt::load(gpt_neox::facts(config)?, checkpoint, compute)?)),
@@ -106,6 +136,50 @@ fn common(config: &Value) -> Result<DecoderConfig, Error> {
     })
 }
 
+/// What every BERT-type config.json says in the same words.
+fn encoder_common(config: &Value, names: &'static Names, pooling: Pooling) -> Result<EncoderConfig, Error> {
+    refuse_quantised(config)?;
+    let hidden_size = size(config, "hidden_size")?;
+    let num_attention_heads = size(config, "num_attention_heads")?;
+    if hidden_size % num_attention_heads != 0 {
+        return Err(unsupported(format!(
+            "config.json: `hidden_size` {hidden_size} does not fall into {num_attention_heads} heads evenly"
+        )));
+    }
+    let kind = config["position_embedding_type"].as_str().unwrap_or("absolute");
+    if kind != "absolute" {
+        return Err(unsupported(format!(
+            "config.json: `position_embedding_type` is `{kind}`, taper computes absolute"
+        )));
+    }
+    let act = config["hidden_act"].as_str().unwrap_or("gelu");
+    let hidden_act = Activation::named(act).ok_or_else(|| {
+        unsupported(format!(
+            "config.json: `hidden_act` is `{act}`, taper computes gelu, gelu_new, relu and silu"
+        ))
+    })?;
+    Ok(EncoderConfig {
+        sizes: Sizes {
+            hidden_size,
+            intermediate_size: size(config, "intermediate_size")?,
+            num_hidden_layers: size(config, "num_hidden_layers")?,
+            num_attention_heads,
+            num_key_value_heads: num_attention_heads,
+            head_dim: hidden_size / num_attention_heads,
+            vocab_size: size(config, "vocab_size")?,
+            max_position_embeddings: size(config, "max_position_embeddings")?,
+            tie_word_embeddings: false,
+        },
+        names,
+        layer_norm_eps: config["layer_norm_eps"].as_f64().unwrap_or(1e-12),
+        hidden_act,
+        type_vocab_size: config["type_vocab_size"].as_u64().unwrap_or(2) as usize,
+        first_position: 0,
+        initializer_range: config["initializer_range"].as_f64().unwrap_or(0.02),
+        pooling,
+    })
+}
+
 /// Facts that would change the numbers and that no model type here computes.
 fn refuse_unhonoured(config: &Value) -> Result<(), Error> {
     if config["attention_dropout"].as_f64().is_some_and(|p| p != 0.0) {
@@ -113,6 +187,10 @@ fn refuse_unhonoured(config: &Value) -> Result<(), Error> {
             "config.json: `attention_dropout` is not 0, which taper does not apply: set it to 0.0".into(),
         ));
     }
+    refuse_quantised(config)
+}
+
+fn refuse_quantised(config: &Value) -> Result<(), Error> {
     if config["quantization_config"].is_object() {
         return Err(unsupported(
             "config.json: the weights are quantised (`quantization_config`): use the model's full-precision version".into(),

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 use serde_json::json;
 use taper_kernels::{CacheDtype, Compute};
 
-use crate::{Batch, Checkpoint, KvCache, Network, arch};
+use crate::{Batch, Checkpoint, KvCache, Network, Task, arch};
 
 /// Logits of sequences that are run in another order of summation.
 const TOLERANCE: f32 = 2e-5;
@@ -28,7 +28,7 @@ fn opened(dir: &Path, fields: &serde_json::Value) -> Box<dyn Network> {
     let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
     config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    arch::build(&config, &Checkpoint::open(dir).unwrap(), Compute::F32).unwrap()
+    arch::build(&config, &Checkpoint::open(dir).unwrap(), Compute::F32, &Task::CausalLm).unwrap()
 }
 
 /// A model that was made for 8 tokens and turns longer sequences by other angles.

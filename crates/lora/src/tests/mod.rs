@@ -65,6 +65,7 @@ impl Toy {
             ],
             head: &self.head.linear.path,
             tie_word_embeddings: self.tied,
+            fresh: &[],
         }
     }
 

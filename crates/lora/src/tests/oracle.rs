@@ -54,6 +54,7 @@ impl Modules {
             modules: modules.collect(),
             head: "lm_head",
             tie_word_embeddings: self.tied,
+            fresh: &[],
         }
     }
 }

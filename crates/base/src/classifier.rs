@@ -1,0 +1,99 @@
+//! A decoder that labels: its last hidden states under a head of their own, in the place of the language model's.
+//!
+//! transformers `modeling_layers.py` `GenericForSequenceClassification`, `GenericForTokenClassification` (5.23).
+
+use candle_core::{Result, Tensor};
+use serde_json::Value;
+use taper_kernels::Compute;
+
+use crate::network::{Fresh, head_linear, rows_at};
+use crate::{
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Linear, Module, Network, Sizes, Task, arch,
+};
+
+/// What transformers calls the head.
+const HEAD: &str = "score";
+
+/// A decoder under a head of labels.
+#[derive(Debug)]
+pub(crate) struct Classifier {
+    body: Box<dyn Network>,
+    sizes: Sizes,
+    score: Head,
+    fresh: Vec<Fresh>,
+    /// Whether the head reads a sequence's last token alone; else every token.
+    pooled: bool,
+}
+
+impl Classifier {
+    /// Finds the decoder that `config` describes and its head for `task`.
+    pub(crate) fn load(
+        config: &Value,
+        checkpoint: &Checkpoint,
+        compute: Compute,
+        task: &Task,
+    ) -> std::result::Result<Self, Error> {
+        // The language model's head may be missing: a tied one needs no file, and is left out of the modules.
+        let mut headless = config.clone();
+        headless["tie_word_embeddings"] = true.into();
+        let body = arch::build(&headless, checkpoint, compute, &Task::CausalLm)?;
+        let sizes = Sizes { tie_word_embeddings: false, ..*body.sizes() };
+        let pooled = matches!(task, Task::Classify(_));
+        let outputs = task.labels().map_or(0, crate::Labels::outputs);
+        let deviation = config["initializer_range"].as_f64().unwrap_or(0.02);
+        let found = if Task::of(config) == *task { Some(checkpoint) } else { None };
+        let mut fresh = Vec::new();
+        // The head that labels every token has a bias.
+        let score = match head_linear(found, HEAD, (sizes.hidden_size, outputs), !pooled)? {
+            Some(score) => Linear { weight: score.weight.with_compute(compute), ..score },
+            None => Fresh::linear(HEAD, (sizes.hidden_size, outputs), !pooled, (deviation, &mut fresh))?,
+        };
+        Ok(Self { body, sizes, score: score.into(), fresh, pooled })
+    }
+}
+
+impl Network for Classifier {
+    fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    fn hidden(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor> {
+        let hidden = self.body.hidden(batch, caches, adapter)?;
+        if self.pooled {
+            rows_at(&hidden, batch.segments().iter().map(|rows| rows.end.saturating_sub(1)))
+        } else {
+            Ok(hidden)
+        }
+    }
+
+    fn head(&self) -> &Head {
+        &self.score
+    }
+
+    fn embedding(&self) -> &Embedding {
+        self.body.embedding()
+    }
+
+    fn new_cache(&self) -> KvCache {
+        self.body.new_cache()
+    }
+
+    fn modules(&self) -> Vec<Module<'_>> {
+        let mut modules = self.body.modules();
+        modules.retain(|module| module.path() != self.body.head().linear.path);
+        modules.push(Module::Linear(&self.score.linear));
+        modules
+    }
+
+    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+        self.body.kept_per_token(whole_blocks)
+    }
+
+    fn head_modules(&self) -> &[&'static str] {
+        &[HEAD]
+    }
+
+    fn fresh(&self) -> &[Fresh] {
+        &self.fresh
+    }
+}

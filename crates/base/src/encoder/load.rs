@@ -1,0 +1,148 @@
+//! Finds an encoder's parts in its checkpoint.
+
+use taper_kernels::{AttentionShape, Compute, Weight};
+
+use super::{Block, Embeddings, Encoder, EncoderConfig, Pooling, Top};
+use crate::network::{Fresh, head_linear};
+use crate::{Checkpoint, Embedding, Error, Head, Labels, LayerNorm, Linear, Task};
+
+/// What encoders that label every token call their head, and what it is in `modules_to_save`.
+const TAGGER: &str = "classifier";
+
+struct Loader<'a> {
+    config: &'a EncoderConfig,
+    checkpoint: &'a Checkpoint,
+    compute: Compute,
+}
+
+impl Encoder {
+    /// Finds every weight that `config` and the task's head call for. The head is the files' where `own_head` says that it
+    /// is for the same labels, and fresh where not, or where they have none.
+    pub(crate) fn load(
+        config: EncoderConfig,
+        checkpoint: &Checkpoint,
+        compute: Compute,
+        (task, own_head): (&Task, bool),
+    ) -> Result<Self, Error> {
+        let loader = Loader { config: &config, checkpoint, compute };
+        let mut fresh = Vec::new();
+        let top = loader.top(task, own_head, &mut fresh)?;
+        let embeddings = loader.embeddings()?;
+        let blocks =
+            (0..config.sizes.num_hidden_layers).map(|i| loader.block(i)).collect::<Result<_, _>>()?;
+        Ok(Self { config, embeddings, blocks, top, fresh })
+    }
+}
+
+impl Loader<'_> {
+    fn embeddings(&self) -> Result<Embeddings, Error> {
+        let c = self.config;
+        let path = format!("{}.embeddings", c.names.body);
+        let table = |name: &str, rows: usize| {
+            let path = format!("{path}.{name}");
+            let weight = self.weight(&path, rows, c.sizes.hidden_size)?;
+            Ok::<_, Error>(Embedding { path, weight })
+        };
+        let kinds = c.type_vocab_size;
+        Ok(Embeddings {
+            word: table("word_embeddings", c.sizes.vocab_size)?,
+            position: table("position_embeddings", c.first_position + c.sizes.max_position_embeddings)?,
+            kind: (kinds > 0).then(|| table("token_type_embeddings", kinds)).transpose()?,
+            norm: self.norm(&format!("{path}.LayerNorm"))?,
+        })
+    }
+
+    fn block(&self, i: usize) -> Result<Block, Error> {
+        let (names, sizes) = (self.config.names, &self.config.sizes);
+        let path = |name: &str| format!("{}.{}.{i}.{name}", names.body, names.layers);
+        let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
+        let linear = |name: &str, input, output| self.linear(&path(name), (input, output));
+        Ok(Block {
+            query: linear(names.query, hidden, hidden)?,
+            key: linear(names.key, hidden, hidden)?,
+            value: linear(names.value, hidden, hidden)?,
+            attention_output: linear(names.attention_output, hidden, hidden)?,
+            attention_norm: self.norm(&path(names.attention_norm))?,
+            up: linear(names.up, hidden, inner)?,
+            down: linear(names.down, inner, hidden)?,
+            norm: self.norm(&path(names.norm))?,
+            shape: AttentionShape {
+                heads: sizes.num_attention_heads,
+                kv_heads: sizes.num_attention_heads,
+                head_dim: sizes.head_dim,
+                scale: 1.0 / (sizes.head_dim as f32).sqrt(),
+                causal: false,
+                window: None,
+                cap: None,
+            },
+            hidden_act: self.config.hidden_act,
+        })
+    }
+
+    fn top(&self, task: &Task, own_head: bool, fresh: &mut Vec<Fresh>) -> Result<Top, Error> {
+        let hidden = self.config.sizes.hidden_size;
+        let outputs = task.labels().map_or(0, Labels::outputs);
+        match task {
+            Task::CausalLm => Err(Error::Unsupported {
+                what: "this model is an encoder, which labels texts and does not write them: give it a task \
+                       (--task classify or --task tag), or an adapter that has one"
+                    .into(),
+            }),
+            Task::Classify(_) => {
+                let Pooling { dense, then, head, head_modules } = self.config.pooling;
+                let head = self.head(head, (hidden, outputs), own_head, fresh)?;
+                // A pooler of the body's own (BERT's) serves under any head.
+                let in_body = dense.starts_with(self.config.names.body);
+                let pooler = self.head(dense, (hidden, hidden), own_head || in_body, fresh)?;
+                let mut modules = head_modules.to_vec();
+                if in_body && fresh.iter().any(|fresh| fresh.path == dense) {
+                    modules.insert(0, last_two(dense));
+                }
+                Ok(Top { pooler: Some((pooler, then)), head: Head::from(head), modules })
+            }
+            Task::Tag(_) => {
+                let head = self.head(TAGGER, (hidden, outputs), own_head, fresh)?;
+                Ok(Top { pooler: None, head: Head::from(head), modules: vec![TAGGER] })
+            }
+        }
+    }
+
+    /// A layer of the head: the files' if they have it and it may `serve`, else a fresh one.
+    fn head(
+        &self,
+        path: &str,
+        sizes: (usize, usize),
+        serves: bool,
+        fresh: &mut Vec<Fresh>,
+    ) -> Result<Linear, Error> {
+        match head_linear(Some(self.checkpoint).filter(|_| serves), path, sizes, true)? {
+            Some(layer) => Ok(Linear { weight: layer.weight.with_compute(self.compute), ..layer }),
+            None => Fresh::linear(path, sizes, true, (self.config.initializer_range, fresh)),
+        }
+    }
+
+    fn linear(&self, path: &str, (input, output): (usize, usize)) -> Result<Linear, Error> {
+        let bias = self.checkpoint.tensor(&self.name(path, "bias"), &[output])?;
+        Ok(Linear { path: path.into(), weight: self.weight(path, output, input)?, bias: Some(bias) })
+    }
+
+    fn norm(&self, path: &str) -> Result<LayerNorm, Error> {
+        let tensor =
+            |parameter| self.checkpoint.tensor(&self.name(path, parameter), &[self.config.sizes.hidden_size]);
+        Ok(LayerNorm::new(path, tensor("weight")?, Some(tensor("bias")?), self.config.layer_norm_eps))
+    }
+
+    fn weight(&self, path: &str, rows: usize, cols: usize) -> Result<Weight, Error> {
+        Ok(self.checkpoint.weight(&self.name(path, "weight"), rows, cols)?.with_compute(self.compute))
+    }
+
+    fn name(&self, path: &str, parameter: &str) -> String {
+        let name = format!("{path}.{parameter}");
+        self.checkpoint.stored_name(&name, false).unwrap_or(&name).to_owned()
+    }
+}
+
+/// `pooler.dense` of `bert.pooler.dense`.
+fn last_two(path: &'static str) -> &'static str {
+    path.split_once('.').map_or(path, |(_, rest)| rest)
+}
