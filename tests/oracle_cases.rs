@@ -1,14 +1,14 @@
-//! Every decoder's oracle case: logits, loss, every gradient, the losses of six AdamW steps and the merged tensors that
+//! Every oracle case: logits, loss, every gradient, the losses of six AdamW steps and the merged tensors that
 //! PyTorch 2.15 + PEFT 0.21.2 compute. `oracle/make_oracle.py` made the fixtures.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use candle_core::{DType, Tensor};
-use taper_base::{Adapter, Base};
+use candle_core::{D, DType, Tensor};
+use taper_base::{Adapter, Base, Task};
 use taper_kernels::Labelled;
 use taper_lora::LoraAdapter;
-use taper_train::{AdamW, AdamWConfig, MicroBatch, step_grads};
+use taper_train::{AdamW, AdamWConfig, MicroBatch, Pass, step_grads};
 
 use crate::support::{LOGITS, Tolerance, assert_close, assert_gradient, fixtures, open, tensors, values};
 
@@ -17,7 +17,7 @@ struct Case {
     base: Base,
     dir: PathBuf,
     micro: MicroBatch,
-    /// Rows of the padded batch that are tokens.
+    /// Rows of the padded logits that are of tokens, or of sequences.
     rows: Vec<u32>,
     expected: BTreeMap<String, Tensor>,
 }
@@ -29,7 +29,14 @@ impl Case {
         let matrix = |key: &str| {
             expected[key].to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>()).expect("a matrix")
         };
-        let (ids, mask, labels) = (matrix("input_ids"), matrix("attention_mask"), matrix("labels"));
+        let base = open(&dir.join("model"));
+        let (ids, mask) = (matrix("input_ids"), matrix("attention_mask"));
+        if let Task::Classify(_) = base.task {
+            return Self::of_sequences(base, dir, expected, (ids, mask));
+        }
+        // The first token's label is nobody's in a language model, and its own where tokens are tagged.
+        let shift = usize::from(base.task == Task::CausalLm);
+        let labels = matrix("labels");
         let (mut micro, mut rows) = (MicroBatch::default(), Vec::new());
         for (b, row) in ids.iter().enumerate() {
             let len = mask[b].iter().sum::<i64>() as usize;
@@ -37,12 +44,30 @@ impl Case {
             let tokens: Vec<u32> = row[..len].iter().map(|&id| id as u32).collect();
             micro.batch.push(&tokens);
             rows.extend((b * row.len()..b * row.len() + len).map(|row| row as u32));
-            for t in (1..len).filter(|&t| labels[b][t] >= 0) {
-                micro.labelled.rows.push((start + t - 1) as u32);
+            for t in (shift..len).filter(|&t| labels[b][t] >= 0) {
+                micro.labelled.rows.push((start + t - shift) as u32);
                 micro.labelled.labels.push(labels[b][t] as u32);
             }
         }
-        Self { base: open(&dir.join("model")), dir, micro, rows, expected }
+        Self { base, dir, micro, rows, expected }
+    }
+
+    /// A case with one label a sequence.
+    fn of_sequences(
+        base: Base,
+        dir: PathBuf,
+        expected: BTreeMap<String, Tensor>,
+        (ids, mask): (Vec<Vec<i64>>, Vec<Vec<i64>>),
+    ) -> Self {
+        let mut micro = MicroBatch::default();
+        for (ids, mask) in ids.iter().zip(mask) {
+            let len = mask.iter().sum::<i64>() as usize;
+            micro.batch.push(&ids[..len].iter().map(|&id| id as u32).collect::<Vec<_>>());
+        }
+        let rows: Vec<u32> = (0..ids.len() as u32).collect();
+        micro.labelled.rows.clone_from(&rows);
+        micro.labelled.labels = values(&expected["labels"]).into_iter().map(|label| label as u32).collect();
+        Self { base, dir, micro, rows, expected }
     }
 
     fn adapter(&self) -> LoraAdapter {
@@ -55,9 +80,9 @@ impl Case {
         values(&self.base.model.head().forward(&hidden, adapter).expect("logits"))
     }
 
-    /// The rows of a padded `(B, T, V)` tensor that are tokens.
+    /// The rows of a padded `(B, T, V)` tensor that are tokens; of a `(B, V)` tensor, all.
     fn unpadded(&self, key: &str) -> Vec<f32> {
-        let padded = self.expected[key].flatten(0, 1).expect("rows");
+        let padded = self.expected[key].flatten_to(D::Minus2).expect("rows");
         let rows = Tensor::new(self.rows.as_slice(), padded.device()).expect("row numbers");
         values(&padded.index_select(&rows, 0).expect("rows of tokens"))
     }
@@ -89,8 +114,8 @@ fn logits_and_loss(case: &Case) {
 
 fn gradients(case: &Case) {
     let adapter = case.adapter();
-    let found =
-        step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), 0, 0).expect("gradients");
+    let found = step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), Pass::default())
+        .expect("gradients");
     let expected = case.expected.keys().filter_map(|key| key.strip_prefix("grad."));
     assert_eq!(found.grads.keys().map(String::as_str).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     for (name, gradient) in &found.grads {
@@ -116,9 +141,9 @@ fn adamw_losses(case: &Case) {
     let mut optimiser = AdamW::new(adapter.params(), config);
     let mut losses = Vec::new();
     for _ in &expected {
-        let step = step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), 0, 0)
+        let step = step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), Pass::default())
             .expect("gradients");
-        losses.push((step.loss_sum / step.labels as f64) as f32);
+        losses.push((step.loss_sum / step.labels) as f32);
         optimiser
             .step(adapter.params(), &step.grads, train["lr"].as_f64().expect("a number"))
             .expect("an update");
@@ -191,6 +216,9 @@ macro_rules! oracle {
 }
 
 oracle! {
+    bert_classify: "bert-classify";
+    bert_tokens: "bert-tokens";
+    distilbert_classify: "distilbert-classify";
     gemma2: "gemma2";
     gemma3: "gemma3";
     gpt2: "gpt2";
@@ -203,6 +231,7 @@ oracle! {
     llama: "llama";
     llama_all_linear: "llama-all-linear";
     llama_bias_lora_only: "llama-bias-lora-only";
+    llama_classify: "llama-classify";
     llama_dora: "llama-dora";
     llama_embedding: "llama-embedding";
     llama_head_dim: "llama-head-dim";
@@ -219,5 +248,6 @@ oracle! {
     phi3_longrope: "phi3-longrope";
     qwen2: "qwen2";
     qwen3: "qwen3";
+    roberta_classify: "roberta-classify";
     smollm3: "smollm3";
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use taper_base::{Base, ModelDir, ModelSource};
+use taper_base::{Base, ModelDir, ModelSource, Task};
 use taper_kernels::Compute;
 use taper_lora::LoraAdapter;
 
@@ -21,13 +21,41 @@ pub(crate) struct Loaded {
     pub(crate) adapter: LoraAdapter,
 }
 
-/// Opens the base that the arguments name, with the compute threads they ask for.
-pub(crate) fn open_base(args: &ModelArgs) -> anyhow::Result<Base> {
+/// Opens a base that is to write text.
+pub(crate) fn open_writer(args: &ModelArgs, adapters: &[String]) -> anyhow::Result<Base> {
+    let base = open_base(args, adapters)?;
+    if base.task != Task::CausalLm {
+        bail!(
+            "{} with its head labels texts and writes none: use `taper predict`",
+            adapters.first().unwrap_or(&args.model)
+        );
+    }
+    Ok(base)
+}
+
+/// Opens the base that the arguments name, with the compute threads they ask for, for the task of the adapters: all have to
+/// be for the same, with the same labels. Without adapters it is the task that the base was saved for.
+pub(crate) fn open_base(args: &ModelArgs, adapters: &[String]) -> anyhow::Result<Base> {
     if let Some(threads) = args.threads {
         taper_kernels::pool::set_threads(threads.get());
     }
-    let source = ModelSource::parse(&args.model)?;
-    Ok(Base::open(&source, Compute::F32)?)
+    let dir = ModelDir::resolve(&ModelSource::parse(&args.model)?)?;
+    let mut task: Option<(Task, &String)> = None;
+    for text in adapters {
+        let place = ModelDir::resolve_adapter(&ModelSource::parse(split_name(text).1)?)?;
+        let next = taper_lora::task(&place)?;
+        match &task {
+            Some((first, other)) if *first != next => {
+                bail!("{other} and {text} have different tasks or labels: run them one after the other")
+            }
+            Some(_) => {}
+            None => task = Some((next, text)),
+        }
+    }
+    Ok(match task {
+        Some((task, _)) => Base::open_for(dir, Compute::F32, task)?,
+        None => Base::open_dir(dir, Compute::F32)?,
+    })
 }
 
 /// Loads every `--adapter` onto `base`, telling what is odd about them.

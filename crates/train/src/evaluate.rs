@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use candle_core::Tensor;
 use serde::Serialize;
 use taper_base::{Adapter, Network};
 
@@ -16,7 +17,7 @@ pub struct Evaluation {
     pub examples: usize,
     /// Labels of those examples.
     pub tokens: usize,
-    /// Mean over labels, in nats.
+    /// Mean over labels, in nats; of numbers, the mean squared error.
     pub loss: f64,
     /// e to the loss.
     pub perplexity: f64,
@@ -44,9 +45,12 @@ pub fn evaluate(
     let (mut sum, mut tokens) = (0f64, 0usize);
     for micro in micro_batches(examples, budget) {
         let hidden = model.hidden(&micro.batch, &mut [], adapter)?;
-        let losses = adapter.nll(model.head(), &hidden, &micro.labelled)?;
-        sum += losses.iter().copied().map(f64::from).sum::<f64>();
-        tokens += losses.len();
+        sum += if micro.numbers.is_empty() {
+            adapter.nll(model.head(), &hidden, &micro.labelled)?.into_iter().map(f64::from).sum()
+        } else {
+            squared_errors(&model.head().forward(&hidden, adapter)?, &micro.numbers)?
+        };
+        tokens += micro.labels();
     }
     if tokens == 0 {
         return Err(Error::data("nothing to evaluate: no row has a label"));
@@ -67,4 +71,10 @@ pub fn evaluate(
         seconds,
         tokens_per_s: tokens as f64 / seconds.max(f64::MIN_POSITIVE),
     })
+}
+
+/// `Σ (output - wanted)²`.
+fn squared_errors(outputs: &Tensor, wanted: &[f32]) -> candle_core::Result<f64> {
+    let outputs: Vec<f32> = outputs.flatten_all()?.to_vec1()?;
+    Ok(outputs.iter().zip(wanted).map(|(output, wanted)| f64::from(output - wanted).powi(2)).sum())
 }

@@ -1,6 +1,8 @@
 //! The gradient of one step: its micro-batches forward and backward, summed, divided once by the step's labels.
 
+use candle_core::Tensor;
 use taper_base::{Adapter, Network};
+use taper_kernels::Labelled;
 use taper_lora::{LoraAdapter, Training};
 
 use crate::Error;
@@ -12,21 +14,32 @@ use crate::packing::MicroBatch;
 pub struct StepGrads {
     /// Gradient of the mean loss over the step's labels, for every trainable parameter.
     pub grads: Grads,
-    /// Loss summed over the step's labels, in nats.
+    /// Loss summed over the step's labels, each times its weight, in nats; of numbers, the squared errors.
     pub loss_sum: f64,
-    /// Labels of the step.
-    pub labels: usize,
+    /// Labels of the step, each counted by its weight.
+    pub labels: f64,
 }
 
 impl StepGrads {
     /// Mean loss over labels, in nats.
     pub fn loss(&self) -> f64 {
-        self.loss_sum / self.labels.max(1) as f64
+        self.loss_sum / self.labels.max(f64::MIN_POSITIVE)
     }
 }
 
-/// Gradient of the mean loss over every label of a step, however the step is cut into micro-batches. `seed` decides the
-/// dropout of this step; the first `recomputed_blocks` blocks are run again in backward instead of being kept.
+/// How a step's passes are run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pass<'a> {
+    /// Decides the dropout of the step.
+    pub seed: u64,
+    /// So many blocks, the first ones, are run again in backward instead of being kept.
+    pub recomputed_blocks: usize,
+    /// One weight a label of the head: the loss is then the weighted mean, `Σ w·loss / Σ w`, as in torch's
+    /// `CrossEntropyLoss`. Every label counts the same when none.
+    pub weights: Option<&'a [f32]>,
+}
+
+/// Gradient of the mean loss over every label of a step, however the step is cut into micro-batches.
 ///
 /// # Errors
 /// [`Error::Training`] where the loss is not finite, or some trainable parameter received no gradient: all are named.
@@ -34,15 +47,15 @@ pub fn step_grads(
     model: &dyn Network,
     adapter: &LoraAdapter,
     micro: &[MicroBatch],
-    seed: u64,
-    recomputed_blocks: usize,
+    pass: Pass<'_>,
 ) -> Result<StepGrads, Error> {
-    let mut sum = StepGrads { grads: Grads::new(), loss_sum: 0.0, labels: 0 };
+    let mut sum = StepGrads { grads: Grads::new(), loss_sum: 0.0, labels: 0.0 };
     let adapter = adapter.between_updates();
     for (index, batch) in micro.iter().enumerate() {
-        let training = adapter.training(mix(seed, index as u64)).recomputing(recomputed_blocks);
-        sum.loss_sum += add_micro_batch(model, training, batch, (adapter.params(), &mut sum.grads))?;
-        sum.labels += batch.labelled.labels.len();
+        let training = adapter.training(mix(pass.seed, index as u64)).recomputing(pass.recomputed_blocks);
+        let scored = Scored { model, batch, weights: pass.weights };
+        sum.loss_sum += scored.add(training, (adapter.params(), &mut sum.grads))?;
+        sum.labels += scored.weight();
     }
     if !sum.loss_sum.is_finite() {
         return Err(Error::training(format!(
@@ -55,34 +68,78 @@ pub fn step_grads(
     if !without.is_empty() {
         return Err(Error::training(format!("no gradient reached {}", without.join(", "))));
     }
-    let share = (1.0 / sum.labels.max(1) as f64) as f32;
+    let share = (1.0 / sum.labels.max(f64::MIN_POSITIVE)) as f32;
     sum.grads.values_mut().flatten().for_each(|g| *g *= share);
     Ok(sum)
 }
 
-/// Adds a micro-batch's gradients; returns its summed loss.
-///
-/// Gradients leave candle's store as plain numbers: a stored tensor may hold on to the whole graph (`backprop.rs`,
-/// candle-core 0.11.1), which here ends with this call.
-fn add_micro_batch(
-    model: &dyn Network,
-    adapter: Training<'_>,
-    micro: &MicroBatch,
-    (params, grads): (&Params, &mut Grads),
-) -> Result<f64, Error> {
-    let hidden = model.hidden(&micro.batch, &mut [], &adapter)?;
-    let loss = adapter.cross_entropy(model.head(), &hidden, &micro.labelled)?;
-    drop(hidden);
-    let mut store = loss.backward()?;
-    for (name, var) in params {
-        let Some(grad) = store.remove(var) else { continue };
-        let values = grad.flatten_all()?.to_vec1::<f32>()?;
-        match grads.get_mut(name) {
-            Some(sum) => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
-            None => drop(grads.insert(name.clone(), values)),
+/// A micro-batch and how its labels are scored.
+struct Scored<'a> {
+    model: &'a dyn Network,
+    batch: &'a MicroBatch,
+    weights: Option<&'a [f32]>,
+}
+
+impl Scored<'_> {
+    /// Adds the micro-batch's gradients; returns its summed loss.
+    ///
+    /// Gradients leave candle's store as plain numbers: a stored tensor may hold on to the whole graph (`backprop.rs`,
+    /// candle-core 0.11.1), which here ends with this call.
+    fn add(&self, adapter: Training<'_>, (params, grads): (&Params, &mut Grads)) -> Result<f64, Error> {
+        let hidden = self.model.hidden(&self.batch.batch, &mut [], &adapter)?;
+        let loss = self.loss(&adapter, &hidden)?;
+        drop(hidden);
+        let mut store = loss.backward()?;
+        for (name, var) in params {
+            let Some(grad) = store.remove(var) else { continue };
+            let values = grad.flatten_all()?.to_vec1::<f32>()?;
+            match grads.get_mut(name) {
+                Some(sum) => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+                None => drop(grads.insert(name.clone(), values)),
+            }
+        }
+        Ok(f64::from(loss.to_scalar::<f32>()?))
+    }
+
+    /// The loss of all labels, a scalar.
+    fn loss(&self, adapter: &Training<'_>, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let head = self.model.head();
+        let labelled = &self.batch.labelled;
+        if !self.batch.numbers.is_empty() {
+            let wanted = Tensor::new(self.batch.numbers.as_slice(), hidden.device())?.unsqueeze(1)?;
+            return (head.forward(hidden, adapter)? - wanted)?.sqr()?.sum_all();
+        }
+        let Some(weights) = self.weights else { return adapter.cross_entropy(head, hidden, labelled) };
+        let mut sum: Option<Tensor> = None;
+        for (label, &weight) in weights.iter().enumerate() {
+            let of_label = only(labelled, label as u32);
+            if of_label.labels.is_empty() {
+                continue;
+            }
+            let loss = (adapter.cross_entropy(head, hidden, &of_label)? * f64::from(weight))?;
+            sum = Some(match sum {
+                None => loss,
+                Some(sum) => (sum + loss)?,
+            });
+        }
+        sum.map_or_else(|| adapter.cross_entropy(head, hidden, labelled), Ok)
+    }
+
+    /// Labels of the micro-batch, each counted by its weight.
+    fn weight(&self) -> f64 {
+        let labels = &self.batch.labelled.labels;
+        match self.weights {
+            None => self.batch.labels() as f64,
+            Some(weights) => labels.iter().map(|&label| f64::from(weights[label as usize])).sum(),
         }
     }
-    Ok(f64::from(loss.to_scalar::<f32>()?))
+}
+
+/// The rows with one label.
+fn only(labelled: &Labelled, wanted: u32) -> Labelled {
+    let rows = labelled.rows.iter().zip(&labelled.labels).filter(|(_, label)| **label == wanted);
+    let (rows, labels) = rows.unzip();
+    Labelled { rows, labels }
 }
 
 /// A seed for use number `index` of `seed`: splitmix64's output function (Steele et al. 2014).
@@ -123,7 +180,7 @@ mod tests {
     fn ragged(lengths: &[usize]) -> Vec<Example> {
         let example = |(row, &length): (usize, &usize)| Example {
             tokens: (0..length).map(|i| ((row * 31 + i * 17) % 250) as u32).collect(),
-            learn: std::iter::once((length / 2).max(1)..length).collect(),
+            learn: crate::Learn::Tokens(std::iter::once((length / 2).max(1)..length).collect()),
             ..Example::default()
         };
         lengths.iter().enumerate().map(example).collect()
@@ -147,7 +204,7 @@ mod tests {
             let grads = |tokens| {
                 let options = PackOptions { rows: 8, micro_batch_tokens: tokens, shuffle: false, seed: 0 };
                 let step = Plan::new(&examples, options).step(0, 0);
-                (step.micro.len(), step_grads(&*base.model, &adapter, &step.micro, 0, 0).unwrap())
+                (step.micro.len(), step_grads(&*base.model, &adapter, &step.micro, Pass::default()).unwrap())
             };
             let ((one, whole), (many, cut)) = (grads(10_000), grads(1));
             assert_eq!((one, many), (1, rows));
@@ -163,9 +220,9 @@ mod tests {
         let examples = ragged(&[9, 4, 17]);
         let options = PackOptions { rows: 3, micro_batch_tokens: 64, shuffle: true, seed: 5 };
         let step = Plan::new(&examples, options).step(0, 0);
-        let trained = step_grads(&*base.model, &adapter, &step.micro, 0, 0).unwrap();
+        let trained = step_grads(&*base.model, &adapter, &step.micro, Pass::default()).unwrap();
         let evaluated = evaluate(&*base.model, &adapter.frozen(), &examples, 16).unwrap();
-        assert_eq!((evaluated.examples, evaluated.tokens), (3, trained.labels));
+        assert_eq!((evaluated.examples, evaluated.tokens), (3, trained.labels as usize));
         assert!((evaluated.loss - trained.loss()).abs() < 1e-6);
         assert!((evaluated.perplexity - evaluated.loss.exp()).abs() < 1e-9);
     }
@@ -182,7 +239,7 @@ mod tests {
             let step = Plan::new(&examples, options).step(0, 0);
             let mut optim = AdamW::new(adapter.params(), AdamWConfig::default());
             for (at, loss) in expected["losses"].as_array().unwrap().iter().enumerate() {
-                let sum = step_grads(&*base.model, &adapter, &step.micro, 0, 0).unwrap();
+                let sum = step_grads(&*base.model, &adapter, &step.micro, Pass::default()).unwrap();
                 let loss = loss.as_f64().unwrap();
                 assert!((sum.loss() - loss).abs() <= ORACLE * loss, "{case} {at}: {} {loss}", sum.loss());
                 optim.step(adapter.params(), &sum.grads, expected["lr"].as_f64().unwrap()).unwrap();
@@ -201,7 +258,8 @@ mod tests {
                 let length = mask[row].iter().sum::<i64>() as usize;
                 let first = (1..length).find(|&i| labels[row][i] >= 0).unwrap();
                 let tokens = ids[row][..length].iter().map(|&id| id as u32).collect();
-                Example { tokens, learn: std::iter::once(first..length).collect(), ..Example::default() }
+                let learn = crate::Learn::Tokens(std::iter::once(first..length).collect());
+                Example { tokens, learn, ..Example::default() }
             })
             .collect()
     }

@@ -19,6 +19,7 @@ mod files;
 mod gradients;
 mod memory;
 pub mod metrics;
+mod open;
 mod optim;
 mod outputs;
 mod packing;
@@ -35,12 +36,13 @@ pub use evaluate::{Evaluation, evaluate};
 pub use events::{
     Best, DoneReport, Ending, EvalReport, Event, SavedReport, SplitResult, StepReport, Summary,
 };
-pub use gradients::{StepGrads, step_grads};
+pub use gradients::{Pass, StepGrads, step_grads};
 pub use memory::{available_bytes, peak_rss_bytes};
+pub use open::open_base;
 pub use optim::{AdamW, AdamWConfig, Grads, Params, clip_grad_norm};
 pub use outputs::Start;
 pub use packing::*;
 pub use prepare::data_options;
-pub use recipe::{Dtype, Init, NoDecay, Recipe, Size, Targets, Task};
+pub use recipe::{ClassWeights, Dtype, Init, NoDecay, ProblemType, Recipe, Size, Targets, Task};
 pub use schedule::{Schedule, Shape};
 pub use trainer::train;

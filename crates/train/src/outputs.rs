@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::json;
+use taper_base::Base;
 
 use crate::checkpoint::Checkpoints;
 use crate::files::{clean, remove_folder, write_whole};
@@ -24,9 +25,13 @@ pub enum Start {
     Resume,
 }
 
+/// The base's configuration with the labels of the adapter.
+const CONFIG: &str = "config.json";
+
 /// Files that a run writes, besides `recipe.toml`.
-const WRITTEN: [&str; 6] = [
+const WRITTEN: [&str; 7] = [
     "adapter_config.json",
+    CONFIG,
     "adapter_model.safetensors",
     "README.md",
     "metrics.jsonl",
@@ -141,9 +146,20 @@ pub(crate) fn write_eval(recipe: &Recipe, step: usize, results: &[SplitResult]) 
             (result.split.to_owned(), row)
         })
         .collect();
-    let all = json!({"task": recipe.task.name(), "model": recipe.model, "step": step, "splits": splits});
+    let all = json!({"task": recipe.task().name(), "model": recipe.model, "step": step, "splits": splits});
     let text = to_json(&all, serde_json::to_string_pretty)? + "\n";
     write_whole(&recipe.out.join("eval.json"), text.as_bytes())
+}
+
+/// Writes `config.json` where the adapter gives labels: the base's own, with `id2label`, `label2id` and `problem_type` of
+/// the adapter, so that transformers' `AutoConfig.from_pretrained` on the adapter's folder makes a model that the adapter
+/// fits. PEFT has no place for them in `adapter_config.json`.
+pub(crate) fn write_labels(base: &Base, out: &Path) -> Result<(), Error> {
+    let Some(labels) = base.task.labels() else { return Ok(()) };
+    let mut config = base.config.as_object().cloned().unwrap_or_default();
+    labels.write_to(&mut config);
+    let text = to_json(&config, serde_json::to_string_pretty)? + "\n";
+    write_whole(&out.join(CONFIG), text.as_bytes())
 }
 
 fn to_json<T: Serialize>(

@@ -8,7 +8,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use taper_base::Batch;
 use taper_kernels::Labelled;
 
-use crate::Example;
+use crate::{Example, Learn};
 
 /// How examples are dealt out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,19 +28,35 @@ pub struct PackOptions {
 pub struct MicroBatch {
     /// The tokens `(N,)`, one segment an example.
     pub batch: Batch,
-    /// The rows of the batch that are scored, with the tokens that they should predict.
+    /// The rows of the hidden states that are scored, with the labels that they should predict: tokens, or labels of
+    /// tokens or of whole sequences.
     pub labelled: Labelled,
+    /// The number of each sequence, where those are learned.
+    pub numbers: Vec<f32>,
 }
 
 impl MicroBatch {
     /// Appends an example as a segment of its own.
     pub fn push(&mut self, example: &Example) {
-        let start = self.batch.len();
-        self.batch.push(&example.tokens);
-        for (at, label) in example.labelled() {
-            self.labelled.rows.push((start + at) as u32);
-            self.labelled.labels.push(label);
+        let (start, sequence) = (self.batch.len(), self.batch.segments().len());
+        self.batch.push_typed(&example.tokens, &example.types);
+        match example.learn {
+            Learn::Class(label) => self.score(sequence, label),
+            Learn::Number(value) => self.numbers.push(value),
+            Learn::Tokens(_) | Learn::Tags(_) => {
+                example.labelled().into_iter().for_each(|(at, label)| self.score(start + at, label));
+            }
         }
+    }
+
+    fn score(&mut self, row: usize, label: u32) {
+        self.labelled.rows.push(row as u32);
+        self.labelled.labels.push(label);
+    }
+
+    /// Number of labels.
+    pub fn labels(&self) -> usize {
+        self.labelled.labels.len() + self.numbers.len()
     }
 }
 
@@ -174,7 +190,7 @@ mod tests {
     fn examples(lengths: &[usize]) -> Vec<Example> {
         let of = |(at, &length): (usize, &usize)| Example {
             tokens: (0..length as u32).map(|token| at as u32 * 100 + token).collect(),
-            learn: std::iter::once((length / 2).max(1)..length).collect(),
+            learn: crate::Learn::Tokens(std::iter::once((length / 2).max(1)..length).collect()),
             ..Example::default()
         };
         lengths.iter().enumerate().map(of).collect()

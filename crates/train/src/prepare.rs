@@ -1,6 +1,6 @@
 //! What stands before the first step: data, adapter, effective recipe, and the plan that is shown.
 
-use taper_base::{Base, ModelDir, ModelSource};
+use taper_base::{Base, Labels, ModelDir, ModelSource};
 use taper_kernels::pool;
 use taper_lora::{LoraAdapter, LoraConfig, Names};
 
@@ -8,7 +8,8 @@ use crate::budget::{self, Budget, Memory};
 use crate::checkpoint::{Checkpoints, Origin, State};
 use crate::recipe::Init;
 use crate::{
-    DataFiles, DataOptions, DataSet, Error, Recipe, Split, Start, Summary, available_bytes, outputs,
+    ClassWeights, DataFiles, DataOptions, DataSet, Error, Learn, Recipe, Split, Start, Summary,
+    available_bytes, outputs,
 };
 
 /// Tokens at which rows are cut where the recipe does not say and the model could take more.
@@ -73,6 +74,8 @@ impl Rows {
 pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
     DataOptions {
         format: recipe.format.clone(),
+        task: Some(crate::Task::from(&base.task).name()),
+        labels: base.task.labels().cloned(),
         columns: recipe.column.clone(),
         max_length: Some(max_length(base, recipe)),
         threads: pool::threads(),
@@ -119,6 +122,7 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
     }
     let config = adapter.config();
     (recipe.use_rslora, recipe.use_dora) = (config.use_rslora, config.use_dora);
+    recipe.task = Some((&base.task).into());
     recipe.max_length = Some(max_length(base, &recipe));
     let before = state.as_ref().map(State::recipe).transpose()?.and_then(|recipe| recipe.micro_batch_tokens);
     let tokens = recipe.micro_batch_tokens.or(before);
@@ -148,14 +152,14 @@ fn config(base: &Base, recipe: &Recipe) -> LoraConfig {
         _ => None,
     };
     LoraConfig {
-        task_type: Some("CAUSAL_LM".into()),
+        task_type: Some(task_type(&base.task).into()),
         base_model_name_or_path: Some(base.dir.name.clone()),
         revision,
         r: recipe.rank(),
         lora_alpha: recipe.alpha(),
         lora_dropout: recipe.dropout(),
         target_modules: Some(Names::from(&recipe.targets())),
-        modules_to_save: recipe.modules_to_save.clone(),
+        modules_to_save: modules_to_save(base, recipe),
         use_rslora: recipe.use_rslora,
         use_dora: recipe.use_dora,
         init_lora_weights: match recipe.init {
@@ -165,6 +169,64 @@ fn config(base: &Base, recipe: &Recipe) -> LoraConfig {
         },
         ..LoraConfig::default()
     }
+}
+
+/// PEFT's name of a task.
+fn task_type(task: &taper_base::Task) -> &'static str {
+    match task {
+        taper_base::Task::CausalLm => "CAUSAL_LM",
+        taper_base::Task::Classify(_) => "SEQ_CLS",
+        taper_base::Task::Tag(_) => "TOKEN_CLS",
+    }
+}
+
+/// What the recipe trains whole, and the modules of the task's head.
+fn modules_to_save(base: &Base, recipe: &Recipe) -> Vec<String> {
+    let mut names = recipe.modules_to_save.clone();
+    let head = base.model.head_modules().iter().map(|name| (*name).to_owned());
+    names.extend(head.filter(|name| !recipe.modules_to_save.contains(name)).collect::<Vec<_>>());
+    names
+}
+
+/// The weight of each label of the base's head; none where all count 1.
+///
+/// # Errors
+/// [`Error::Recipe`] for a weight that is no number above 0, a name that is no label, or a task without labels.
+pub(crate) fn class_weights(base: &Base, recipe: &Recipe, rows: &Rows) -> Result<Option<Vec<f32>>, Error> {
+    let Some(given) = &recipe.class_weights else { return Ok(None) };
+    let Some(labels @ Labels::Names(names)) = base.task.labels() else {
+        return Err(Error::recipe("`class_weights` is set, but what is learned has no labels: leave it out"));
+    };
+    if *given == ClassWeights::Text("balanced".into()) {
+        return Ok(Some(balanced(&rows.train, names.len())));
+    }
+    let mut weights = vec![1.0; names.len()];
+    for (name, weight) in given.by_label()? {
+        let id = labels.id(&name).ok_or_else(|| {
+            let names = names.join(", ");
+            Error::recipe(format!("`class_weights` names `{name}`, which is no label: there are {names}"))
+        })?;
+        if !(weight.is_finite() && weight > 0.0) {
+            let what = format!("`class_weights` of `{name}` is {weight}: give a number above 0");
+            return Err(Error::recipe(what));
+        }
+        weights[id as usize] = weight as f32;
+    }
+    Ok(Some(weights))
+}
+
+/// Labels / (classes × labels of the class), as scikit-learn's `class_weight="balanced"`.
+fn balanced(set: &DataSet, classes: usize) -> Vec<f32> {
+    let mut counts = vec![0usize; classes];
+    for example in &set.examples {
+        match &example.learn {
+            Learn::Class(label) => counts[*label as usize] += 1,
+            Learn::Tags(tags) => tags.iter().for_each(|(_, label)| counts[*label as usize] += 1),
+            Learn::Tokens(_) | Learn::Number(_) => {}
+        }
+    }
+    let all: usize = counts.iter().sum();
+    counts.into_iter().map(|count| all as f32 / (classes * count.max(1)) as f32).collect()
 }
 
 /// Checks that what the recipe says of the adapter is so of the adapter that it goes on from.

@@ -17,7 +17,7 @@ use crate::prepare::{self, Prepared, Rows};
 use crate::schedule::Schedule;
 use crate::{
     Asked, Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Recipe, SavedReport,
-    SplitResult, StepReport, Summary, card, evaluate, peak_rss_bytes, step_grads,
+    SplitResult, StepReport, Summary, card, evaluate, Pass, peak_rss_bytes, step_grads,
 };
 
 /// Random stream of dropout; fresh factors and the order of rows have their own from the same seed.
@@ -67,6 +67,8 @@ struct Run<'a> {
     origin: Origin,
     adapter: LoraAdapter,
     optim: AdamW,
+    /// The weight of each label, where they differ.
+    weights: Option<Vec<f32>>,
     schedule: Schedule,
     plan: Plan<'a>,
     /// The epoch under way and its order of rows.
@@ -109,6 +111,7 @@ impl<'a> Run<'a> {
         let number = progress.step / summary.steps_per_epoch;
         let epoch = (number, plan.epoch(number));
         let watched = recipe.watched()?;
+        let weights = prepare::class_weights(base, &recipe, rows)?;
         let saved = state.as_ref().filter(|state| state.due).map(|state| state.progress.step);
         let mut run = Self {
             base,
@@ -118,6 +121,7 @@ impl<'a> Run<'a> {
             origin,
             adapter,
             optim,
+            weights,
             schedule,
             plan,
             epoch,
@@ -148,8 +152,13 @@ impl<'a> Run<'a> {
         let lr = self.schedule.lr_at(done);
         let seed = mix(self.recipe.seed ^ DROPOUT, done as u64);
         let in_step = |error| at_step(error, done + 1);
-        let (model, recomputed) = (&*self.base.model, self.summary.recomputed_blocks);
-        let mut sum = step_grads(model, &self.adapter, &step.micro, seed, recomputed).map_err(in_step)?;
+        let pass = Pass {
+            seed,
+            recomputed_blocks: self.summary.recomputed_blocks,
+            weights: self.weights.as_deref(),
+        };
+        let mut sum =
+            step_grads(&*self.base.model, &self.adapter, &step.micro, pass).map_err(in_step)?;
         let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
         self.optim.step(self.adapter.params(), &sum.grads, lr)?;
         self.progress.step += 1;
@@ -230,9 +239,10 @@ impl<'a> Run<'a> {
         let base_loss = results.iter().find(|result| result.split == "valid").map(|result| result.base.loss);
         outputs::write_eval(&self.recipe, kept, &results)?;
         outputs::write_plot(&self.recipe.out, &self.title(), base_loss)?;
-        let (recipe, summary) = (self.recipe.clone(), self.summary.clone());
+        let (base, recipe, summary) = (self.base, self.recipe.clone(), self.summary.clone());
         let done = self.done(ending, Some(kept), results)?;
         write_whole(&recipe.out.join("README.md"), card::card(&recipe, &summary, &done).as_bytes())?;
+        outputs::write_labels(base, &recipe.out)?;
         adapter.save(&recipe.out)?;
         Ok(done)
     }

@@ -35,7 +35,7 @@ pub(crate) struct ChatArgs {
 }
 
 pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
-    let base = sources::open_base(&args.model)?;
+    let base = sources::open_writer(&args.model, &args.adapters.adapter)?;
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let mut talk = Talk {
         base: &base,

@@ -77,6 +77,7 @@ impl ReadingArgs {
             columns: self.column.iter().cloned().collect::<BTreeMap<_, _>>(),
             max_length: self.max_length,
             threads: taper_kernels::pool::threads(),
+            ..DataOptions::default()
         }
     }
 }

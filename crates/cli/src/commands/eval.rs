@@ -41,15 +41,15 @@ pub(crate) struct EvalArgs {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    let asked = Asked::new(&args.metrics, args.max_new_tokens, 0)?;
-    let base = sources::open_base(&args.model)?;
+    let base = sources::open_base(&args.model, &args.adapters.adapter)?;
     let adapters = sources::load_adapters(&base, &args.adapters)?;
+    let mut options = args.reading.options();
+    let task = taper_train::Task::from(&base.task);
+    (options.task, options.labels) = (Some(task.name()), base.task.labels().cloned());
+    options.max_length = options.max_length.or_else(|| most_tokens(&base));
     let files = DataFiles::named(&args.data)?;
-    let set = DataSet::load(
-        files.first(&[Split::Test, Split::Valid, Split::Train])?,
-        &base.tokenizer,
-        &args.reading.options(),
-    )?;
+    let set =
+        DataSet::load(files.first(&[Split::Test, Split::Valid, Split::Train])?, &base.tokenizer, &options)?;
     if set.stats.kept() < set.stats.rows {
         say(format_args!(
             "{} of {} rows hold nothing to score and are left out",
@@ -77,6 +77,11 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     }
     let sides: Vec<(&str, &Evaluation)> = found.iter().map(|(name, found)| (*name, found)).collect();
     print(format_args!("\n{}", scores("", &sides)))
+}
+
+/// Tokens at which rows have to be cut: labels stand for texts of any length, and a model has positions for some.
+fn most_tokens(base: &Base) -> Option<usize> {
+    base.task.labels().map(|_| base.model.sizes().max_position_embeddings)
 }
 
 fn row(name: &str, found: &Evaluation) -> Vec<String> {
@@ -123,7 +128,7 @@ fn as_json<E>(
             None => measure(&())?,
         };
         Ok(json!({
-            "task": "causal-lm",
+            "task": taper_train::Task::from(&base.task).name(),
             "model": base.dir.name,
             "adapter": adapter.map(|loaded| loaded.dir.display().to_string()),
             "examples": found.examples,

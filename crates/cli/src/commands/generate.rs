@@ -48,7 +48,7 @@ struct Answers<'a> {
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    let base = sources::open_base(&args.model)?;
+    let base = sources::open_writer(&args.model, &args.adapters.adapter)?;
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let texts = prompts(args)?;
     let ids = texts.iter().map(|text| prompt_ids(&base, args, text)).collect::<anyhow::Result<Vec<_>>>()?;

@@ -34,8 +34,16 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
             ModelDir::resolve_adapter(&source).or_else(|_| ModelDir::resolve(&source).map(|dir| dir.path))?
         }
     };
-    let open =
-        |model: &String| Ok::<_, anyhow::Error>(Base::open(&ModelSource::parse(model)?, Compute::F32)?);
+    let open = |model: &String| {
+        let base = ModelDir::resolve(&ModelSource::parse(model)?)?;
+        // A folder that does not say its task is looked at on the base as it is.
+        let task = taper_lora::task(&dir).ok();
+        let opened = match task {
+            Some(task) => Base::open_for(base, Compute::F32, task)?,
+            None => Base::open_dir(base, Compute::F32)?,
+        };
+        Ok::<_, anyhow::Error>(opened)
+    };
     let base = args.model.as_ref().map(open).transpose()?;
     let found = taper_merge::inspect(&dir, base.as_ref())?;
     if args.json {

@@ -52,7 +52,7 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
         );
     }
     let started = Instant::now();
-    let base = sources::open_base(&args.model)?;
+    let base = sources::open_base(&args.model, &args.adapter)?;
     let loaded = args
         .adapter
         .iter()

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use taper_base::{Base, GenerationOptions, ModelSource};
+use taper_base::{Base, GenerationOptions};
 use taper_kernels::pool;
 use taper_lora::LoraAdapter;
 use taper_train::{
@@ -25,7 +25,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     if let Some(threads) = recipe.threads {
         pool::set_threads(threads);
     }
-    let base = Base::open(&ModelSource::parse(&recipe.model)?, recipe.dtype.into())?;
+    let base = taper_train::open_base(&recipe)?;
     let start = match (args.resume, args.force) {
         (true, _) => Start::Resume,
         (_, true) => Start::Force,

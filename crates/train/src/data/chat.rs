@@ -139,7 +139,7 @@ mod tests {
         // <|bos|> user \n a <|eos|> \n = 0..9, <|bos|> assistant \n = 9..20, b c <|eos|> \n = 20..24, and again.
         let example = chat(CHATML, &two_turns()).unwrap();
         assert_eq!(example.tokens.len(), 47);
-        assert_eq!(example.learn, [20..24, 44..47]);
+        assert_eq!(example.spans(), [20..24, 44..47]);
         assert_eq!(example.tokens[22], sample::EOS);
     }
 
@@ -149,7 +149,7 @@ mod tests {
             {% generation %}{{ m['content'] }}<|eos|>{% endgeneration %}{% else %}{{ m['content'] }}<|eos|>{% endif %}{{ '\n' }}\
             {% endfor %}";
         let example = chat(template, &two_turns()).unwrap();
-        assert_eq!(example.learn, [20..23, 44..46]);
+        assert_eq!(example.spans(), [20..23, 44..46]);
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn a_conversation_without_an_answer_has_no_label() {
         let example = chat(CHATML, &json!([{"role": "user", "content": "a"}])).unwrap();
-        assert!(example.learn.is_empty() && !example.tokens.is_empty());
+        assert!(example.spans().is_empty() && !example.tokens.is_empty());
     }
 
     #[test]

@@ -98,8 +98,11 @@ impl DataReport {
         let mut splits = Vec::new();
         let mut seen: Vec<Seen> = Vec::new();
         let (mut overlaps, mut near_overlaps) = (Vec::new(), Vec::new());
+        let mut options = options.clone();
         for (split, files) in files.splits() {
-            let set = DataSet::load(files, tokenizer, options)?;
+            let set = DataSet::load(files, tokenizer, &options)?;
+            // Labels are those of the training rows, which come first.
+            options.labels = options.labels.or(set.labels.clone());
             let rows: Vec<Known> =
                 set.examples.iter().map(|row| Known::of(row, tokenizer)).collect::<Result<_, _>>()?;
             for first in &seen {

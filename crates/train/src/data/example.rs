@@ -1,78 +1,139 @@
-//! A row as tokens, and which of them are learned. What the row's keys mean is left to `format`.
+//! A row as tokens, and what is learned of it. What the row's keys mean is left to `format`.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use taper_base::Tokenizer;
+use taper_base::{Input, Labels, Tokenizer};
 
-/// The tokens of one row and those of them that are labels.
-///
-/// What is learned is kept by position, never by id: an EOS that is also the padding token is learned like any other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The tokens of one row and what is learned of them.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// The row's tokens; never empty in a [`DataSet`](super::DataSet).
     pub tokens: Vec<u32>,
-    /// Positions in `tokens` that are labels: ascending, apart, without position 0 (nothing predicts a first token).
-    pub learn: Vec<Range<usize>>,
+    /// The type of each token: 0 in a first text, 1 in a second. Missing ones are 0.
+    pub types: Vec<u32>,
+    /// What is learned.
+    pub learn: Learn,
+    /// Tokens that were cut off.
+    pub cut: usize,
     /// Where the row stood: its line in the file, or its number, from 1.
     pub line: usize,
     /// A hash of the row's tokens and labels before any cut, equal for equal rows.
     pub key: u64,
 }
 
+/// What a row teaches.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Learn {
+    /// Its own tokens at these positions: ascending, apart, without position 0 (nothing predicts a first token).
+    ///
+    /// They are kept by position, never by id: an EOS that is also the padding token is learned like any other.
+    Tokens(Vec<Range<usize>>),
+    /// The label of the whole row.
+    Class(u32),
+    /// A number for the whole row.
+    Number(f32),
+    /// Labels of tokens by position, ascending.
+    Tags(Vec<(usize, u32)>),
+}
+
+impl Default for Learn {
+    fn default() -> Self {
+        Self::Tokens(Vec::new())
+    }
+}
+
 impl Example {
-    /// An example that learns `learn`, put in order, without position 0 and beyond the end.
+    /// An example that learns the tokens at `learn`, put in order, without position 0 and beyond the end.
     pub(super) fn new(tokens: Vec<u32>, learn: impl IntoIterator<Item = Range<usize>>) -> Self {
-        let mut example = Self { tokens, ..Self::default() };
-        let end = example.tokens.len();
+        let end = tokens.len();
+        let mut spans: Vec<Range<usize>> = Vec::new();
         for span in learn {
             let span = span.start.max(1)..span.end.min(end);
-            match example.learn.last_mut() {
+            match spans.last_mut() {
                 _ if span.is_empty() => {}
                 Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
-                _ => example.learn.push(span),
+                _ => spans.push(span),
             }
         }
+        let mut example = Self { tokens, learn: Learn::Tokens(spans), ..Self::default() };
         example.key = fnv(&example);
         example
     }
 
+    /// An example that learns labels of `input`.
+    pub(super) fn labelled_input(input: Input, learn: Learn) -> Self {
+        let Input { ids, types, cut, .. } = input;
+        let mut example = Self { tokens: ids, types, learn, cut, ..Self::default() };
+        example.key = fnv(&example);
+        example
+    }
+
+    /// Where tokens are learned.
+    pub fn spans(&self) -> &[Range<usize>] {
+        match &self.learn {
+            Learn::Tokens(spans) => spans,
+            Learn::Class(_) | Learn::Number(_) | Learn::Tags(_) => &[],
+        }
+    }
+
     /// Number of labels.
     pub fn labels(&self) -> usize {
-        self.learn.iter().map(Range::len).sum()
+        match &self.learn {
+            Learn::Tokens(spans) => spans.iter().map(Range::len).sum(),
+            Learn::Class(_) | Learn::Number(_) => 1,
+            Learn::Tags(tags) => tags.len(),
+        }
     }
 
-    /// Whether the token at `position` is a label.
+    /// Whether the token at `position` is a label, or has one.
     pub fn learned(&self, position: usize) -> bool {
-        self.learn.iter().any(|span| span.contains(&position))
+        match &self.learn {
+            Learn::Tokens(spans) => spans.iter().any(|span| span.contains(&position)),
+            Learn::Class(_) | Learn::Number(_) => false,
+            Learn::Tags(tags) => tags.iter().any(|(at, _)| *at == position),
+        }
     }
 
-    /// The positions whose output is scored, each with the token it should predict: `t - 1` and token `t` for each label.
-    pub fn labelled(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
-        self.learn.iter().flat_map(Range::clone).map(|at| (at - 1, self.tokens[at]))
+    /// The positions whose output is scored, each with its label: of learned tokens, position `t - 1` and token `t`.
+    pub fn labelled(&self) -> Vec<(usize, u32)> {
+        match &self.learn {
+            Learn::Tokens(spans) => {
+                spans.iter().flat_map(Range::clone).map(|at| (at - 1, self.tokens[at])).collect()
+            }
+            Learn::Class(_) | Learn::Number(_) => Vec::new(),
+            Learn::Tags(tags) => tags.clone(),
+        }
     }
 
     /// The edges of what is learned.
     #[cfg(test)]
-    pub(super) fn spans(&self) -> Vec<(usize, usize)> {
-        self.learn.iter().map(|span| (span.start, span.end)).collect()
+    pub(super) fn edges(&self) -> Vec<(usize, usize)> {
+        self.spans().iter().map(|span| (span.start, span.end)).collect()
     }
 
-    /// Keeps the first `length` tokens; says whether any was cut off.
-    pub(super) fn cut(&mut self, length: usize) -> bool {
-        let cut = self.tokens.len() > length;
+    /// Keeps the first `length` tokens. A row that learns labels was cut when it was framed, and has no more.
+    pub(super) fn cut(&mut self, length: usize) {
+        self.cut += self.tokens.len().saturating_sub(length);
         self.tokens.truncate(length);
-        self.learn.retain_mut(|span| {
-            span.end = span.end.min(length);
-            span.start < span.end
-        });
-        cut
+        if let Learn::Tokens(spans) = &mut self.learn {
+            spans.retain_mut(|span| {
+                span.end = span.end.min(length);
+                span.start < span.end
+            });
+        }
     }
 }
 
-/// FNV-1a, 64 bits, over ids and spans: the same on every machine and in every version.
+/// FNV-1a, 64 bits, over ids and labels: the same on every machine and in every version.
 fn fnv(example: &Example) -> u64 {
-    let spans = example.learn.iter().flat_map(|span| [span.start as u32, span.end as u32]);
-    let words = example.tokens.iter().copied().chain([u32::MAX]).chain(spans);
+    let labels: Vec<u32> = match &example.learn {
+        Learn::Tokens(spans) => spans.iter().flat_map(|span| [span.start as u32, span.end as u32]).collect(),
+        Learn::Class(label) => vec![*label],
+        Learn::Number(value) => vec![value.to_bits()],
+        Learn::Tags(tags) => tags.iter().flat_map(|(at, label)| [*at as u32, *label]).collect(),
+    };
+    let words = example.tokens.iter().copied().chain([u32::MAX]).chain(labels);
     words
         .flat_map(u32::to_le_bytes)
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -81,6 +142,10 @@ fn fnv(example: &Example) -> u64 {
 /// A tokenizer with what must be known to put the parts of a row together.
 pub(super) struct Encoder<'a> {
     pub(super) tokenizer: &'a Tokenizer,
+    /// What labels mean, where rows have labels.
+    pub(super) labels: Option<Cow<'a, Labels>>,
+    /// Tokens at which a row with labels is cut.
+    pub(super) max_length: Option<usize>,
     /// What the post-processor puts before a text, usually nothing or a BOS.
     before: Vec<u32>,
 }
@@ -89,7 +154,7 @@ impl<'a> Encoder<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Result<Self, taper_base::Error> {
         let (whole, bare) = (tokenizer.encode("a")?, tokenizer.encode_bare("a")?);
         let at = whole.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
-        Ok(Self { tokenizer, before: whole[..at].to_vec() })
+        Ok(Self { tokenizer, labels: None, max_length: None, before: whole[..at].to_vec() })
     }
 
     /// `text` as the tokenizer itself encodes it, every token but the first a label.
@@ -97,6 +162,31 @@ impl<'a> Encoder<'a> {
         let tokens = self.tokenizer.encode(text).map_err(|error| error.to_string())?;
         let end = tokens.len();
         Ok(Example::new(tokens, Some(1..end)))
+    }
+
+    /// One text or a pair as the tokenizer frames it, cut to length.
+    pub(super) fn input(&self, text: &str, second: Option<&str>) -> Result<Input, String> {
+        self.tokenizer.input(text, second, self.max_length).map_err(|error| error.to_string())
+    }
+
+    /// Words as one text, and the place of the first piece of each word that is left: `(word, piece)`.
+    pub(super) fn words(&self, words: &[&str]) -> Result<(Input, Vec<(usize, usize)>), String> {
+        let input = self.input(&words.join(" "), None)?;
+        let (mut pieces, mut start) = (Vec::new(), 0);
+        let mut piece = 0;
+        for (word, text) in words.iter().enumerate() {
+            let end = start + text.len();
+            let ends_before =
+                |offsets: &Option<Range<usize>>| offsets.as_ref().is_none_or(|at| at.end <= start);
+            piece += input.offsets[piece..].iter().take_while(|offsets| ends_before(offsets)).count();
+            if let Some(Some(offsets)) = input.offsets.get(piece)
+                && offsets.start < end
+            {
+                pieces.push((word, piece));
+            }
+            start = end + 1;
+        }
+        Ok((input, pieces))
     }
 
     /// tokens(prompt), tokens(completion), EOS: the prompt with whatever the post-processor puts before a text (a BOS) and
@@ -135,14 +225,14 @@ mod tests {
         let plain = sample::plain();
         let example = Encoder::new(&plain).unwrap().text("abc").unwrap();
         assert_eq!(example.tokens, [id('a'), id('b'), id('c')]);
-        assert_eq!(example.spans(), [(1, 3)]);
+        assert_eq!(example.edges(), [(1, 3)]);
         let framed = sample::framed();
         let example = Encoder::new(&framed).unwrap().text("ab").unwrap();
         assert_eq!(example.tokens, [BOS, id('a'), id('b'), EOS]);
-        assert_eq!(example.spans(), [(1, 4)]);
-        assert_eq!(example.labelled().collect::<Vec<_>>(), [(0, id('a')), (1, id('b')), (2, EOS)]);
+        assert_eq!(example.edges(), [(1, 4)]);
+        assert_eq!(example.labelled(), [(0, id('a')), (1, id('b')), (2, EOS)]);
         for text in ["", "a"] {
-            assert!(Encoder::new(&plain).unwrap().text(text).unwrap().learn.is_empty());
+            assert!(Encoder::new(&plain).unwrap().text(text).unwrap().spans().is_empty());
         }
     }
 
@@ -152,9 +242,9 @@ mod tests {
         let encoder = Encoder::new(&framed).unwrap();
         let example = encoder.completion("ab", "c").unwrap();
         assert_eq!(example.tokens, [BOS, id('a'), id('b'), id('c'), EOS]);
-        assert_eq!(example.spans(), [(3, 5)]);
+        assert_eq!(example.edges(), [(3, 5)]);
         let example = encoder.completion("", "c").unwrap();
-        assert_eq!(example.spans(), [(1, 3)]);
+        assert_eq!(example.edges(), [(1, 3)]);
         assert_eq!(example.tokens, [BOS, id('c'), EOS]);
     }
 
@@ -165,17 +255,17 @@ mod tests {
         let encoder = Encoder::new(&plain).unwrap();
         let example = encoder.completion("a<|eos|>", "b<|eos|>c").unwrap();
         assert_eq!(example.tokens, [id('a'), EOS, id('b'), EOS, id('c'), EOS]);
-        assert_eq!(example.spans(), [(2, 6)]);
+        assert_eq!(example.edges(), [(2, 6)]);
         assert_eq!((example.labels(), example.learned(1), example.learned(5)), (4, false, true));
         assert_eq!(encoder.completion("a", "b<|eos|>").unwrap().tokens, [id('a'), id('b'), EOS]);
-        assert_eq!(encoder.completion("a", "").unwrap().spans(), [(1, 2)]);
+        assert_eq!(encoder.completion("a", "").unwrap().edges(), [(1, 2)]);
     }
 
     #[test]
     fn first_token_of_an_empty_prompt_cannot_be_learned() {
         let plain = sample::plain();
         let example = Encoder::new(&plain).unwrap().completion("", "ab").unwrap();
-        assert_eq!((example.tokens.len(), example.spans()), (3, vec![(1, 3)]));
+        assert_eq!((example.tokens.len(), example.edges()), (3, vec![(1, 3)]));
     }
 
     #[test]
@@ -188,12 +278,14 @@ mod tests {
     #[test]
     fn cut_keeps_the_head_and_equal_rows_have_equal_keys() {
         let mut example = Example::new((0..10).collect(), [0..2, 2..3, 5..8]);
-        assert_eq!(example.learn, [1..3, 5..8]);
+        assert_eq!(example.spans(), [1..3, 5..8]);
         let key = example.key;
-        assert!(!example.cut(10) && example.cut(6));
-        assert_eq!((example.tokens.len(), &example.learn), (6, &vec![1..3, 5..6]));
-        assert!(example.cut(1));
-        assert!(example.learn.is_empty());
+        example.cut(10);
+        assert_eq!(example.cut, 0);
+        example.cut(6);
+        assert_eq!((example.tokens.len(), example.cut, example.spans()), (6, 4, &[1..3, 5..6][..]));
+        example.cut(1);
+        assert!(example.spans().is_empty());
         assert_eq!(key, example.key);
         assert_eq!(key, Example::new((0..10).collect(), [1..3, 5..8]).key);
         assert_ne!(key, Example::new((0..10).collect(), [1..3, 5..9]).key);

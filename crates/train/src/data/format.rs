@@ -3,10 +3,12 @@
 //! A format is a file beside this one with a [`Format`] constant, and a line in [`FORMATS`].
 
 mod alpaca;
+mod classify;
 mod messages;
 mod planned;
 mod prompt_completion;
 mod sharegpt;
+mod tag;
 mod text;
 
 use serde_json::Value;
@@ -40,8 +42,8 @@ pub struct Format {
 /// Every format, those with more telling keys first: the first that a row has all keys of is the row's.
 pub static FORMATS: &[Format] = &[
     planned::PREFERENCE,
-    planned::CLASSIFY,
-    planned::TAG,
+    classify::FORMAT,
+    tag::FORMAT,
     sharegpt::FORMAT,
     messages::FORMAT,
     alpaca::FORMAT,
@@ -102,9 +104,10 @@ pub(super) fn by_name(name: &str) -> Result<&'static Format, Error> {
     })
 }
 
-/// The format of a row by its keys.
-pub(super) fn detect(fields: &Fields) -> Option<&'static Format> {
-    FORMATS.iter().find(|format| format.has_keys(fields))
+/// The format of a row by its keys, of a format for `task` if one is given.
+pub(super) fn detect(fields: &Fields, task: Option<&str>) -> Option<&'static Format> {
+    let suits = |format: &&Format| task.is_none_or(|task| format.task == task);
+    FORMATS.iter().filter(suits).find(|format| format.has_keys(fields))
 }
 
 /// The text of `key`, which may be empty. A number or truth value, as a CSV reader would not tell from text, is not one.
@@ -158,7 +161,7 @@ mod tests {
 
     #[test]
     fn keys_tell_the_format() {
-        let name = |row: Value| detect(row.as_object().unwrap()).map(|format| format.name);
+        let name = |row: Value| detect(row.as_object().unwrap(), None).map(|format| format.name);
         assert_eq!(name(json!({"text": 1, "id": 2})), Some("text"));
         assert_eq!(name(json!({"prompt": 1, "completion": 2, "references": 3})), Some("prompt-completion"));
         assert_eq!(name(json!({"messages": 1, "tools": 2})), Some("messages"));
@@ -180,9 +183,12 @@ mod tests {
 
     #[test]
     fn tasks_that_are_not_built_say_so() {
-        let error = by_name("classify").unwrap().usable().unwrap_err();
-        assert!(error.contains("--task classify") && error.contains("not built yet"), "{error}");
-        assert!(error.contains("--format sharegpt, messages, alpaca, prompt-completion, text"), "{error}");
+        let error = by_name("preference").unwrap().usable().unwrap_err();
+        assert!(error.contains("--task preference") && error.contains("not built yet"), "{error}");
+        assert!(
+            error.contains("--format classify, tag, sharegpt, messages, alpaca, prompt-completion, text"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -241,7 +247,7 @@ mod tests {
             {"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": call}]});
         let example = by_name("messages").unwrap().build(row.as_object().unwrap(), &encoder).unwrap();
         assert_eq!(tokenizer.decode(&example.tokens).unwrap(), "fly;7");
-        assert_eq!(example.spans(), [(4, 5)]);
+        assert_eq!(example.edges(), [(4, 5)]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod check;
 mod example;
 mod files;
 mod format;
+mod labels;
 mod nearest;
 #[cfg(test)]
 mod real;
@@ -23,10 +24,11 @@ mod show;
 mod split;
 
 pub use check::{DataReport, Duplicates, Lengths, Overlap, SplitReport};
-pub use example::Example;
+pub use example::{Example, Learn};
 pub use files::{DataFiles, Split};
 pub use format::{FORMATS, Format, alpaca_prompt};
+pub use labels::labels;
 pub(crate) use nearest::closest;
 pub use samples::{Sample, samples};
-pub use set::{DataOptions, DataSet, DataStats};
+pub use set::{DataOptions, DataSet, DataStats, task_of};
 pub use show::{ShownRow, ShownToken, show};

@@ -72,6 +72,21 @@ pub(super) fn missing(format: &Format, fields: &Fields) -> String {
     format!("{} is missing, the row has {}{hint}", lacking.join(" and "), keys(fields))
 }
 
+/// About a row that fits no format for `task`.
+pub(super) fn unfit(fields: &Fields, task: Option<&str>) -> String {
+    let mut formats = FORMATS.iter().filter(|format| task == Some(format.task));
+    match (formats.next(), formats.next()) {
+        (Some(format), None) => format!("read as {}: {}", format.name, missing(format, fields)),
+        _ => unknown(fields),
+    }
+}
+
+/// About a row that has neither `label` nor `tags`.
+pub(super) fn lacks_label(fields: &Fields) -> String {
+    let format = FORMATS.iter().find(|format| format.name == "classify");
+    format.map(|format| missing(format, fields)).unwrap_or_default()
+}
+
 /// Appended to an error about a row that fits another format.
 pub(super) fn other_format(other: &Format) -> String {
     format!(". The row looks like {} {}: all rows of a data set have one format", other.name, other.shape)

@@ -59,8 +59,8 @@ fn multiturn_messages_have_every_answer_learned() {
         let row: serde_json::Value = serde_json::from_str(row).unwrap();
         let answers: Vec<_> =
             row["messages"].as_array().unwrap().iter().filter(|m| m["role"] == "assistant").collect();
-        assert_eq!(example.learn.len(), answers.len());
-        for (span, answer) in example.learn.iter().zip(answers) {
+        assert_eq!(example.spans().len(), answers.len());
+        for (span, answer) in example.spans().iter().zip(answers) {
             assert!(example.tokens[span.clone()].contains(&qwen.eos().unwrap()));
             let learned = qwen.decode(&example.tokens[span.clone()]).unwrap();
             assert_eq!(
@@ -86,7 +86,7 @@ fn calls_of_tools_need_a_template_that_prints_them() {
     let set = load(&path, &tokenizer, &two_threads()).unwrap();
     assert_eq!(set.stats.kept(), 103);
     let first = &set.examples[0];
-    let learned = tokenizer.decode(&first.tokens[first.learn[0].clone()]).unwrap();
+    let learned = tokenizer.decode(&first.tokens[first.spans()[0].clone()]).unwrap();
     assert_eq!(learned, "{\"name\": \"takeoff_drone\", \"arguments\": {\"altitude\": 100}}\n");
 }
 

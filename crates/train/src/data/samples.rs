@@ -29,7 +29,7 @@ pub fn samples(
 ) -> Result<Vec<Sample>, Error> {
     let mut source = Source::open(files, tokenizer, options)?;
     let mut samples = Vec::new();
-    if source.builder.format.name == "text" {
+    if source.builder.format.name == "text" || source.builder.format.task != "causal-lm" {
         return Ok(samples);
     }
     while samples.len() < count
@@ -41,7 +41,7 @@ pub fn samples(
 }
 
 fn sample(tokenizer: &Tokenizer, example: &Example) -> Result<Option<Sample>, Error> {
-    let Some(span) = example.learn.first() else { return Ok(None) };
+    let Some(span) = example.spans().first() else { return Ok(None) };
     let answer = tokenizer.decode(&example.tokens[span.clone()])?;
     Ok(Some(Sample { prompt: example.tokens[..span.start].to_vec(), answer }))
 }

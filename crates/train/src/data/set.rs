@@ -1,15 +1,16 @@
 //! A data set ready to train on: rows read, encoded, cut to length and counted.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use taper_base::Tokenizer;
+use taper_base::{Labels, Tokenizer};
 
 use super::example::Encoder;
 use super::format::{self, Format};
 use super::rows::{Row, Rows};
-use super::{Example, nearest};
-use crate::Error;
+use super::{Example, labels, nearest};
+use crate::{Error, Task};
 
 /// Rows that are encoded at a time: bounds the memory that unread text takes.
 const CHUNK: usize = 512;
@@ -19,6 +20,10 @@ const CHUNK: usize = 512;
 pub struct DataOptions {
     /// `--format`: the name of a format of [`FORMATS`](super::FORMATS); detected from the first row if none.
     pub format: Option<String>,
+    /// The task, as `--task` names it: only formats for it are detected. Any if none.
+    pub task: Option<&'static str>,
+    /// What labels mean; those of the files themselves if none.
+    pub labels: Option<Labels>,
     /// Columns under other names: from the format's key to the file's, `prompt` to `question`.
     pub columns: BTreeMap<String, String>,
     /// `--max-length`: rows keep this many tokens of their head.
@@ -62,6 +67,8 @@ pub struct DataSet {
     pub stats: DataStats,
     /// What the rows were read as.
     pub format: &'static Format,
+    /// What their labels mean, where they have any.
+    pub labels: Option<Labels>,
 }
 
 impl DataSet {
@@ -72,8 +79,12 @@ impl DataSet {
     /// without rows, or with no label left in any row.
     pub fn load(files: &[PathBuf], tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self, Error> {
         let mut source = Source::open(files, tokenizer, options)?;
-        let mut set =
-            Self { examples: Vec::new(), stats: DataStats::default(), format: source.builder.format };
+        let mut set = Self {
+            examples: Vec::new(),
+            stats: DataStats::default(),
+            format: source.builder.format,
+            labels: source.builder.encoder.labels.as_deref().cloned(),
+        };
         loop {
             let rows = source.chunk(CHUNK)?;
             if rows.is_empty() {
@@ -92,13 +103,16 @@ impl DataSet {
     fn add(&mut self, mut example: Example, max_length: Option<usize>) {
         let stats = &mut self.stats;
         stats.rows += 1;
-        if example.learn.is_empty() {
+        if example.labels() == 0 {
             stats.dropped_empty += 1;
             return;
         }
-        if max_length.is_some_and(|length| example.cut(length)) {
+        if let Some(length) = max_length {
+            example.cut(length);
+        }
+        if example.cut > 0 {
             stats.truncated += 1;
-            if example.learn.is_empty() {
+            if example.labels() == 0 {
                 stats.dropped_cut += 1;
                 return;
             }
@@ -129,6 +143,43 @@ impl DataSet {
     }
 }
 
+/// The task that the rows of `files` are for, by their format.
+///
+/// # Errors
+/// As [`DataSet::load`], for the first row.
+pub fn task_of(files: &[PathBuf], options: &DataOptions) -> Result<Task, Error> {
+    let Begun { format, .. } = begin(files, options)?;
+    let all = [Task::CausalLm, Task::Classify, Task::Tag, Task::Seq2seq, Task::Preference];
+    Ok(all.into_iter().find(|task| task.name() == format.task).unwrap_or_default())
+}
+
+/// Files of which the first row was read.
+struct Begun {
+    format: &'static Format,
+    rows: Rows,
+    first: Option<Row>,
+}
+
+fn begin(files: &[PathBuf], options: &DataOptions) -> Result<Begun, Error> {
+    let path = files.first().ok_or_else(|| Error::data("no data file was given"))?;
+    let mut rows = Rows::open(path, 0)?;
+    let first = rows.next().transpose()?.map(|row| row.renamed(&options.columns));
+    let fields = first.as_ref().map(|row| (row.line, &row.fields));
+    let format = match (&options.format, fields) {
+        (Some(name), _) => format::by_name(name)?,
+        (None, Some((line, fields))) => format::detect(fields, options.task)
+            .ok_or_else(|| Error::row(path, line, nearest::unfit(fields, options.task)))?,
+        (None, None) => return Err(Error::file(path, "holds no row")),
+    };
+    format.usable().map_err(|what| Error::file(path, what))?;
+    if let Some(task) = options.task.filter(|task| *task != format.task) {
+        let (name, own) = (format.name, format.task);
+        let what = format!("--format {name} is for --task {own}, and the task is {task}");
+        return Err(Error::file(path, what));
+    }
+    Ok(Begun { format, rows, first })
+}
+
 /// Rows of several files, and what makes examples of them.
 pub(super) struct Source<'a> {
     pub(super) builder: Builder<'a>,
@@ -146,19 +197,15 @@ impl<'a> Source<'a> {
         tokenizer: &'a Tokenizer,
         options: &'a DataOptions,
     ) -> Result<Self, Error> {
-        let path = files.first().ok_or_else(|| Error::data("no data file was given"))?;
-        let mut rows = Rows::open(path, 0)?;
-        let first = rows.next().transpose()?.map(|row| row.renamed(&options.columns));
-        let fields = first.as_ref().map(|row| (row.line, &row.fields));
-        let format = match (&options.format, fields) {
-            (Some(name), _) => format::by_name(name)?,
-            (None, Some((line, fields))) => {
-                format::detect(fields).ok_or_else(|| Error::row(path, line, nearest::unknown(fields)))?
-            }
-            (None, None) => return Err(Error::file(path, "holds no row")),
+        let Begun { format, rows, first } = begin(files, options)?;
+        let labels = match (&options.labels, format.task) {
+            (Some(labels), _) => Some(Cow::Borrowed(labels)),
+            (None, "classify" | "tag") => Some(Cow::Owned(labels(files, options, None)?)),
+            (None, _) => None,
         };
-        format.usable().map_err(|what| Error::file(path, what))?;
-        let builder = Builder { encoder: Encoder::new(tokenizer)?, format, files };
+        let mut encoder = Encoder::new(tokenizer)?;
+        (encoder.labels, encoder.max_length) = (labels, options.max_length);
+        let builder = Builder { encoder, format, files };
         Ok(Self { builder, columns: &options.columns, file: 0, rows, first })
     }
 
@@ -202,7 +249,7 @@ impl Builder<'_> {
     /// The whole row as an example, not cut.
     pub(super) fn build(&self, row: &Row) -> Result<Example, Error> {
         let error = |what: String| {
-            let other = format::detect(&row.fields).filter(|other| other.name != self.format.name);
+            let other = format::detect(&row.fields, None).filter(|other| other.name != self.format.name);
             let hint = other.map(nearest::other_format).unwrap_or_default();
             Error::row(&self.files[row.file], row.line, format!("read as {}: {what}{hint}", self.format.name))
         };
@@ -257,7 +304,7 @@ mod tests {
         assert_eq!((rows, truncated, dropped_cut, dropped_empty), (3, 2, 1, 0));
         assert_eq!((tokens, labels, longest, set.stats.kept()), (7, 4, 4, 2));
         assert_eq!(
-            set.examples.iter().map(|row| (row.line, row.learn[0].clone())).collect::<Vec<_>>(),
+            set.examples.iter().map(|row| (row.line, row.spans()[0].clone())).collect::<Vec<_>>(),
             [(2, 2..4), (3, 1..3)]
         );
         assert_eq!(set.format.name, "prompt-completion");
@@ -283,8 +330,8 @@ mod tests {
         assert!(other.contains("The row looks like messages"), "{other}");
         let unknown = error("\n{\"question\":\"ab\",\"answer\":\"c\"}\n");
         assert!(unknown.starts_with("x.jsonl:2: has the keys `question`, `answer`"), "{unknown}");
-        let planned = error("{\"text\":\"ab\",\"label\":1}\n");
-        assert!(planned.contains("--task classify") && planned.contains("not built yet"), "{planned}");
+        let planned = error("{\"prompt\":\"ab\",\"chosen\":1,\"rejected\":2}\n");
+        assert!(planned.contains("--task preference") && planned.contains("not built yet"), "{planned}");
     }
 
     #[test]
@@ -295,7 +342,7 @@ mod tests {
         let columns = pairs.map(|(ours, theirs)| (ours.to_owned(), theirs.to_owned())).into();
         let mapped = DataOptions { columns, ..DataOptions::default() };
         let set = load("{\"question\":\"ab\",\"answer\":\"c\"}\n", &mapped).unwrap();
-        assert_eq!((set.format.name, set.examples[0].learn[0].clone()), ("prompt-completion", 2..4));
+        assert_eq!((set.format.name, set.examples[0].spans()[0].clone()), ("prompt-completion", 2..4));
     }
 
     #[test]

@@ -55,7 +55,6 @@ pub fn show(
             continue;
         }
         let mut example = source.builder.build(&row)?;
-        let whole = example.tokens.len();
         if let Some(length) = options.max_length {
             example.cut(length);
         }
@@ -65,7 +64,7 @@ pub fn show(
             format: source.builder.format.name,
             tokens: tokens(tokenizer, &example)?,
             labels: example.labels(),
-            cut: whole - example.tokens.len(),
+            cut: example.cut,
         });
     }
     Ok(shown)

@@ -23,9 +23,12 @@ impl Recipe {
         if self.out.as_os_str().is_empty() {
             return Err(Error::recipe("`out` is not set: give the folder to write the adapter to (--out)"));
         }
-        if self.task != Task::CausalLm {
-            let task = self.task.name();
-            return Err(Error::recipe(format!("`task` is {task}: only causal-lm can be trained so far")));
+        let task = self.task();
+        if matches!(task, Task::Seq2seq | Task::Preference) {
+            let task = task.name();
+            return Err(Error::recipe(format!(
+                "`task` is {task}: causal-lm, classify and tag can be trained so far"
+            )));
         }
         Ok(())
     }
@@ -136,7 +139,7 @@ mod tests {
             (Recipe { metric_for_best: Some("length".into()), ..good() }, "no length is the best"),
             (Recipe { eval_split: Some(1.0), ..good() }, "`eval_split` is 1: give a share above 0"),
             (Recipe { max_new_tokens: 0, ..good() }, "`max_new_tokens` is 0"),
-            (Recipe { task: Task::Tag, ..good() }, "`task` is tag"),
+            (Recipe { task: Some(Task::Seq2seq), ..good() }, "`task` is seq2seq"),
         ];
         for (recipe, message) in cases {
             let error = recipe.check().unwrap_err().to_string();

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use taper_kernels::Compute;
 use taper_lora::Names;
 
+use crate::Error;
 use crate::schedule::Shape;
 use crate::{Asked, Error};
 pub use size::Size;
@@ -33,8 +34,14 @@ pub struct Recipe {
     pub eval_split: Option<f64>,
     /// Folder to write. Default: the recipe's own folder.
     pub out: PathBuf,
-    /// What is learned. Default `causal-lm`.
-    pub task: Task,
+    /// What is learned. Default: what the format of the rows is for.
+    pub task: Option<Task>,
+    /// Of `classify`: `regression` learns a number, `single_label_classification` a label. Default: a number where
+    /// every label is one and some are not whole.
+    pub problem_type: Option<ProblemType>,
+    /// Of `classify` and `tag`: how much each label counts in the loss, by its name; `balanced` is rows / (labels × rows
+    /// with the label). Labels that are not named count 1. Default: every label counts 1.
+    pub class_weights: Option<ClassWeights>,
     /// Row format. Default: detected from the rows.
     pub format: Option<String>,
     /// Columns of the rows under other names: from the format's key to the file's. Default none.
@@ -130,7 +137,9 @@ impl Default for Recipe {
             eval_data: None,
             eval_split: None,
             out: PathBuf::new(),
-            task: Task::CausalLm,
+            task: None,
+            problem_type: None,
+            class_weights: None,
             format: None,
             column: BTreeMap::new(),
             rank: None,
@@ -172,6 +181,11 @@ impl Default for Recipe {
 }
 
 impl Recipe {
+    /// What is learned: as given, else the next token.
+    pub fn task(&self) -> Task {
+        self.task.unwrap_or_default()
+    }
+
     /// R: as given, else 16.
     pub fn rank(&self) -> usize {
         self.rank.unwrap_or(16)
@@ -228,6 +242,16 @@ pub enum Task {
     Preference,
 }
 
+impl From<&taper_base::Task> for Task {
+    fn from(task: &taper_base::Task) -> Self {
+        match task {
+            taper_base::Task::CausalLm => Self::CausalLm,
+            taper_base::Task::Classify(_) => Self::Classify,
+            taper_base::Task::Tag(_) => Self::Tag,
+        }
+    }
+}
+
 impl Task {
     /// As written in a recipe.
     pub fn name(self) -> &'static str {
@@ -238,6 +262,45 @@ impl Task {
             Self::Seq2seq => "seq2seq",
             Self::Preference => "preference",
         }
+    }
+}
+
+/// What the head of `classify` gives, as `problem_type` of transformers' config.json calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemType {
+    /// A number; the loss is the squared error.
+    Regression,
+    /// One of several labels; the loss is the cross-entropy.
+    SingleLabelClassification,
+}
+
+/// How much each label counts in the loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ClassWeights {
+    /// `balanced`, or `label=weight` with commas between.
+    Text(String),
+    /// By the label's name.
+    ByLabel(BTreeMap<String, f64>),
+}
+
+impl ClassWeights {
+    /// Weights by label, of those that are named.
+    pub(crate) fn by_label(&self) -> Result<BTreeMap<String, f64>, Error> {
+        let text = match self {
+            Self::Text(text) => text,
+            Self::ByLabel(weights) => return Ok(weights.clone()),
+        };
+        let pair = |pair: &str| {
+            let (name, weight) = pair.rsplit_once('=')?;
+            Some((name.trim().to_owned(), weight.trim().parse().ok()?))
+        };
+        text.split(',').map(pair).collect::<Option<_>>().ok_or_else(|| {
+            Error::recipe(format!(
+                "`class_weights` is {text}: give `balanced`, or label=weight with commas between"
+            ))
+        })
     }
 }
 

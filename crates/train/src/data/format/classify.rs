@@ -1,0 +1,44 @@
+//! `{"text","label"}` and `{"text_a","text_b","label"}`: a label, or a number, of a text or of a pair.
+
+use taper_base::Labels;
+
+use super::{Encoder, Example, Fields, Format, text};
+use crate::data::example::Learn;
+use crate::data::labels;
+
+pub(super) const FORMAT: Format = Format {
+    name: "classify",
+    task: "classify",
+    shape: r#"{"text","label"} or {"text_a","text_b","label"}"#,
+    keys: &[&["text", "label"], &["text_a", "text_b", "label"]],
+    build: Some(build),
+};
+
+fn build(fields: &Fields, encoder: &Encoder<'_>) -> Result<Example, String> {
+    let known = encoder.labels.as_deref().ok_or("there are no labels to learn: give --task classify")?;
+    let label =
+        labels::name(fields.get("label").unwrap_or_default()).map_err(|what| format!("`label` {what}"))?;
+    let learn = match known {
+        Labels::Number => Learn::Number(
+            label
+                .parse()
+                .map_err(|_| format!("`label` is `{label}`, expected a number as in the other rows"))?,
+        ),
+        Labels::Names(_) => Learn::Class(labels::id(known, &label)?),
+    };
+    let input = input(fields, encoder)?;
+    Ok(Example::labelled_input(input, learn))
+}
+
+/// The text or the pair of a row, framed for a model.
+fn input(fields: &Fields, encoder: &Encoder<'_>) -> Result<taper_base::Input, String> {
+    let full = |key: &str| match text(fields, key)? {
+        blank if blank.trim().is_empty() => Err(format!("`{key}` is empty, and a label needs a text")),
+        full => Ok(full.to_owned()),
+    };
+    let (first, second) = match fields.contains_key("text") {
+        true => (full("text")?, None),
+        false => (full("text_a")?, Some(full("text_b")?)),
+    };
+    encoder.input(&first, second.as_deref())
+}
