@@ -130,7 +130,7 @@ fn recipes_with_unknown_fields_and_values_out_of_range() {
     }
     let out = room.arg("out");
     train(&model, &data, &out, &["--schedule", "wavy"]).bad(&["wavy", "cosine"]);
-    train(&model, &data, &out, &["--task", "tag"]).bad(&["tag", "causal-lm"]);
+    train(&model, &data, &out, &["--task", "tag"]).bad(&["tag", "`tokens` and `tags`"]);
     train(&model, &data, &out, &["--early-stopping", "2"]).bad(&["early_stopping", "eval_data"]);
     assert_eq!(room.names("run"), ["recipe.toml"]);
     assert!(!room.path("out").exists());

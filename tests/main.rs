@@ -18,6 +18,7 @@ mod oracle_cases;
 mod peft_reads;
 mod program_eval;
 mod program_generate;
+mod program_labels;
 mod program_merge;
 mod program_models;
 mod program_peft;

@@ -141,8 +141,9 @@ fn adamw_losses(case: &Case) {
     let mut optimiser = AdamW::new(adapter.params(), config);
     let mut losses = Vec::new();
     for _ in &expected {
-        let step = step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), Pass::default())
-            .expect("gradients");
+        let step =
+            step_grads(&*case.base.model, &adapter, std::slice::from_ref(&case.micro), Pass::default())
+                .expect("gradients");
         losses.push((step.loss_sum / step.labels) as f32);
         optimiser
             .step(adapter.params(), &step.grads, train["lr"].as_f64().expect("a number"))

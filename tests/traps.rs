@@ -22,7 +22,7 @@ use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 use taper_base::Base;
 use taper_lora::LoraAdapter;
-use taper_train::{DataFiles, DataOptions, DataSet, Example, evaluate, micro_batches, step_grads};
+use taper_train::{DataFiles, DataOptions, DataSet, Example, Pass, evaluate, micro_batches, step_grads};
 
 use crate::support::{Room, assert_gradient, fixtures, open, save, taper, tensors, values};
 

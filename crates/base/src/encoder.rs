@@ -126,10 +126,16 @@ impl Network for Encoder {
         }
         let segments: Arc<[Range<usize>]> = batch.segments().into();
         let mut x = self.embed(batch, adapter)?;
-        for block in &self.blocks {
-            x = block.forward(&x, &segments, adapter)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let mut attended = block.attend(&x, &segments, adapter)?;
+            if self.top.pooler.is_some() && i + 1 == self.blocks.len() {
+                // A text is pooled from its first token: nothing reads the other rows.
+                let first = |x: &Tensor| rows_at(x, segments.iter().map(|rows| rows.start));
+                (attended, x) = (first(&attended)?, first(&x)?);
+            }
+            x = block.feed(&attended, &x, adapter)?;
         }
-        self.top.pool(x, &segments, adapter)
+        self.top.pool(x, adapter)
     }
 
     fn head(&self) -> &Head {
@@ -206,13 +212,17 @@ impl Encoder {
 }
 
 impl Block {
-    /// `x` `(N, D)` to `(N, D)`.
-    fn forward(&self, x: &Tensor, segments: &Arc<[Range<usize>]>, adapter: &dyn Adapter) -> Result<Tensor> {
+    /// What every row of `x` `(N, D)` makes of its segment: `(N, D)`.
+    fn attend(&self, x: &Tensor, segments: &Arc<[Range<usize>]>, adapter: &dyn Adapter) -> Result<Tensor> {
         let q = self.query.forward(x, adapter)?;
         let k = self.key.forward(x, adapter)?;
         let v = self.value.forward(x, adapter)?;
-        let attended = taper_kernels::attention(&q, &k, &v, segments, self.shape)?;
-        let attended = self.attention_output.forward(&attended, adapter)?;
+        taper_kernels::attention(&q, &k, &v, segments, self.shape)
+    }
+
+    /// The rest of the block, row by row: `attended` and the block's input `x`, both `(N, D)`, to `(N, D)`.
+    fn feed(&self, attended: &Tensor, x: &Tensor, adapter: &dyn Adapter) -> Result<Tensor> {
+        let attended = self.attention_output.forward(attended, adapter)?;
         let x = self.attention_norm.forward(&(attended + x)?, adapter)?;
         let inner = taper_kernels::activate(&self.up.forward(&x, adapter)?, self.hidden_act)?;
         self.norm.forward(&(self.down.forward(&inner, adapter)? + x)?, adapter)
@@ -220,11 +230,10 @@ impl Block {
 }
 
 impl Top {
-    /// The rows that the head reads: all, or of each text its first token's, pooled.
-    fn pool(&self, x: Tensor, segments: &[Range<usize>], adapter: &dyn Adapter) -> Result<Tensor> {
+    /// The rows that the head reads: all as they are, or the first of each text, pooled.
+    fn pool(&self, x: Tensor, adapter: &dyn Adapter) -> Result<Tensor> {
         let Some((dense, squash)) = &self.pooler else { return Ok(x) };
-        let first = rows_at(&x, segments.iter().map(|rows| rows.start))?;
-        let pooled = dense.forward(&first, adapter)?;
+        let pooled = dense.forward(&x, adapter)?;
         match squash {
             Squash::Tanh => pooled.tanh(),
             Squash::Relu => taper_kernels::activate(&pooled, Activation::Relu),

@@ -22,6 +22,7 @@ pub(crate) enum Command {
     Eval(commands::eval::EvalArgs),
     Generate(commands::generate::GenerateArgs),
     Chat(commands::chat::ChatArgs),
+    Predict(commands::predict::PredictArgs),
     Merge(commands::merge::MergeArgs),
     Quantize(commands::quantize::QuantizeArgs),
     Inspect(commands::inspect::InspectArgs),

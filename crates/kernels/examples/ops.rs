@@ -128,14 +128,29 @@ fn main() {
     for len in [32usize, 256, 1024] {
         let segments: Arc<[_]> = (0..n / len).map(|i| i * len..(i + 1) * len).collect();
         let (kk, vv) = (var(&[n, k * e]), var(&[n, k * e]));
-        let shape =
-            AttentionShape { heads: h, kv_heads: k, head_dim: e, scale: 0.125, causal: true, window: None, cap: None };
+        let shape = AttentionShape {
+            heads: h,
+            kv_heads: k,
+            head_dim: e,
+            scale: 0.125,
+            causal: true,
+            window: None,
+            cap: None,
+        };
         let work = 2e-9 * 2.0 * (n * h * e) as f64 * (len + 1) as f64 / 2.0;
         bench(&format!("attention {len}"), (work, 2.5 * work), || {
             attention(&q, &kk, &vv, &segments, shape).unwrap()
         });
     }
-    let shape = AttentionShape { heads: h, kv_heads: k, head_dim: e, scale: 0.125, causal: true, window: None, cap: None };
+    let shape = AttentionShape {
+        heads: h,
+        kv_heads: k,
+        head_dim: e,
+        scale: 0.125,
+        causal: true,
+        window: None,
+        cap: None,
+    };
     for (rows, past) in [(1usize, 255usize), (1, 4095), (256, 0), (256, 2048)] {
         let mut keys = CacheRows::new(k * e, CacheDtype::F32);
         keys.append(&values((rows + past) * k * e));

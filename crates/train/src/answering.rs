@@ -1,14 +1,17 @@
-//! What a model answers to the prompts of rows, and how good the answers are by chosen metrics.
+//! What a model answers to the prompts of rows, and how good answers and labels are by chosen metrics.
 
 use std::collections::BTreeMap;
 
 use taper_base::{Adapter, Base, GenerationOptions, generate};
 
 use crate::metrics::{Metric, Predictions, Scores, choose, score};
-use crate::{DataSet, Error, Example, Task};
+use crate::{DataSet, Error, Example, Task, predicting};
 
 /// Prompts continued at a time, each with a cache of its own.
 const BATCH: usize = 16;
+
+/// Tokens that are labelled at a time.
+const BUDGET: usize = 1024;
 
 /// Which metrics of the answers are wanted, and how long answers may be.
 #[derive(Clone, Debug)]
@@ -26,18 +29,24 @@ struct Questions {
 }
 
 impl Asked {
-    /// The metrics of `names`, on greedy answers of at most `max_new_tokens` tokens; `seed` draws the intervals.
+    /// The metrics of `names`, of what `task` gives: labels, or greedy answers of at most `max_new_tokens` tokens; `seed`
+    /// draws the intervals.
     ///
     /// # Errors
-    /// [`Error::Recipe`] for a name that is no metric of texts, or for answers of no tokens.
-    pub fn new(names: &[String], max_new_tokens: usize, seed: u64) -> Result<Self, Error> {
+    /// [`Error::Recipe`] for a name that is no metric of the task, or for answers of no tokens.
+    pub fn new<S: AsRef<str>>(
+        task: Task,
+        names: &[S],
+        max_new_tokens: usize,
+        seed: u64,
+    ) -> Result<Self, Error> {
         if max_new_tokens == 0 {
             return Err(Error::recipe("`max_new_tokens` is 0: give 1 or more"));
         }
-        Ok(Self { metrics: choose(names, Task::CausalLm)?, max_new_tokens, seed })
+        Ok(Self { metrics: choose(names, task)?, max_new_tokens, seed })
     }
 
-    /// Answers every prompt of `set` greedily and compares with the rows' answers: of a conversation its last. Rows that ask
+    /// Labels every row of `set` and compares, or answers every prompt greedily and compares with the rows' answers: of a conversation its last. Rows that ask
     /// the same are asked once, and each of their answers is a reference.
     ///
     /// # Errors
@@ -47,6 +56,9 @@ impl Asked {
             return Ok(Scores::default());
         }
         self.check(set)?;
+        if base.task.labels().is_some() {
+            return predicting::scores((base, adapter), &set.examples, &self.metrics, (BUDGET, self.seed));
+        }
         let Questions { prompts, references } = Questions::of(base, &set.examples)?;
         let options = GenerationOptions { max_tokens: self.max_new_tokens, ..GenerationOptions::default() };
         let mut answers = Vec::with_capacity(prompts.len());
@@ -76,7 +88,7 @@ impl Questions {
         let mut places = BTreeMap::<&[u32], usize>::new();
         let mut questions = Self::default();
         for example in examples {
-            let Some(answer) = example.learn.last() else { continue };
+            let Some(answer) = example.spans().last() else { continue };
             let prompt = &example.tokens[..answer.start];
             let place = *places.entry(prompt).or_insert_with(|| {
                 questions.prompts.push(prompt.to_vec());
@@ -129,7 +141,7 @@ mod tests {
         let rows = [(prompt, &*said), ("The dog", "certainly not this")]
             .map(|(prompt, text)| serde_json::json!({"prompt": prompt, "completion": text}).to_string());
         let set = set(&base, &rows.join("\n"));
-        let asked = Asked::new(&["exact_match".into(), "rougeL".into()], 8, 0).unwrap();
+        let asked = Asked::new(Task::CausalLm, &["exact_match", "rougeL"], 8, 0).unwrap();
         let scores = asked.scores(&base, &(), &set).unwrap();
         assert!((scores.get("exact_match").unwrap().value - 0.5).abs() < 1e-12);
         assert_eq!(scores.get("exact_match").unwrap().interval, Some([0.0, 1.0]));
@@ -141,7 +153,7 @@ mod tests {
     #[test]
     fn texts_without_prompts_are_refused() {
         let base = tiny();
-        let asked = Asked::new(&["bleu".into()], 8, 0).unwrap();
+        let asked = Asked::new(Task::CausalLm, &["bleu"], 8, 0).unwrap();
         let error =
             asked.scores(&base, &(), &set(&base, "{\"text\":\"a b c d\"}\n")).unwrap_err().to_string();
         assert!(error.contains("plain texts without a prompt"), "{error}");

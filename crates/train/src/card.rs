@@ -3,29 +3,34 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::{DoneReport, Recipe, SplitResult, Summary};
+use crate::{DoneReport, Recipe, SplitResult, Summary, Task};
 
 /// The card's text.
 pub(crate) fn card(recipe: &Recipe, summary: &Summary, done: &DoneReport) -> String {
     let name = recipe.out.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
     let name = name.unwrap_or_else(|| "adapter".into());
     let model = &summary.model;
-    let mut text = front_matter(model);
+    let mut text = front_matter(model, recipe.task());
     let kind = if recipe.use_dora { "DoRA" } else { "LoRA" };
     let _ = write!(text, "# {name}\n\nA {kind} adapter for {}, trained with taper.\n\n", named(model));
     text += &training(recipe, summary, done);
     text += &results(&done.results);
-    text += &usage(&name, model);
+    text += &usage(&name, model, recipe.task());
     text
 }
 
-fn front_matter(model: &str) -> String {
+fn front_matter(model: &str, task: Task) -> String {
     // A JSON string is a YAML string, whatever the path holds.
     let quoted = |text: String| serde_json::Value::String(text).to_string();
     let base = quoted(model.to_owned());
     let tag = quoted(format!("base_model:adapter:{model}"));
+    let pipeline = match task {
+        Task::Classify => "text-classification",
+        Task::Tag => "token-classification",
+        Task::CausalLm | Task::Seq2seq | Task::Preference => "text-generation",
+    };
     format!(
-        "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- {tag}\n- lora\n- taper\n- \
+        "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: {pipeline}\ntags:\n- {tag}\n- lora\n- taper\n- \
          transformers\n---\n\n"
     )
 }
@@ -76,7 +81,10 @@ fn results(results: &[SplitResult]) -> String {
     text + "\nLoss is in nats per label.\n\n"
 }
 
-fn usage(name: &str, model: &str) -> String {
+fn usage(name: &str, model: &str, task: Task) -> String {
+    if let Task::Classify | Task::Tag = task {
+        return labelling(name, model, task);
+    }
     let taper = format!(
         "## Use\n\nWith taper:\n\n```sh\ntaper generate --model {model} --adapter {name} --prompt \"…\"\n\
          taper chat --model {model} --adapter {name}\n```\n\n"
@@ -93,4 +101,16 @@ fn usage(name: &str, model: &str) -> String {
              model = PeftModel.from_pretrained(base, \"{name}\")\n\
              tokenizer = AutoTokenizer.from_pretrained(\"{model}\")\n```\n"
         )
+}
+
+/// For labels, which `config.json` of the folder names for transformers.
+fn labelling(name: &str, model: &str, task: Task) -> String {
+    let class = if task == Task::Tag { "TokenClassification" } else { "SequenceClassification" };
+    format!(
+        "## Use\n\nWith taper:\n\n```sh\ntaper predict --model {model} --adapter {name} --input texts.txt\n```\n\nWith PEFT, the \
+         labels from this folder's `config.json`:\n\n```python\nfrom peft import PeftModel\nfrom transformers import \
+         AutoConfig, AutoModelFor{class}, AutoTokenizer\n\nconfig = AutoConfig.from_pretrained(\"{name}\")\nbase = \
+         AutoModelFor{class}.from_pretrained(\"{model}\", config=config, ignore_mismatched_sizes=True)\nmodel = \
+         PeftModel.from_pretrained(base, \"{name}\")\ntokenizer = AutoTokenizer.from_pretrained(\"{model}\")\n```\n"
+    )
 }

@@ -13,7 +13,6 @@ use crate::{DataFiles, DataOptions, Error, Recipe, Split, Task, labels, task_of}
 /// # Errors
 /// As [`Base::open_for`]; [`Error::Data`] for rows whose labels cannot be read, or are all the same.
 pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
-    recipe.check()?;
     let dir = ModelDir::resolve(&ModelSource::parse(&recipe.model)?)?;
     let files = DataFiles::named(&recipe.data)?;
     let files = files.first(&[Split::Train])?;
@@ -23,10 +22,11 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
         columns: recipe.column.clone(),
         ..DataOptions::default()
     };
-    let task = match recipe.task {
-        Some(task) => task,
-        None => task_of(files, &options)?,
-    };
+    if recipe.task.is_some() {
+        recipe.check()?;
+    }
+    let task = recipe.task.unwrap_or(task_of(files, &options)?);
+    Recipe { task: Some(task), ..recipe.clone() }.check()?;
     let labels = || match &recipe.init_adapter {
         Some(adapter) => {
             let dir = ModelDir::resolve_adapter(&ModelSource::parse(adapter)?)?;

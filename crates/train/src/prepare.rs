@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoints, Origin, State};
 use crate::recipe::Init;
 use crate::{
     ClassWeights, DataFiles, DataOptions, DataSet, Error, Learn, Recipe, Split, Start, Summary,
-    available_bytes, outputs,
+    available_bytes, default_metrics, outputs,
 };
 
 /// Tokens at which rows are cut where the recipe does not say and the model could take more.
@@ -70,6 +70,16 @@ impl Rows {
     }
 }
 
+/// The recipe with the task that `base` was opened for.
+pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
+    let opened = crate::Task::from(&base.task);
+    if let Some(task) = recipe.task.filter(|task| *task != opened) {
+        let (task, opened) = (task.name(), opened.name());
+        return Err(Error::recipe(format!("`task` is {task}, and the base was opened for {opened}")));
+    }
+    Ok(Recipe { task: Some(opened), ..recipe.clone() })
+}
+
 /// How a run on `base` reads its rows.
 pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
     DataOptions {
@@ -122,7 +132,9 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
     }
     let config = adapter.config();
     (recipe.use_rslora, recipe.use_dora) = (config.use_rslora, config.use_dora);
-    recipe.task = Some((&base.task).into());
+    if recipe.metrics.is_empty() {
+        recipe.metrics = default_metrics(&base.task).iter().map(|name| (*name).to_owned()).collect();
+    }
     recipe.max_length = Some(max_length(base, &recipe));
     let before = state.as_ref().map(State::recipe).transpose()?.and_then(|recipe| recipe.micro_batch_tokens);
     let tokens = recipe.micro_batch_tokens.or(before);

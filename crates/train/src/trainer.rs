@@ -16,8 +16,8 @@ use crate::packing::{Epoch, PackOptions, Plan};
 use crate::prepare::{self, Prepared, Rows};
 use crate::schedule::Schedule;
 use crate::{
-    Asked, Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Recipe, SavedReport,
-    SplitResult, StepReport, Summary, card, evaluate, Pass, peak_rss_bytes, step_grads,
+    Asked, Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Pass, Recipe,
+    SavedReport, SplitResult, StepReport, Summary, card, evaluate, peak_rss_bytes, step_grads,
 };
 
 /// Random stream of dropout; fresh factors and the order of rows have their own from the same seed.
@@ -39,6 +39,7 @@ pub fn train(
     on_event: &mut dyn FnMut(&Event),
     interrupt: &AtomicBool,
 ) -> Result<DoneReport, Error> {
+    let recipe = &prepare::for_task(base, recipe)?;
     recipe.check()?;
     if let Some(threads) = recipe.threads {
         pool::set_threads(threads);
@@ -157,8 +158,7 @@ impl<'a> Run<'a> {
             recomputed_blocks: self.summary.recomputed_blocks,
             weights: self.weights.as_deref(),
         };
-        let mut sum =
-            step_grads(&*self.base.model, &self.adapter, &step.micro, pass).map_err(in_step)?;
+        let mut sum = step_grads(&*self.base.model, &self.adapter, &step.micro, pass).map_err(in_step)?;
         let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
         self.optim.step(self.adapter.params(), &sum.grads, lr)?;
         self.progress.step += 1;

@@ -47,6 +47,20 @@ fn made_up(change: impl FnOnce(&mut Value), others: &[(&str, Value)]) -> Result<
     Tokenizer::open(&ModelDir { path: dir.path().to_path_buf(), name: "made-up".to_string() })
 }
 
+#[test]
+fn a_pair_is_framed_typed_and_cut_like_in_transformers() {
+    // AutoTokenizer.from_pretrained(folder)("Hello world", "again and again", truncation=True, max_length=…) of transformers.
+    let Some(bert) = shared("bert-base-uncased") else { return };
+    let pair = |most| bert.input("Hello world", Some("again and again"), most).unwrap();
+    let whole = pair(None);
+    assert_eq!(whole.ids, [101, 7592, 2088, 102, 2153, 1998, 2153, 102]);
+    assert_eq!(whole.types, [0, 0, 0, 0, 1, 1, 1, 1]);
+    assert_eq!((whole.offsets[1].clone(), whole.offsets[3].clone()), (Some(0..5), None));
+    let cut = pair(Some(6));
+    assert_eq!((cut.ids, cut.cut), (vec![101, 7592, 102, 2153, 1998, 102], 2));
+    assert_eq!(bert.input("Hello world", None, Some(3)).unwrap().ids, [101, 7592, 102]);
+}
+
 const SAMPLE: &str = "Hello world, 中 😀!";
 
 #[test]

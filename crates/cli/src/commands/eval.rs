@@ -43,6 +43,7 @@ pub(crate) struct EvalArgs {
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let base = sources::open_base(&args.model, &args.adapters.adapter)?;
     let adapters = sources::load_adapters(&base, &args.adapters)?;
+    let asked = asked(args, &base)?;
     let mut options = args.reading.options();
     let task = taper_train::Task::from(&base.task);
     (options.task, options.labels) = (Some(task.name()), base.task.labels().cloned());
@@ -72,11 +73,20 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         vec![["", "examples", "labels", "loss", "perplexity", "labels/s"].map(ToOwned::to_owned).to_vec()];
     rows.extend(found.iter().map(|(name, found)| row(name, found)));
     print(table(&rows))?;
-    if args.metrics.is_empty() {
+    if found[0].1.metrics.is_empty() {
         return Ok(());
     }
     let sides: Vec<(&str, &Evaluation)> = found.iter().map(|(name, found)| (*name, found)).collect();
     print(format_args!("\n{}", scores("", &sides)))
+}
+
+/// The metrics that were named, or else those of the base's task.
+fn asked(args: &EvalArgs, base: &Base) -> Result<Asked, taper_train::Error> {
+    let task = taper_train::Task::from(&base.task);
+    if args.metrics.is_empty() {
+        return Asked::new(task, taper_train::default_metrics(&base.task), args.max_new_tokens, 0);
+    }
+    Asked::new(task, &args.metrics, args.max_new_tokens, 0)
 }
 
 /// Tokens at which rows have to be cut: labels stand for texts of any length, and a model has positions for some.

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         anyhow::bail!("--out {}: a GGUF file is called NAME.gguf", args.out.display());
     }
     let started = Instant::now();
-    let base = sources::open_base(&args.model)?;
+    let base = sources::open_base(&args.model, &[])?;
     let bar = progress_bar();
     let mut on_progress = |progress: Progress| {
         bar.set_length(progress.total);

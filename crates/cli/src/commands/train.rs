@@ -202,6 +202,13 @@ fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<(
     }
     show_samples(base, recipe)?;
     let (model, data) = (&recipe.model, from_here(&recipe.data));
+    if base.task != taper_base::Task::CausalLm {
+        say(format_args!(
+            "\nnext:\n  taper eval --model {model} --adapter {out} --data {data}\n  taper predict --model {model} --adapter \
+             {out} --input TEXTS"
+        ));
+        return Ok(());
+    }
     say(format_args!(
         "\nnext:\n  taper eval --model {model} --adapter {out} --data {data}\n  taper generate --model {model} --adapter \
          {out} --compare --prompt \"...\"\n  taper merge --model {model} --adapter {out} --out {out}-merged"

@@ -41,8 +41,15 @@ const PLAIN: Case = Case {
 };
 
 fn make(case: Case) -> Arc<Block> {
-    let shape =
-        AttentionShape { heads: 6, kv_heads: 2, head_dim: 8, scale: 0.35, causal: true, window: case.window, cap: None };
+    let shape = AttentionShape {
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 8,
+        scale: 0.35,
+        causal: true,
+        window: case.window,
+        cap: None,
+    };
     let (q, k) = (shape.query_width(), shape.key_width());
     let sizes = [(q, HIDDEN), (k, HIDDEN), (k, HIDDEN), (HIDDEN, q)];
     let sizes = [&sizes[..], &[(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]].concat();

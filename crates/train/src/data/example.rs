@@ -37,6 +37,20 @@ pub enum Learn {
     Tags(Vec<(usize, u32)>),
 }
 
+impl Learn {
+    /// What is learned as words, equal for equal labels; of tokens their edges.
+    pub(super) fn words(&self) -> Vec<u32> {
+        match self {
+            Self::Tokens(spans) => {
+                spans.iter().flat_map(|span| [span.start as u32, span.end as u32]).collect()
+            }
+            Self::Class(label) => vec![*label],
+            Self::Number(value) => vec![value.to_bits()],
+            Self::Tags(tags) => tags.iter().flat_map(|(at, label)| [*at as u32, *label]).collect(),
+        }
+    }
+}
+
 impl Default for Learn {
     fn default() -> Self {
         Self::Tokens(Vec::new())
@@ -127,13 +141,7 @@ impl Example {
 
 /// FNV-1a, 64 bits, over ids and labels: the same on every machine and in every version.
 fn fnv(example: &Example) -> u64 {
-    let labels: Vec<u32> = match &example.learn {
-        Learn::Tokens(spans) => spans.iter().flat_map(|span| [span.start as u32, span.end as u32]).collect(),
-        Learn::Class(label) => vec![*label],
-        Learn::Number(value) => vec![value.to_bits()],
-        Learn::Tags(tags) => tags.iter().flat_map(|(at, label)| [*at as u32, *label]).collect(),
-    };
-    let words = example.tokens.iter().copied().chain([u32::MAX]).chain(labels);
+    let words = example.tokens.iter().copied().chain([u32::MAX]).chain(example.learn.words());
     words
         .flat_map(u32::to_le_bytes)
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -167,26 +175,6 @@ impl<'a> Encoder<'a> {
     /// One text or a pair as the tokenizer frames it, cut to length.
     pub(super) fn input(&self, text: &str, second: Option<&str>) -> Result<Input, String> {
         self.tokenizer.input(text, second, self.max_length).map_err(|error| error.to_string())
-    }
-
-    /// Words as one text, and the place of the first piece of each word that is left: `(word, piece)`.
-    pub(super) fn words(&self, words: &[&str]) -> Result<(Input, Vec<(usize, usize)>), String> {
-        let input = self.input(&words.join(" "), None)?;
-        let (mut pieces, mut start) = (Vec::new(), 0);
-        let mut piece = 0;
-        for (word, text) in words.iter().enumerate() {
-            let end = start + text.len();
-            let ends_before =
-                |offsets: &Option<Range<usize>>| offsets.as_ref().is_none_or(|at| at.end <= start);
-            piece += input.offsets[piece..].iter().take_while(|offsets| ends_before(offsets)).count();
-            if let Some(Some(offsets)) = input.offsets.get(piece)
-                && offsets.start < end
-            {
-                pieces.push((word, piece));
-            }
-            start = end + 1;
-        }
-        Ok((input, pieces))
     }
 
     /// tokens(prompt), tokens(completion), EOS: the prompt with whatever the post-processor puts before a text (a BOS) and

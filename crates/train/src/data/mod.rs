@@ -22,6 +22,7 @@ mod samples;
 mod set;
 mod show;
 mod split;
+mod words;
 
 pub use check::{DataReport, Duplicates, Lengths, Overlap, SplitReport};
 pub use example::{Example, Learn};
@@ -32,3 +33,4 @@ pub(crate) use nearest::closest;
 pub use samples::{Sample, samples};
 pub use set::{DataOptions, DataSet, DataStats, task_of};
 pub use show::{ShownRow, ShownToken, show};
+pub(crate) use words::Words;

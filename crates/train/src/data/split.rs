@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DataSet, DataStats, Example};
+use super::{DataSet, DataStats, Example, Learn};
 use crate::Error;
 use crate::packing::shuffle;
 
@@ -36,7 +36,7 @@ impl DataSet {
         let DataStats { tokens, labels, longest, .. } = counts(&kept);
         self.stats = DataStats { rows: self.stats.rows - held.len(), tokens, labels, longest, ..self.stats };
         self.examples = kept;
-        Ok(Self { examples: held, stats, format: self.format })
+        Ok(Self { examples: held, stats, format: self.format, labels: self.labels.clone() })
     }
 }
 
@@ -85,9 +85,14 @@ fn chosen(examples: &[Example], share: f64, seed: u64) -> Vec<bool> {
     out
 }
 
-/// The tokens that a row teaches.
+/// The tokens or the labels that a row teaches.
 fn answer(example: &Example) -> Vec<u32> {
-    example.learn.iter().flat_map(|span| &example.tokens[span.clone()]).copied().collect()
+    match &example.learn {
+        Learn::Tokens(spans) => {
+            spans.iter().flat_map(|span| &example.tokens[span.clone()]).copied().collect()
+        }
+        labels => labels.words(),
+    }
 }
 
 #[cfg(test)]
@@ -102,11 +107,13 @@ mod tests {
         let row = |line: usize| {
             let answer = [1, 1, 1, 1, 1, 1, 2, 2, 2, 3][line % 10];
             let tokens = vec![10 + (line / 70) as u32, 100 + line as u32, answer];
-            Example { tokens, learn: std::iter::once(2..3).collect(), line, key: line as u64 }
+            let learn = Learn::Tokens(std::iter::once(2..3).collect());
+            Example { tokens, learn, line, key: line as u64, ..Example::default() }
         };
         let examples: Vec<Example> =
             (0..200).flat_map(|line| vec![row(line); 1 + usize::from(line % 7 == 0)]).collect();
-        DataSet { stats: DataStats { dropped_empty: 3, ..counts(&examples) }, examples, format: &FORMATS[0] }
+        let stats = DataStats { dropped_empty: 3, ..counts(&examples) };
+        DataSet { stats, examples, format: &FORMATS[0], labels: None }
     }
 
     #[test]

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use taper_kernels::Compute;
 use taper_lora::Names;
 
-use crate::Error;
 use crate::schedule::Shape;
 use crate::{Asked, Error};
 pub use size::Size;
@@ -208,12 +207,12 @@ impl Recipe {
 
     /// The metrics to compute when training is done.
     pub(crate) fn asked(&self) -> Result<Asked, Error> {
-        Asked::new(&self.metrics, self.max_new_tokens, self.seed)
+        Asked::new(self.task(), &self.metrics, self.max_new_tokens, self.seed)
     }
 
     /// The metric to compute at each evaluation, if it is not the loss.
     pub(crate) fn watched(&self) -> Result<Asked, Error> {
-        Asked::new(self.metric_for_best.as_slice(), self.max_new_tokens, self.seed)
+        Asked::new(self.task(), self.metric_for_best.as_slice(), self.max_new_tokens, self.seed)
     }
 
     /// Rows of one step.

@@ -36,9 +36,10 @@ fn input(fields: &Fields, encoder: &Encoder<'_>) -> Result<taper_base::Input, St
         blank if blank.trim().is_empty() => Err(format!("`{key}` is empty, and a label needs a text")),
         full => Ok(full.to_owned()),
     };
-    let (first, second) = match fields.contains_key("text") {
-        true => (full("text")?, None),
-        false => (full("text_a")?, Some(full("text_b")?)),
+    let (first, second) = if fields.contains_key("text") {
+        (full("text")?, None)
+    } else {
+        (full("text_a")?, Some(full("text_b")?))
     };
     encoder.input(&first, second.as_deref())
 }

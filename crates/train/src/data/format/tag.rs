@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Encoder, Example, Fields, Format, kind, list};
 use crate::data::example::Learn;
-use crate::data::labels;
+use crate::data::{Words, labels};
 
 pub(super) const FORMAT: Format = Format {
     name: "tag",
@@ -25,7 +25,8 @@ fn build(fields: &Fields, encoder: &Encoder<'_>) -> Result<Example, String> {
     if words.is_empty() {
         return Err("`tokens` is an empty list, and a tag needs a word".into());
     }
-    let (input, pieces) = encoder.words(&words)?;
+    let Words { input, pieces } =
+        Words::new(encoder.tokenizer, &words, encoder.max_length).map_err(|error| error.to_string())?;
     let mut labels = Vec::with_capacity(pieces.len());
     for (word, piece) in pieces {
         let name = labels::name(&tags[word]).map_err(|what| format!("tags[{word}] {what}"))?;

@@ -1,0 +1,187 @@
+//! Tasks with labels through the built binary: train, eval and predict on small encoders, and what is said of bad rows.
+
+use serde_json::{Value, json};
+
+use crate::support::{Room, fixtures, taper, taper_with, tensors};
+
+/// Texts of two kinds.
+const KINDS: [(&str, &str); 8] = [
+    ("aaa aaa", "low"),
+    ("zzz zzz", "high"),
+    ("aa aaaa a", "low"),
+    ("zz zzzz z", "high"),
+    ("a aa", "low"),
+    ("z zz", "high"),
+    ("aaaa", "low"),
+    ("zzzz", "high"),
+];
+
+fn rows(room: &Room) -> String {
+    let row = |(text, label): &(&str, &str)| json!({"text": text, "label": label});
+    room.rows("data/train.jsonl", &KINDS.iter().map(row).collect::<Vec<_>>());
+    room.rows(
+        "data/test.jsonl",
+        &[json!({"text": "aaa a", "label": "low"}), json!({"text": "zzz z", "label": "high"})],
+    );
+    room.arg("data")
+}
+
+fn train(room: &Room, case: &str, data: &str, more: &[&str]) -> crate::support::Run {
+    let (model, out) = (room.model(case), room.arg("out"));
+    let flags = ["train", "--model", &model, "--data", data, "--out", &out, "--rank", "4", "--lr", "0.01"];
+    taper(&[&flags, more].concat())
+}
+
+fn config(room: &Room, name: &str) -> Value {
+    let text = std::fs::read_to_string(room.path(name)).expect("a file");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn a_classifier_learns_is_saved_for_peft_and_predicts() {
+    let heads = [
+        ("bert-classify", "classifier.weight"),
+        ("roberta-classify", "classifier.out_proj.weight"),
+        ("distilbert-classify", "pre_classifier.weight"),
+        ("llama-classify", "score.weight"),
+    ];
+    for (case, head) in heads {
+        let room = Room::new();
+        let data = rows(&room);
+        train(&room, case, &data, &["--epochs", "20", "--batch-size", "4"]).good();
+        let eval = config(&room, "out/eval.json");
+        assert_eq!(eval["task"], "classify");
+        assert_eq!(eval["splits"]["test"]["adapted"]["metrics"]["accuracy"]["value"], 1.0, "{case}: {eval}");
+        let adapter = config(&room, "out/adapter_config.json");
+        assert_eq!(adapter["task_type"], "SEQ_CLS");
+        let labels = config(&room, "out/config.json");
+        assert_eq!(labels["id2label"], json!({"0": "high", "1": "low"}));
+        assert_eq!(labels["label2id"], json!({"high": 0, "low": 1}));
+        let saved = tensors(&room.path("out/adapter_model.safetensors"));
+        assert!(saved.contains_key(&format!("base_model.model.{head}")), "{case}");
+
+        let (model, out) = (room.arg(&format!("{case}-model")), room.arg("out"));
+        let found = taper(&["eval", "--model", &model, "--adapter", &out, "--data", &data, "--json"]).json();
+        assert_eq!(
+            (&found["task"], &found["metrics"]["accuracy"]["value"]),
+            (&json!("classify"), &json!(1.0))
+        );
+        let input = "aaa aa\n{\"text\":\"zz zzz\",\"id\":7}\n";
+        let run = taper_with(input, &["predict", "--model", &model, "--adapter", &out]).good();
+        let lines: Vec<Value> =
+            run.out.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+        assert_eq!((lines.len(), &lines[0]["label"], &lines[1]["label"]), (2, &json!("low"), &json!("high")));
+        assert_eq!((&lines[0]["text"], &lines[1]["id"]), (&json!("aaa aa"), &json!(7)));
+        let sum = ["low", "high"].map(|label| lines[0]["probabilities"][label].as_f64().expect("a number"));
+        assert!((sum[0] + sum[1] - 1.0).abs() < 1e-9 && sum[0] > 0.5, "{}", lines[0]);
+    }
+}
+
+#[test]
+fn two_adapters_predict_side_by_side_and_other_labels_are_refused() {
+    let room = Room::new();
+    let data = rows(&room);
+    train(&room, "bert-classify", &data, &["--max-steps", "2"]).good();
+    let (model, out) = (room.arg("bert-classify-model"), room.arg("out"));
+    let [a, b] = ["a", "b"].map(|name| format!("{name}={out}"));
+    let args = ["predict", "--model", &model, "--adapter", &a, "--adapter", &b];
+    let run = taper_with("aaa\n", &args).good();
+    let line: Value = serde_json::from_str(&run.out).expect("one object");
+    assert_eq!(line["a"], line["b"]);
+    assert!(line["a"]["label"].is_string());
+    let other = room.adapter("bert-classify");
+    taper_with("a\n", &["predict", "--model", &model, "--adapter", &out, "--adapter", &other])
+        .bad(&["different tasks or labels"]);
+    taper_with("a\n", &["generate", "--model", &model, "--adapter", &out, "--prompt", "x"])
+        .bad(&["labels texts", "taper predict"]);
+}
+
+#[test]
+fn numbers_pairs_and_weights_are_learned() {
+    let room = Room::new();
+    let row = |a: &str, b: &str, label: f64| json!({"text_a": a, "text_b": b, "label": label});
+    let pairs =
+        [row("aaa", "aaa", 1.5), row("aaa", "zzz", -0.5), row("zzz", "zzz", 1.5), row("zzz", "aaa", -0.5)];
+    let data = room.rows("pairs.jsonl", &pairs);
+    let more = ["--eval-data", &data, "--epochs", "40", "--batch-size", "4"];
+    train(&room, "bert-classify", &data, &more).good();
+    assert_eq!(config(&room, "out/config.json")["problem_type"], "regression");
+    let eval = config(&room, "out/eval.json");
+    let adapted = &eval["splits"]["valid"]["adapted"];
+    assert!(adapted["loss"].as_f64().expect("a loss") < 0.3, "{eval}");
+    assert!(adapted["metrics"]["pearson"]["value"].as_f64().expect("a value") > 0.9, "{eval}");
+
+    let room = Room::new();
+    let data = rows(&room);
+    train(&room, "bert-classify", &data, &["--max-steps", "1", "--class-weights", "low=3,high=1"]).good();
+    let room = Room::new();
+    train(&room, "bert-classify", &data, &["--class-weights", "lo=3"])
+        .bad(&["`class_weights` names `lo`", "high, low"]);
+    train(&room, "bert-classify", &data, &["--class-weights", "low"]).bad(&["label=weight"]);
+}
+
+#[test]
+fn a_tagger_learns_words() {
+    let room = Room::new();
+    let row = |words: &[&str]| {
+        let tag = |word: &&str| if word.contains('z') { "B-Z" } else { "O" };
+        json!({"tokens": words, "tags": words.iter().map(tag).collect::<Vec<_>>()})
+    };
+    let data =
+        room.rows("tags.jsonl", &[row(&["a", "zz", "ba"]), row(&["z", "b"]), row(&["ab", "a", "zzz", "b"])]);
+    train(&room, "bert-tokens", &data, &["--eval-data", &data, "--epochs", "40"]).good();
+    let eval = config(&room, "out/eval.json");
+    assert_eq!(eval["splits"]["valid"]["adapted"]["metrics"]["entity_f1"]["value"], 1.0, "{eval}");
+    assert_eq!(config(&room, "out/adapter_config.json")["task_type"], "TOKEN_CLS");
+    let (model, out) = (room.arg("bert-tokens-model"), room.arg("out"));
+    let run = taper_with("b zz a\n", &["predict", "--model", &model, "--adapter", &out]).good();
+    let line: Value = serde_json::from_str(&run.out).expect("one object");
+    assert_eq!(line["tags"], json!(["O", "B-Z", "O"]));
+}
+
+#[test]
+fn bad_labels_are_named_with_their_line() {
+    let room = Room::new();
+    let good = [json!({"text": "a", "label": "x"}), json!({"text": "b", "label": "y"})];
+    let data = room.rows("good.jsonl", &good);
+    let unseen = room.rows("unseen.jsonl", &[json!({"text": "a", "label": "q"})]);
+    train(&room, "bert-classify", &data, &["--eval-data", &unseen])
+        .bad(&["unseen.jsonl:1", "the label `q` is none of those that are learned: x, y"]);
+    let bad = |name: &str, rows: &[Value], words: &[&str]| {
+        let data = room.rows(name, rows);
+        train(&room, "bert-classify", &data, &["--task", "classify"]).bad(words);
+    };
+    bad("one.jsonl", &[good[0].clone(), good[0].clone()], &["every row has the label `x`"]);
+    bad(
+        "empty.jsonl",
+        &[good[0].clone(), json!({"text": " ", "label": "y"})],
+        &["empty.jsonl:2", "`text` is empty"],
+    );
+    bad("none.jsonl", &[json!({"text": "a"})], &["none.jsonl:1", "`label` is missing"]);
+    bad("null.jsonl", &[json!({"text": "a", "label": null})], &["null.jsonl:1", "`label` is null"]);
+    let uneven = room.rows(
+        "tags.jsonl",
+        &[json!({"tokens": ["a", "b"], "tags": ["O", "B-X"]}), json!({"tokens": ["a", "b"], "tags": ["O"]})],
+    );
+    train(&room, "bert-tokens", &uneven, &[]).bad(&["tags.jsonl:2", "2 `tokens` and 1 `tags`"]);
+    train(&room, "bert-classify", &data, &["--task", "causal-lm", "--format", "text"])
+        .bad(&["is an encoder", "--task classify"]);
+}
+
+#[test]
+fn an_adapter_without_the_head_that_the_base_lacks_is_refused() {
+    let room = Room::new();
+    let case = fixtures().join("oracle/bert-classify");
+    let model = room.copy(&case.join("model"), "bare");
+    let mut kept = tensors(&case.join("model/model.safetensors"));
+    kept.retain(|name, _| !name.starts_with("classifier"));
+    crate::support::save(&room.path("bare/model.safetensors"), &kept);
+    let adapter = room.copy(&case.join("adapter"), "whole");
+    taper_with("abc\n", &["predict", "--model", &model, "--adapter", &adapter]).good();
+    let adapter = room.copy(&case.join("adapter"), "headless");
+    let mut tensors = tensors(&case.join("adapter/adapter_model.safetensors"));
+    tensors.retain(|name, _| !name.contains("classifier"));
+    crate::support::save(&room.path("headless/adapter_model.safetensors"), &tensors);
+    std::fs::copy(case.join("model/config.json"), room.path("headless/config.json")).expect("a copy");
+    taper_with("abc\n", &["predict", "--model", &model, "--adapter", &adapter]).bad(&["classifier.weight"]);
+}
