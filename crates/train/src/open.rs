@@ -27,16 +27,14 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
     }
     let task = recipe.task.unwrap_or(task_of(files, &options)?);
     Recipe { task: Some(task), ..recipe.clone() }.check()?;
-    let labels = || match &recipe.init_adapter {
-        Some(adapter) => {
+    let labels = || {
+        if let Some(adapter) = &recipe.init_adapter {
             let dir = ModelDir::resolve_adapter(&ModelSource::parse(adapter)?)?;
-            Ok(taper_lora::labels(&dir)?)
+            return Ok(taper_lora::labels(&dir)?);
         }
-        None => {
-            let number = recipe.problem_type.map(|problem| problem == ProblemType::Regression);
-            let found = labels(files, &options, number)?;
-            Ok::<_, Error>(as_the_base_has_them(found, Labels::of(&dir.json("config.json")?)))
-        }
+        let number = recipe.problem_type.map(|problem| problem == ProblemType::Regression);
+        let found = labels(files, &options, number)?;
+        Ok::<_, Error>(as_the_base_has_them(found, Labels::of(&dir.json("config.json")?).as_ref()))
     };
     let task = match task {
         Task::Classify => taper_base::Task::Classify(labels()?),
@@ -47,8 +45,8 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
 }
 
 /// `found` in the base's order, where its labels are the same, or are numbers where the base has no names.
-fn as_the_base_has_them(found: Labels, own: Option<Labels>) -> Labels {
-    let (Labels::Names(names), Some(own @ Labels::Names(known))) = (&found, &own) else { return found };
+fn as_the_base_has_them(found: Labels, own: Option<&Labels>) -> Labels {
+    let (Labels::Names(names), Some(own @ Labels::Names(known))) = (&found, own) else { return found };
     let same = names.len() == known.len() && names.iter().all(|name| own.id(name).is_some());
     let numbered = *own == Labels::numbered(known.len())
         && names.len() <= known.len()
@@ -65,11 +63,11 @@ mod tests {
         let names = |names: &[&str]| Labels::Names(names.iter().map(|name| (*name).to_owned()).collect());
         let found = names(&["negative", "positive"]);
         let own = names(&["positive", "negative"]);
-        assert_eq!(as_the_base_has_them(found.clone(), Some(own.clone())), own);
-        assert_eq!(as_the_base_has_them(found.clone(), Some(Labels::numbered(2))), found);
+        assert_eq!(as_the_base_has_them(found.clone(), Some(&own)), own);
+        assert_eq!(as_the_base_has_them(found.clone(), Some(&Labels::numbered(2))), found);
         assert_eq!(as_the_base_has_them(found.clone(), None), found);
-        assert_eq!(as_the_base_has_them(names(&["0", "1"]), Some(Labels::numbered(3))), Labels::numbered(3));
-        assert_eq!(as_the_base_has_them(names(&["0", "3"]), Some(Labels::numbered(3))), names(&["0", "3"]));
-        assert_eq!(as_the_base_has_them(Labels::Number, Some(own)), Labels::Number);
+        assert_eq!(as_the_base_has_them(names(&["0", "1"]), Some(&Labels::numbered(3))), Labels::numbered(3));
+        assert_eq!(as_the_base_has_them(names(&["0", "3"]), Some(&Labels::numbered(3))), names(&["0", "3"]));
+        assert_eq!(as_the_base_has_them(Labels::Number, Some(&own)), Labels::Number);
     }
 }

@@ -21,7 +21,7 @@ const LINES: usize = 256;
 
 /// Label lines of a file or of standard input, or answer them; one JSON object a line.
 ///
-/// A line is a text, or a JSON object: {"text"}, {"text_a","text_b"}, {"tokens"} or {"prompt"}. With one adapter its
+/// A line is a text, or a JSON object with `text`, `text_a` and `text_b`, `tokens` or `prompt`. With one adapter its
 /// prediction stands in the object itself, with several each under its name.
 #[derive(Args)]
 pub(crate) struct PredictArgs {

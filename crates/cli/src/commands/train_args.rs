@@ -58,7 +58,7 @@ struct Fields {
     /// Row format [default: detected from the rows]
     #[arg(long, help_heading = "What", value_name = "FORMAT")]
     format: Option<String>,
-    /// Of classify: regression or single_label_classification [default: by the labels]
+    /// Of classify: `regression` or `single_label_classification` [default: by the labels]
     #[arg(long, help_heading = "Data", value_name = "TYPE")]
     problem_type: Option<String>,
     /// How much each label counts: `balanced`, or label=weight with commas between [default: all the same]
