@@ -117,9 +117,9 @@ impl Kernels {
         [("portable", Self::Portable), ("avx512", Self::Avx512), ("avx512-bf16", Self::Avx512Bf16)];
 
     /// Has products computed by these, or by the best that the machine runs where it lacks the instructions. The first call
-    /// wins; a later one, or one after the first product, changes nothing. Returns those in force.
-    pub fn choose(self) -> Self {
-        *IN_FORCE.get_or_init(|| self.min(Self::best()))
+    /// wins; a later one, or one after the first product, changes nothing.
+    pub fn choose(self) {
+        IN_FORCE.get_or_init(|| self.min(Self::best()));
     }
 
     /// Those chosen, or the best that this machine runs.
