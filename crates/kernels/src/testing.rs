@@ -1,5 +1,7 @@
 //! Checks of an operation against a reference in f64, and of its gradients against the reference's central differences.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var};
 
 /// f32 rounding of a few hundred additions, relative to the largest value.
@@ -44,6 +46,15 @@ pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
 /// A tensor of [`values`].
 pub(crate) fn tensor(seed: u64, shape: &[usize]) -> Tensor {
     Tensor::from_vec(values(seed, shape.iter().product()), shape, &Device::Cpu).unwrap()
+}
+
+/// A file of `bytes`, mapped; `name` is nobody else's.
+pub(crate) fn mapped(name: &str, bytes: &[u8]) -> Arc<memmap2::Mmap> {
+    let path = std::env::temp_dir().join(format!("taper-mapped-{name}-{}", std::process::id()));
+    std::fs::write(&path, bytes).unwrap();
+    let map = crate::map(&std::fs::File::open(&path).unwrap()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    Arc::new(map)
 }
 
 /// Compares `found` with `expected` relative to the largest of `expected`.

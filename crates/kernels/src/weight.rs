@@ -251,18 +251,8 @@ pub fn map(file: &File) -> std::io::Result<Mmap> {
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "small numbers that every dtype holds")]
 mod tests {
-    use std::io::Write;
-
     use super::*;
-
-    /// A file of `bytes`, mapped.
-    fn mapped(name: &str, bytes: &[u8]) -> Arc<Mmap> {
-        let path = std::env::temp_dir().join(format!("taper-weight-{name}-{}", std::process::id()));
-        File::create(&path).unwrap().write_all(bytes).unwrap();
-        let map = map(&File::open(&path).unwrap()).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        Arc::new(map)
-    }
+    use crate::testing::mapped;
 
     #[test]
     fn a_mapped_weight_is_the_dense_one() {
