@@ -157,8 +157,13 @@ fn main() {
         let q = t(&[rows, h * e]);
         let work = 4e-9 * (rows * h * e) as f64 * (past as f64 + rows as f64 / 2.0);
         bench(&format!("cached {rows} after {past}"), (work, 0.), || {
-            attention_cached(&q, &[CachedSegment { start: 0, len: rows, keys: &keys, values: &keys }], shape)
-                .unwrap()
+            attention_cached(
+                &q,
+                &[CachedSegment { start: 0, len: rows, keys: &keys, values: &keys }],
+                shape,
+                None,
+            )
+            .unwrap()
         });
     }
     let w = Weight::dense(values(v * d), v, d).unwrap();

@@ -35,7 +35,10 @@ mod vector;
 mod weight;
 
 pub use activation::{Activation, activate, gated, soft_cap};
-pub use attention::{AttentionShape, CachedSegment, attention, attention_cached};
+pub use attention::{
+    AttentionShape, CachedSegment, DistanceBias, attention, attention_across, attention_biased,
+    attention_cached,
+};
 pub use block::{Adapted, Block, BlockPass, Projection, block, block_cached};
 pub use cache::{CacheDtype, CacheRows};
 pub use columns::{Columns, columns};

@@ -1,17 +1,18 @@
 //! The gradients of attention, from recomputed probabilities (arXiv:2205.14135, algorithm 4).
 //!
-//! A task has a key and value head of a segment, and every block of the segment's queries or, where the segment is long,
+//! A task has a key and value head of a sequence, and every block of the sequence's queries or, where they are many,
 //! every n-th. The gradients of keys and values are then sums over tasks, in one order whatever the threads.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 
+use super::bias::GroupBias;
 use super::forward::{grown, slice_rows};
-use super::{AttentionShape, Block, Rows};
+use super::{AttentionShape, Block, Plan, Rows};
 use crate::product::dense::{Dims, Write, nn, nt, tn};
 use crate::{parts, vector};
 
-/// Rows of a segment that are worth a task, and the most tasks to a head.
+/// Queries of a sequence that are worth a task, and the most tasks to a head.
 const TASK_ROWS: usize = 256;
 const TASKS: usize = 8;
 
@@ -34,50 +35,80 @@ pub(crate) struct Gradients {
     pub(crate) v: Vec<f32>,
 }
 
-pub(crate) fn run(inputs: &Inputs<'_>, segments: &[Range<usize>], shape: &AttentionShape) -> Gradients {
-    let of_segment = |segment: &Range<usize>| {
-        let count = (segment.len() / TASK_ROWS).clamp(1, TASKS);
-        let task = |head, share| Task::new(segment.clone(), head, (share, count));
-        (0..shape.kv_heads).flat_map(|head| (0..count).map(move |share| task(head, share))).collect()
+pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> Gradients {
+    let of_sequence = |(queries, keys): (&Range<usize>, &Range<usize>)| {
+        let count = (queries.len() / TASK_ROWS).clamp(1, TASKS);
+        let task = |head, share| Task::new([queries.clone(), keys.clone()], head, (share, count));
+        (0..plan.shape.kv_heads).flat_map(|head| (0..count).map(move |share| task(head, share))).collect()
     };
-    let mut tasks: Vec<Vec<Task>> = segments.iter().map(of_segment).collect();
+    let mut tasks: Vec<Vec<Task>> = plan.sequences().map(of_sequence).collect();
     let mut order: Vec<&mut Task> = tasks.iter_mut().flatten().collect();
     // The longest first, so that no thread is left alone with one.
-    order.sort_by_key(|task| Reverse(task.segment.len() / task.shares.1));
-    parts::for_each(&mut order, |task| task.run(inputs, shape));
-    gather(inputs, &tasks, shape)
+    order.sort_by_key(|task| Reverse(task.queries.len() / task.shares.1));
+    parts::for_each(&mut order, |task| task.run(inputs, plan));
+    gather(inputs, &tasks, plan.shape)
 }
 
-/// Puts together what the tasks of each segment found.
+/// Puts together what the tasks of each sequence found.
 fn gather(inputs: &Inputs<'_>, tasks: &[Vec<Task>], shape: &AttentionShape) -> Gradients {
     let zeros = |like: &[f32]| vec![0.0; like.len()];
     let mut all = Gradients { q: zeros(inputs.q), k: zeros(inputs.k), v: zeros(inputs.v) };
-    let rows = shape.block_rows();
-    let (mut q_rest, mut k_rest, mut v_rest) = (&mut all.q[..], &mut all.k[..], &mut all.v[..]);
-    let mut places = Vec::new();
+    gather_queries(&mut all.q, tasks, shape);
+    gather_keys(&mut all.k, tasks, shape, |found| &found.k);
+    gather_keys(&mut all.v, tasks, shape, |found| &found.v);
+    all
+}
+
+/// The gradient of the queries: each block's rows from the tasks that had it.
+fn gather_queries(all: &mut [f32], tasks: &[Vec<Task>], shape: &AttentionShape) {
+    let (mut rest, mut places) = (all, Vec::new());
     for tasks in tasks {
-        let length = tasks.first().map_or(0, |task| task.segment.len());
-        for first in (0..length).step_by(rows) {
-            let block = Block { first, rows: rows.min(length - first), keys: length };
-            let (q, k, v);
-            (q, q_rest) = q_rest.split_at_mut(block.rows * shape.query_width());
-            (k, k_rest) = k_rest.split_at_mut(block.rows * shape.key_width());
-            (v, v_rest) = v_rest.split_at_mut(block.rows * shape.key_width());
-            places.push((tasks, block, q, k, v));
+        let length = tasks.first().map_or(0, |task| task.queries.len());
+        for first in (0..length).step_by(shape.block_rows()) {
+            let rows = shape.block_rows().min(length - first);
+            let place;
+            (place, rest) = rest.split_at_mut(rows * shape.query_width());
+            places.push((tasks, first, place));
         }
     }
-    parts::for_each(&mut places, |(tasks, block, q, k, v)| {
+    let width = shape.group() * shape.head_dim;
+    parts::for_each(&mut places, |(tasks, first, place)| {
         for task in *tasks {
-            let width = shape.group() * shape.head_dim;
-            if let Some(start) = task.start_of(*block, shape) {
-                add_columns(&task.found.q[start..], width, q, (shape.query_width(), task.kv_head * width));
+            if let Some(start) = task.start_of(*first, shape) {
+                add_columns(
+                    &task.found.q[start..],
+                    width,
+                    place,
+                    (shape.query_width(), task.kv_head * width),
+                );
             }
-            let (start, size) = (block.first * shape.head_dim, shape.head_dim);
-            add_columns(&task.found.k[start..], size, k, (shape.key_width(), task.kv_head * size));
-            add_columns(&task.found.v[start..], size, v, (shape.key_width(), task.kv_head * size));
         }
     });
-    all
+}
+
+/// The gradient of keys or values, which is `of` what was found: the sum over a sequence's tasks.
+fn gather_keys(
+    all: &mut [f32],
+    tasks: &[Vec<Task>],
+    shape: &AttentionShape,
+    of: impl Fn(&Gradients) -> &Vec<f32> + Sync,
+) {
+    let (mut rest, mut places) = (all, Vec::new());
+    for tasks in tasks {
+        let length = tasks.first().map_or(0, |task| task.keys.len());
+        for first in (0..length).step_by(shape.block_rows()) {
+            let rows = shape.block_rows().min(length - first);
+            let place;
+            (place, rest) = rest.split_at_mut(rows * shape.key_width());
+            places.push((tasks, first * shape.head_dim, place));
+        }
+    }
+    let size = shape.head_dim;
+    parts::for_each(&mut places, |(tasks, start, place)| {
+        for task in *tasks {
+            add_columns(&of(&task.found)[*start..], size, place, (shape.key_width(), task.kv_head * size));
+        }
+    });
 }
 
 /// Adds rows of `width` values to the columns from `to.1` on of `rows` of `to.0` values.
@@ -89,9 +120,10 @@ fn add_columns(from: &[f32], width: usize, rows: &mut [f32], to: (usize, usize))
     }
 }
 
-/// A key and value head of a segment of `T` rows, and a share of the queries.
+/// A key and value head of a sequence of `T` keys, and a share of the queries.
 struct Task {
-    segment: Range<usize>,
+    queries: Range<usize>,
+    keys: Range<usize>,
     kv_head: usize,
     /// Which share, of how many.
     shares: (usize, usize),
@@ -100,23 +132,24 @@ struct Task {
 }
 
 impl Task {
-    fn new(segment: Range<usize>, kv_head: usize, shares: (usize, usize)) -> Self {
-        Self { segment, kv_head, shares, found: Gradients::default() }
+    fn new([queries, keys]: [Range<usize>; 2], kv_head: usize, shares: (usize, usize)) -> Self {
+        Self { queries, keys, kv_head, shares, found: Gradients::default() }
     }
 
-    /// Where in `found.q` the block's rows begin, if they are in the share.
-    fn start_of(&self, block: Block, shape: &AttentionShape) -> Option<usize> {
-        let number = block.first / shape.block_rows();
+    /// Where in `found.q` the rows of the block begin that starts at query `first`, if they are in the share.
+    fn start_of(&self, first: usize, shape: &AttentionShape) -> Option<usize> {
+        let number = first / shape.block_rows();
         let width = shape.group() * shape.head_dim;
         (number % self.shares.1 == self.shares.0)
             .then_some(number / self.shares.1 * shape.block_rows() * width)
     }
 
-    fn run(&mut self, inputs: &Inputs<'_>, shape: &AttentionShape) {
-        let (length, rows) = (self.segment.len(), shape.block_rows());
-        let mut head = Head::new(inputs, &self.segment, *shape, self.kv_head);
+    fn run(&mut self, inputs: &Inputs<'_>, plan: Plan<'_>) {
+        let shape = plan.shape;
+        let (length, rows) = (self.queries.len(), shape.block_rows());
+        let mut head = Head::new(inputs, [&self.queries, &self.keys], plan, self.kv_head);
         for first in (self.shares.0 * rows..length).step_by(self.shares.1 * rows) {
-            let block = Block { first, rows: rows.min(length - first), keys: length };
+            let block = Block { first, rows: rows.min(length - first), keys: self.keys.len() };
             head.gather(block);
             for run in block.key_runs(*shape) {
                 head.step(block, &run);
@@ -130,15 +163,16 @@ impl Task {
 /// The rows of one head, and the work on a block of `M` stacked queries.
 struct Head<'a> {
     shape: AttentionShape,
+    bias: GroupBias<'a>,
     heads: Range<usize>,
     /// `(T, E)`.
     keys: Vec<f32>,
     values: Vec<f32>,
-    /// `(T, G·E)`: the queries, the result and its gradient.
+    /// `(rows, G·E)`: the queries, the result and its gradient.
     queries: Rows<'a>,
     result: Rows<'a>,
     upstream: Rows<'a>,
-    /// `(T, H)`.
+    /// `(rows, H)`.
     log_sums: &'a [f32],
     found: Gradients,
     block: Stacked,
@@ -161,25 +195,25 @@ struct Stacked {
 }
 
 impl<'a> Head<'a> {
-    fn new(inputs: &Inputs<'a>, segment: &Range<usize>, shape: AttentionShape, kv_head: usize) -> Self {
-        let wide = |data| shape.group_of(slice_rows(data, segment, shape.query_width()), kv_head);
+    fn new(inputs: &Inputs<'a>, [queries, keys]: [&Range<usize>; 2], plan: Plan<'a>, kv_head: usize) -> Self {
+        let shape = *plan.shape;
+        let wide = |data| shape.group_of(slice_rows(data, queries, shape.query_width()), kv_head);
         let narrow = |data| {
             let mut rows = Vec::new();
-            shape
-                .head(slice_rows(data, segment, shape.key_width()), kv_head)
-                .gather(0..segment.len(), &mut rows);
+            shape.head(slice_rows(data, keys, shape.key_width()), kv_head).gather(0..keys.len(), &mut rows);
             rows
         };
-        let zeros = || vec![0.0; segment.len() * shape.head_dim];
+        let zeros = || vec![0.0; keys.len() * shape.head_dim];
         Self {
             shape,
+            bias: plan.bias(kv_head),
             heads: kv_head * shape.group()..(kv_head + 1) * shape.group(),
             keys: narrow(inputs.k),
             values: narrow(inputs.v),
             queries: wide(inputs.q),
             result: wide(inputs.y),
             upstream: wide(inputs.g),
-            log_sums: slice_rows(inputs.log_sums, segment, shape.heads),
+            log_sums: slice_rows(inputs.log_sums, queries, shape.heads),
             found: Gradients { q: Vec::new(), k: zeros(), v: zeros() },
             block: Stacked::default(),
         }
@@ -221,14 +255,19 @@ impl<'a> Head<'a> {
         nt(scores, v, upstream, dims, Write::Set(1.0));
         let rows = weights.chunks_exact_mut(stacked).zip(scores.chunks_exact_mut(stacked));
         for (key, (weights, scores)) in run.clone().zip(rows) {
-            let seeing = block.seeing(&self.shape, key);
-            let seeing = seeing.start * group..seeing.end * group;
+            let rows_of = block.seeing(&self.shape, key);
+            let seeing = rows_of.start * group..rows_of.end * group;
             for row in [&mut *weights, &mut *scores] {
                 row[..seeing.start].fill(0.0);
                 row[seeing.end..].fill(0.0);
             }
             let of_query = (&log_sums[seeing.clone()], &along[seeing.clone()]);
             let (weights, scores) = (&mut weights[seeing.clone()], &mut scores[seeing]);
+            if let Some((bias, head)) = self.bias {
+                for (i, weight) in (rows_of.start * group..).zip(weights.iter_mut()) {
+                    *weight += bias.of(head + i % group, block.first + i / group, key);
+                }
+            }
             match self.shape.cap {
                 None => softmax_gradient(weights, scores, of_query),
                 Some(cap) => capped_softmax_gradient(weights, scores, of_query, cap),

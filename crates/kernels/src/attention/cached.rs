@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{Device, Result, Tensor};
 
 use super::forward::Softmax;
-use super::{AttentionShape, Block, Head, KeyValues};
+use super::{AttentionShape, Block, DistanceBias, Head, KeyValues};
 use crate::CacheRows;
 use crate::operand::Held;
 use crate::parts;
@@ -19,7 +19,8 @@ pub struct CachedSegment<'a> {
     pub start: usize,
     /// Query rows of the segment.
     pub len: usize,
-    /// Keys `(T, K·E)` with this segment's own already appended: query `i` is position `T - len + i`.
+    /// Keys `(T, K·E)`. Where the shape is causal, this segment's own are already appended: query `i` is position
+    /// `T - len + i`.
     pub keys: &'a CacheRows,
     /// Values `(T, K·E)`.
     pub values: &'a CacheRows,
@@ -28,21 +29,32 @@ pub struct CachedSegment<'a> {
 /// Attention against caches, without gradients: prefill, chunked prefill and decoding.
 ///
 /// The segments come in the order of their rows. Rows of `q` `(N, H·E)` that belong to none become 0.
-pub fn attention_cached(q: &Tensor, segments: &[CachedSegment<'_>], shape: AttentionShape) -> Result<Tensor> {
+pub fn attention_cached(
+    q: &Tensor,
+    segments: &[CachedSegment<'_>],
+    shape: AttentionShape,
+    bias: Option<&DistanceBias>,
+) -> Result<Tensor> {
     shape.check()?;
+    bias.map_or(Ok(()), |bias| bias.check(&shape))?;
     let rows = q.dims2()?.0;
     if q.dims() != [rows, shape.query_width()] {
         candle_core::bail!("{OP}: q {:?} against {shape:?}", q.shape());
     }
     check(segments, &shape, rows)?;
     let held = Held::new(OP, q)?;
-    Tensor::from_vec(attend(held.values(), segments, &shape), q.shape(), &Device::Cpu)
+    Tensor::from_vec(attend(held.values(), segments, &shape, bias), q.shape(), &Device::Cpu)
 }
 
 /// [`attention_cached`] of values that fit.
-pub(crate) fn attend(q: &[f32], segments: &[CachedSegment<'_>], shape: &AttentionShape) -> Vec<f32> {
+pub(crate) fn attend(
+    q: &[f32],
+    segments: &[CachedSegment<'_>],
+    shape: &AttentionShape,
+    bias: Option<&DistanceBias>,
+) -> Vec<f32> {
     let mut out = vec![0.0; q.len()];
-    parts::for_each(&mut tasks(segments, &mut out, shape), |task| task.run(q, shape));
+    parts::for_each(&mut tasks(segments, &mut out, shape), |task| task.run(q, shape, bias));
     out
 }
 
@@ -50,7 +62,10 @@ fn check(segments: &[CachedSegment<'_>], shape: &AttentionShape, rows: usize) ->
     let mut next = 0;
     for &CachedSegment { start, len, keys, values } in segments {
         let widths = (keys.width(), values.width()) == (shape.key_width(), shape.key_width());
-        if !widths || keys.rows() != values.rows() || keys.rows() < len {
+        if !widths
+            || keys.rows() != values.rows()
+            || keys.rows() < if shape.causal { len } else { len.min(1) }
+        {
             candle_core::bail!(
                 "{OP}: a segment of {len} rows at row {start} against {} rows of {} keys and {} rows of {} values",
                 keys.rows(),
@@ -101,16 +116,19 @@ fn tasks<'a>(segments: &[CachedSegment<'a>], out: &'a mut [f32], shape: &Attenti
 }
 
 impl Task<'_> {
-    fn run(&mut self, q: &[f32], shape: &AttentionShape) {
+    fn run(&mut self, q: &[f32], shape: &AttentionShape, bias: Option<&DistanceBias>) {
         let keys = self.segment.keys.rows();
-        let first = keys - self.segment.len + self.rows.start;
+        let past = if shape.causal { keys - self.segment.len } else { 0 };
+        let first = past + self.rows.start;
         let block = Block { first, rows: self.rows.len(), keys };
         let start = (self.segment.start + self.rows.start) * shape.query_width();
         let q = &q[start..][..self.rows.len() * shape.query_width()];
         let mut softmax = Softmax::new(*shape, self.rows.len());
         for head in self.kv_heads.clone() {
             let rows = |rows| Head::Cached(rows, head * shape.head_dim, shape.head_dim);
-            let kv = KeyValues { keys: rows(self.segment.keys), values: rows(self.segment.values) };
+            let [keys, values] = [self.segment.keys, self.segment.values].map(rows);
+            let bias = bias.map(|bias| (bias, head * shape.group()));
+            let kv = KeyValues { keys, values, bias };
             softmax.run(block, shape.group_of(q, head), kv);
             if self.kv_heads.len() == shape.kv_heads {
                 softmax.write(self.out, head);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{AttentionShape, Block, Head, KeyValues, Rows};
+use super::{AttentionShape, Block, Head, KeyValues, Plan, Rows};
 use crate::product::dense::{Dims, Write, nn, nt};
 use crate::{parts, pool, vector};
 
@@ -13,38 +13,37 @@ pub(crate) struct Inputs<'a> {
     pub(crate) v: &'a [f32],
 }
 
-/// A task: query rows of a segment, all heads.
+/// A task: query rows of a sequence, all heads.
 struct Task<'a> {
-    segment: Range<usize>,
+    /// Rows of the sequence among all queries, and among all keys.
+    queries: Range<usize>,
+    keys: Range<usize>,
     block: Block,
     out: &'a mut [f32],
     log_sums: &'a mut [f32],
 }
 
 /// The result `(N, H·E)` and `log Σ exp(score)` `(N, H)`.
-pub(crate) fn run(
-    inputs: &Inputs<'_>,
-    segments: &[Range<usize>],
-    shape: &AttentionShape,
-) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> (Vec<f32>, Vec<f32>) {
+    let shape = plan.shape;
     let rows = inputs.q.len() / shape.query_width();
     let (mut out, mut log_sums) = (vec![0.0; inputs.q.len()], vec![0.0; rows * shape.heads]);
     let (mut out_rest, mut sums_rest) = (out.as_mut_slice(), log_sums.as_mut_slice());
     let mut tasks = Vec::new();
-    for segment in segments {
-        for first in (0..segment.len()).step_by(shape.block_rows()) {
-            let (rows, keys) = (shape.block_rows().min(segment.len() - first), segment.len());
-            let block = Block { first, rows, keys };
+    for (queries, keys) in plan.sequences() {
+        for first in (0..queries.len()).step_by(shape.block_rows()) {
+            let rows = shape.block_rows().min(queries.len() - first);
+            let block = Block { first, rows, keys: keys.len() };
             let (out, log_sums);
             (out, out_rest) = out_rest.split_at_mut(block.rows * shape.query_width());
             (log_sums, sums_rest) = sums_rest.split_at_mut(block.rows * shape.heads);
-            tasks.push(Task { segment: segment.clone(), block, out, log_sums });
+            tasks.push(Task { queries: queries.clone(), keys: keys.clone(), block, out, log_sums });
         }
     }
     // The longest first, so that no thread is left alone with one.
     tasks.sort_by_key(|task| std::cmp::Reverse(task.block.first));
     let (k, v) = (heads_apart(inputs.k, shape), heads_apart(inputs.v, shape));
-    parts::for_each(&mut tasks, |task| task.run(inputs.q, (&k, &v), shape));
+    parts::for_each(&mut tasks, |task| task.run(inputs.q, (&k, &v), plan));
     (out, log_sums)
 }
 
@@ -64,15 +63,17 @@ fn heads_apart(rows: &[f32], shape: &AttentionShape) -> Vec<f32> {
 
 impl Task<'_> {
     /// `k` and `v` are `(K, N, E)`.
-    fn run(&mut self, q: &[f32], (k, v): (&[f32], &[f32]), shape: &AttentionShape) {
-        let q = slice_rows(q, &self.segment, shape.query_width());
+    fn run(&mut self, q: &[f32], (k, v): (&[f32], &[f32]), plan: Plan<'_>) {
+        let shape = plan.shape;
+        let q = slice_rows(q, &self.queries, shape.query_width());
         let q = &q[self.block.first * shape.query_width()..][..self.block.rows * shape.query_width()];
         let mut softmax = Softmax::new(*shape, self.block.rows);
         for kv_head in 0..shape.kv_heads {
             let first = kv_head * k.len() / shape.kv_heads;
             let rows =
-                |data| Rows::side_by_side(slice_rows(data, &self.segment, shape.head_dim), shape.head_dim);
-            let kv = KeyValues { keys: Head::Rows(rows(&k[first..])), values: Head::Rows(rows(&v[first..])) };
+                |data| Rows::side_by_side(slice_rows(data, &self.keys, shape.head_dim), shape.head_dim);
+            let [keys, values] = [k, v].map(|data| Head::Rows(rows(&data[first..])));
+            let kv = KeyValues { keys, values, bias: plan.bias(kv_head) };
             softmax.run(self.block, shape.group_of(q, kv_head), kv);
             softmax.write(self.out, kv_head);
             softmax.write_log_sums(self.log_sums, kv_head);
@@ -142,7 +143,11 @@ impl Softmax {
             vector::soft_cap(scores, cap);
         }
         for (i, row) in scores.chunks_exact_mut(run.len()).enumerate() {
-            let visible = block.visible(&self.shape, i / self.shape.group(), run);
+            let (query, head) = (i / self.shape.group(), i % self.shape.group());
+            let visible = block.visible(&self.shape, query, run);
+            if let Some((bias, first)) = kv.bias {
+                bias.add(first + head, block.first + query, run.start, row);
+            }
             let maximum = self.maxima[i].max(vector::max(&row[visible.clone()]));
             if self.maxima[i] > f32::NEG_INFINITY && maximum > self.maxima[i] {
                 let shrink = vector::exp(self.maxima[i] - maximum);

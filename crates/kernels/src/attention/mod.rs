@@ -1,9 +1,11 @@
-//! Grouped-query attention over the segments of a ragged batch, causal or in both directions, with memory linear in length.
+//! Grouped-query attention over the segments of a ragged batch, causal or in both directions, within them or from one batch
+//! to another, with memory linear in length.
 //!
 //! Work is cut into blocks of query rows. The G = H/K query heads that share a key and value head lie side by side in a
 //! row, so that a block of rows is a matrix of `rows · G` stacked queries against one head's keys.
 
 pub(crate) mod backward;
+mod bias;
 mod cached;
 pub(crate) mod forward;
 #[cfg(test)]
@@ -14,6 +16,9 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
+use bias::GroupBias;
+
+pub use bias::DistanceBias;
 pub(crate) use cached::attend;
 pub use cached::{CachedSegment, attention_cached};
 
@@ -176,11 +181,12 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Keys and values of one head.
+/// Keys and values of one head, and what the query heads that share it add to their scores.
 #[derive(Clone, Copy)]
 struct KeyValues<'a> {
     keys: Head<'a>,
     values: Head<'a>,
+    bias: GroupBias<'a>,
 }
 
 /// Consecutive query rows of a segment.
@@ -219,6 +225,33 @@ impl Block {
     }
 }
 
+/// Which rows meet, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan<'a> {
+    /// Rows of the queries, and of the keys and values, of each sequence.
+    queries: &'a [Range<usize>],
+    keys: &'a [Range<usize>],
+    bias: Option<&'a DistanceBias>,
+    pub(crate) shape: &'a AttentionShape,
+}
+
+impl<'a> Plan<'a> {
+    /// The rows of each segment meet each other.
+    pub(crate) fn within(segments: &'a [Range<usize>], shape: &'a AttentionShape) -> Self {
+        Self { queries: segments, keys: segments, bias: None, shape }
+    }
+
+    /// The rows of the queries and of the keys of each sequence.
+    fn sequences(self) -> impl Iterator<Item = (&'a Range<usize>, &'a Range<usize>)> {
+        self.queries.iter().zip(self.keys)
+    }
+
+    /// What the query heads add to their scores that share `kv_head`.
+    fn bias(self, kv_head: usize) -> GroupBias<'a> {
+        self.bias.map(|bias| (bias, kv_head * self.shape.group()))
+    }
+}
+
 /// Attention inside each segment, for training and scoring: `q` `(N, H·E)`, `k` and `v` `(N, K·E)`, to `(N, H·E)`.
 ///
 /// `segments` are consecutive row ranges that cover the batch. A row sees the rows of its own segment: up to itself, or all
@@ -231,21 +264,45 @@ pub fn attention(
     segments: &Arc<[Range<usize>]>,
     shape: AttentionShape,
 ) -> Result<Tensor> {
-    shape.check()?;
-    let rows = q.dims2()?.0;
-    if q.dims() != [rows, shape.query_width()]
-        || k.dims() != [rows, shape.key_width()]
-        || v.dims() != k.dims()
+    Attention::new([segments, segments], None, shape).apply(q, k, v)
+}
+
+/// [`attention`] whose scores have a `bias` added, for training and scoring.
+pub fn attention_biased(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    segments: &Arc<[Range<usize>]>,
+    (shape, bias): (AttentionShape, &Arc<DistanceBias>),
+) -> Result<Tensor> {
+    bias.check(&shape)?;
+    Attention::new([segments, segments], Some(bias.clone()), shape).apply(q, k, v)
+}
+
+/// Attention from one batch to another, for training and scoring: `q` `(N, H·E)`, `k` and `v` `(M, K·E)`, to `(N, H·E)`.
+///
+/// `queries` and `keys` are the rows of the same sequences in the two batches, each as in [`attention`]. A row sees all keys
+/// of its sequence, so that the shape may not be causal.
+pub fn attention_across(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    (queries, keys): (&Arc<[Range<usize>]>, &Arc<[Range<usize>]>),
+    shape: AttentionShape,
+) -> Result<Tensor> {
+    if shape.causal {
+        candle_core::bail!("{OP}: causal from one batch to another");
+    }
+    if queries.len() != keys.len()
+        || queries.iter().zip(keys.iter()).any(|(q, k)| !q.is_empty() && k.is_empty())
     {
         candle_core::bail!(
-            "{OP}: q {:?}, k {:?} and v {:?} against {shape:?}",
-            q.shape(),
-            k.shape(),
-            v.shape()
+            "{OP}: {} sequences of queries to {} of keys, or one without keys",
+            queries.len(),
+            keys.len()
         );
     }
-    check_segments(segments, rows)?;
-    q.apply_op3(k, v, Attention { segments: segments.clone(), shape, log_sums: OnceLock::new() })
+    Attention::new([queries, keys], None, shape).apply(q, k, v)
 }
 
 /// That the segments are consecutive and cover the rows of the batch.
@@ -266,10 +323,46 @@ pub(crate) fn check_segments(segments: &[Range<usize>], rows: usize) -> Result<(
 }
 
 struct Attention {
-    segments: Arc<[Range<usize>]>,
+    queries: Arc<[Range<usize>]>,
+    keys: Arc<[Range<usize>]>,
+    bias: Option<Arc<DistanceBias>>,
     shape: AttentionShape,
     /// `log Σ exp(score)` `(N, H)`.
     log_sums: OnceLock<Vec<f32>>,
+}
+
+impl Attention {
+    fn new(
+        [queries, keys]: [&Arc<[Range<usize>]>; 2],
+        bias: Option<Arc<DistanceBias>>,
+        shape: AttentionShape,
+    ) -> Self {
+        Self { queries: queries.clone(), keys: keys.clone(), bias, shape, log_sums: OnceLock::new() }
+    }
+
+    fn apply(self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let shape = &self.shape;
+        shape.check()?;
+        let (rows, keys) = (q.dims2()?.0, k.dims2()?.0);
+        if q.dims() != [rows, shape.query_width()]
+            || k.dims() != [keys, shape.key_width()]
+            || v.dims() != k.dims()
+        {
+            candle_core::bail!(
+                "{OP}: q {:?}, k {:?} and v {:?} against {shape:?}",
+                q.shape(),
+                k.shape(),
+                v.shape()
+            );
+        }
+        check_segments(&self.queries, rows)?;
+        check_segments(&self.keys, keys)?;
+        q.apply_op3(k, v, self)
+    }
+
+    fn plan(&self) -> Plan<'_> {
+        Plan { queries: &self.queries, keys: &self.keys, bias: self.bias.as_deref(), shape: &self.shape }
+    }
 }
 
 impl CustomOp3 for Attention {
@@ -288,7 +381,7 @@ impl CustomOp3 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let inputs =
             forward::Inputs { q: values(OP, s1, l1)?, k: values(OP, s2, l2)?, v: values(OP, s3, l3)? };
-        let (y, log_sums) = forward::run(&inputs, &self.segments, &self.shape);
+        let (y, log_sums) = forward::run(&inputs, self.plan());
         // Each call of `attention` makes its own operation, so that nothing is there yet.
         let _ = self.log_sums.set(log_sums);
         Ok(output(y, l1.shape()))
@@ -311,7 +404,7 @@ impl CustomOp3 for Attention {
             .get()
             .ok_or_else(|| candle_core::Error::msg("attention: backward before forward"))?;
         let inputs = backward::Inputs { q: qs, k: ks, v: vs, y: ys, g: gs, log_sums };
-        let found = backward::run(&inputs, &self.segments, &self.shape);
+        let found = backward::run(&inputs, self.plan());
         Ok((gradient(q, || found.q)?, gradient(k, || found.k)?, gradient(v, || found.v)?))
     }
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor, Var};
 
-use super::{AttentionShape, CachedSegment, attention, attention_cached};
+use super::{
+    AttentionShape, CachedSegment, DistanceBias, Plan, attention, attention_across, attention_biased,
+    attention_cached,
+};
 use crate::testing::{VALUE_TOLERANCE, assert_close, check, constant, flat, tensor, var};
 use crate::{CacheDtype, CacheRows};
 
@@ -26,21 +29,32 @@ fn segments(lengths: &[usize]) -> Arc<[Range<usize>]> {
     ends.collect()
 }
 
+/// A bias that falls with the distance, another in each head, and another beyond than before.
+fn slope(heads: usize, reach: usize) -> Arc<DistanceBias> {
+    let value = |head: usize, distance: isize| {
+        let near = 1.0 / (1.0 + distance.unsigned_abs() as f32);
+        near * (0.5 + head as f32) * if distance > 0 { -1.5 } else { 1.0 }
+    };
+    Arc::new(DistanceBias::new(heads, reach, value))
+}
+
 /// One row and head at a time, in f64.
-fn reference(args: &[Vec<f64>], segments: &[Range<usize>], shape: AttentionShape) -> Vec<f64> {
+fn reference(args: &[Vec<f64>], plan: Plan<'_>) -> Vec<f64> {
+    let shape = *plan.shape;
     let (size, group) = (shape.head_dim, shape.heads / shape.kv_heads);
     let key =
         |data: &[f64], t: usize, h: usize| data[(t * shape.kv_heads + h / group) * size..][..size].to_vec();
     let mut out = Vec::new();
-    for segment in segments {
-        for (n, h) in segment.clone().flat_map(|n| (0..shape.heads).map(move |h| (n, h))) {
-            let q = &args[0][(n * shape.heads + h) * size..][..size];
-            let from = shape.window.map_or(0, |window| (n + 1).saturating_sub(window)).max(segment.start);
+    for (queries, keys) in plan.sequences() {
+        for (i, h) in (0..queries.len()).flat_map(|i| (0..shape.heads).map(move |h| (i, h))) {
+            let q = &args[0][((queries.start + i) * shape.heads + h) * size..][..size];
+            let from = keys.start + shape.window.map_or(0, |window| (i + 1).saturating_sub(window));
+            let bias = |t: usize| plan.bias.map_or(0.0, |bias| f64::from(bias.of(h, i, t - keys.start)));
             let score = |t| q.iter().zip(key(&args[1], t, h)).map(|(q, k)| q * k).sum::<f64>();
             let capped = |s: f64| shape.cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh());
-            let to = if shape.causal { n + 1 } else { segment.end };
+            let to = if shape.causal { keys.start + i + 1 } else { keys.end };
             let weights: Vec<f64> =
-                (from..to).map(|t| capped(f64::from(shape.scale) * score(t)).exp()).collect();
+                (from..to).map(|t| (capped(f64::from(shape.scale) * score(t)) + bias(t)).exp()).collect();
             let total: f64 = weights.iter().sum();
             let mut y = vec![0.0; size];
             for (t, w) in (from..).zip(&weights) {
@@ -55,7 +69,8 @@ fn reference(args: &[Vec<f64>], segments: &[Range<usize>], shape: AttentionShape
 }
 
 /// The same as a chain of candle's own operations on one segment at a time, with candle's gradients.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Range<usize>], shape: AttentionShape) -> Tensor {
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor, plan: Plan<'_>) -> Tensor {
+    let shape = *plan.shape;
     let heads = |x: &Tensor, s: &Range<usize>, heads: usize| {
         let x = x.narrow(0, s.start, s.len()).unwrap().reshape((s.len(), heads, shape.head_dim)).unwrap();
         let x = x.transpose(0, 1).unwrap().contiguous().unwrap();
@@ -63,18 +78,22 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Range<usize>], shape
         let x = x.unsqueeze(1).unwrap().broadcast_as((heads, group, s.len(), shape.head_dim)).unwrap();
         x.reshape((shape.heads, s.len(), shape.head_dim)).unwrap()
     };
-    let out = segments.iter().map(|s| {
-        let (q, k, v) = (heads(q, s, shape.heads), heads(k, s, shape.kv_heads), heads(v, s, shape.kv_heads));
+    let out = plan.sequences().map(|(s, t)| {
+        let (q, k, v) = (heads(q, s, shape.heads), heads(k, t, shape.kv_heads), heads(v, t, shape.kv_heads));
         let hidden = |i: usize, j: usize| shape.causal && j > i || shape.window.is_some_and(|w| j + w <= i);
-        let mask =
-            (0..s.len() * s.len()).map(|at| if hidden(at / s.len(), at % s.len()) { -1e30 } else { 0f32 });
-        let mask = Tensor::from_vec(mask.collect(), (s.len(), s.len()), &Device::Cpu).unwrap();
+        let bias = |h, i, j| plan.bias.map_or(0.0, |bias| bias.of(h, i, j));
+        let added = (0..shape.heads * s.len() * t.len()).map(|at| {
+            let (h, i, j) = (at / t.len() / s.len(), at / t.len() % s.len(), at % t.len());
+            if hidden(i, j) { -1e30 } else { bias(h, i, j) }
+        });
+        let dims = (shape.heads, s.len(), t.len());
+        let added = Tensor::from_vec(added.collect(), dims, &Device::Cpu).unwrap();
         let scores = (q.matmul(&k.t().unwrap()).unwrap() * f64::from(shape.scale)).unwrap();
         let scores = match shape.cap {
             None => scores,
             Some(cap) => ((scores / f64::from(cap)).unwrap().tanh().unwrap() * f64::from(cap)).unwrap(),
         };
-        let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask).unwrap(), D::Minus1).unwrap();
+        let weights = candle_nn::ops::softmax(&(scores + added).unwrap(), D::Minus1).unwrap();
         let y = weights.matmul(&v).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
         y.reshape((s.len(), shape.heads * shape.head_dim)).unwrap()
     });
@@ -92,7 +111,7 @@ fn values_and_gradients_match_the_reference() {
         check(
             &[var(&wide), var(&narrow), var(&narrow)],
             |a| attention(&a[0], &a[1], &a[2], &segments, shape),
-            |a| reference(a, &segments, shape),
+            |a| reference(a, Plan::within(&segments, &shape)),
         );
     }
 }
@@ -105,7 +124,35 @@ fn capped_scores_match_the_reference() {
         check(
             &[var(&[13, 12]), var(&[13, 6]), var(&[13, 6])],
             |a| attention(&a[0], &a[1], &a[2], &segments, shape),
-            |a| reference(a, &segments, shape),
+            |a| reference(a, Plan::within(&segments, &shape)),
+        );
+    }
+}
+
+#[test]
+fn biased_scores_match_the_reference() {
+    for (shape, reach) in [(both_ways(2, 2, 4), 3), (both_ways(4, 2, 3), 20), (shape(4, 2, 3, None), 2)] {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+        let (segments, bias) = (segments(&[5, 1, 0, 7]), slope(heads, reach));
+        let (wide, narrow) = ([13, heads * head_dim], [13, kv_heads * head_dim]);
+        check(
+            &[var(&wide), var(&narrow), var(&narrow)],
+            |a| attention_biased(&a[0], &a[1], &a[2], &segments, (shape, &bias)),
+            |a| reference(a, Plan { bias: Some(&bias), ..Plan::within(&segments, &shape) }),
+        );
+    }
+}
+
+#[test]
+fn rows_of_another_batch_match_the_reference() {
+    let (queries, keys) = (segments(&[5, 1, 0, 7]), segments(&[2, 6, 3, 4]));
+    for shape in [both_ways(2, 2, 4), both_ways(4, 2, 3)] {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+        let (wide, narrow) = ([13, heads * head_dim], [15, kv_heads * head_dim]);
+        check(
+            &[var(&wide), var(&narrow), var(&narrow)],
+            |a| attention_across(&a[0], &a[1], &a[2], (&queries, &keys), shape),
+            |a| reference(a, Plan { keys: &keys, ..Plan::within(&queries, &shape) }),
         );
     }
 }
@@ -118,8 +165,28 @@ fn an_untracked_argument_gets_no_gradient() {
         check(
             &[arg(0, &[4, 8]), arg(1, &[4, 4]), arg(2, &[4, 4])],
             |a| attention(&a[0], &a[1], &a[2], &segments, shape),
-            |a| reference(a, &segments, shape),
+            |a| reference(a, Plan::within(&segments, &shape)),
         );
+    }
+}
+
+/// Value and gradients of `op` against candle's own.
+fn assert_autograd(plan: Plan<'_>, op: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) {
+    let AttentionShape { heads, kv_heads, head_dim, .. } = *plan.shape;
+    let rows = |segments: &[Range<usize>]| segments.last().map_or(0, |last| last.end);
+    let (queries, keys) = (rows(plan.queries), rows(plan.keys));
+    let widths = [(queries, heads), (keys, kv_heads), (keys, kv_heads)].map(|(n, h)| [n, h * head_dim]);
+    let vars: Vec<Var> = (1..).zip(&widths).map(|(i, s)| Var::from_tensor(&tensor(i, s)).unwrap()).collect();
+    let [q, k, v] = [&vars[0], &vars[1], &vars[2]].map(Var::as_tensor);
+    let (expected, found) = (composed(q, k, v, plan), op(q, k, v));
+    let wide = |t: &Tensor| flat(t).into_iter().map(f64::from).collect::<Vec<_>>();
+    assert_close("value", &flat(&found), &wide(&expected), VALUE_TOLERANCE);
+    let weights = tensor(9, &widths[0]);
+    let loss = |y: &Tensor| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let (expected, found) = (loss(&expected), loss(&found));
+    for var in &vars {
+        let (e, f) = (expected.get(var).unwrap(), found.get(var).unwrap());
+        assert_close("gradient", &flat(f), &wide(e), 2e-5);
     }
 }
 
@@ -137,25 +204,25 @@ fn long_segments_match_autograd() {
         (both_ways(4, 2, 33), vec![620, 65]),
     ] {
         let shape = AttentionShape { scale: 0.3, ..shape };
-        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         let segments = segments(&lengths);
-        let rows = lengths.iter().sum();
-        let widths = [heads, kv_heads, kv_heads].map(|h| [rows, h * head_dim]);
-        let vars: Vec<Var> =
-            (1..).zip(&widths).map(|(i, s)| Var::from_tensor(&tensor(i, s)).unwrap()).collect();
-        let [q, k, v] = [&vars[0], &vars[1], &vars[2]].map(Var::as_tensor);
-        let expected = composed(q, k, v, &segments, shape);
-        let found = attention(q, k, v, &segments, shape).unwrap();
-        let wide = |t: &Tensor| flat(t).into_iter().map(f64::from).collect::<Vec<_>>();
-        assert_close("value", &flat(&found), &wide(&expected), VALUE_TOLERANCE);
-        let weights = tensor(9, &widths[0]);
-        let loss = |y: &Tensor| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
-        let (expected, found) = (loss(&expected), loss(&found));
-        for var in &vars {
-            let (e, f) = (expected.get(var).unwrap(), found.get(var).unwrap());
-            assert_close("gradient", &flat(f), &wide(e), 2e-5);
-        }
+        assert_autograd(Plan::within(&segments, &shape), |q, k, v| {
+            attention(q, k, v, &segments, shape).unwrap()
+        });
     }
+}
+
+#[test]
+fn long_biased_segments_and_long_keys_match_autograd() {
+    let (queries, keys) = (segments(&[620, 3, 65]), segments(&[70, 700, 300]));
+    for (shape, reach) in [(both_ways(4, 2, 12), 128), (shape(3, 1, 16, None), 40)] {
+        let (shape, bias) = (AttentionShape { scale: 0.3, ..shape }, slope(shape.heads, reach));
+        let plan = Plan { bias: Some(&bias), ..Plan::within(&queries, &shape) };
+        assert_autograd(plan, |q, k, v| attention_biased(q, k, v, &queries, (shape, &bias)).unwrap());
+    }
+    let shape = AttentionShape { scale: 0.3, ..both_ways(4, 2, 12) };
+    assert_autograd(Plan { keys: &keys, ..Plan::within(&queries, &shape) }, |q, k, v| {
+        attention_across(q, k, v, (&queries, &keys), shape).unwrap()
+    });
 }
 
 #[test]
@@ -183,10 +250,17 @@ fn scores_far_apart_do_not_overflow() {
 
 #[test]
 fn a_cache_gives_what_the_whole_segment_gives() {
-    for (window, cap) in [(None, None), (Some(6), None), (None, Some(0.8))] {
+    for (window, cap, bias) in
+        [(None, None, None), (Some(6), None, None), (None, Some(0.8), None), (None, None, Some(slope(4, 9)))]
+    {
         let shape = AttentionShape { cap, ..shape(4, 2, 12, window) };
         let (q, k, v) = (tensor(1, &[90, 48]), tensor(2, &[90, 24]), tensor(3, &[90, 24]));
-        let whole = attention(&q, &k, &v, &segments(&[80, 10]), shape).unwrap().to_vec2::<f32>().unwrap();
+        let segments = segments(&[80, 10]);
+        let whole = match &bias {
+            None => attention(&q, &k, &v, &segments, shape),
+            Some(bias) => attention_biased(&q, &k, &v, &segments, (shape, bias)),
+        };
+        let whole = whole.unwrap().to_vec2::<f32>().unwrap();
         let (k, v) = (flat(&k), flat(&v));
         let cache = |rows: Range<usize>| {
             [&k, &v].map(|x| {
@@ -205,13 +279,35 @@ fn a_cache_gives_what_the_whole_segment_gives() {
             CachedSegment { start, len, keys, values }
         };
         let cached = [segment(0, 0, 55), segment(1, 55, 1), segment(2, 57, 3)];
-        let y = attention_cached(&q, &cached, shape).unwrap().to_vec2::<f32>().unwrap();
+        let y = attention_cached(&q, &cached, shape, bias.as_deref()).unwrap().to_vec2::<f32>().unwrap();
         for (row, expected) in (20..75).chain([75]).enumerate().chain([(57, 87), (58, 88), (59, 89)]) {
             let expected: Vec<f64> = whole[expected].iter().copied().map(f64::from).collect();
             assert_close(&format!("row {row}"), &y[row], &expected, VALUE_TOLERANCE);
         }
         assert_eq!(y[56], vec![0.0; 48]);
     }
+}
+
+#[test]
+fn cached_keys_of_another_batch_are_all_seen() {
+    let (shape, queries, keys) = (both_ways(4, 2, 12), segments(&[5, 40]), segments(&[9, 3]));
+    let (q, k, v) = (tensor(1, &[45, 48]), tensor(2, &[12, 24]), tensor(3, &[12, 24]));
+    let whole = attention_across(&q, &k, &v, (&queries, &keys), shape).unwrap();
+    let caches: Vec<[CacheRows; 2]> = (keys.iter())
+        .map(|rows| {
+            [&k, &v].map(|x| {
+                let mut cache = CacheRows::new(24, CacheDtype::F32);
+                cache.append(&flat(x)[rows.start * 24..rows.end * 24]);
+                cache
+            })
+        })
+        .collect();
+    let cached: Vec<_> = (queries.iter().zip(&caches))
+        .map(|(rows, [keys, values])| CachedSegment { start: rows.start, len: rows.len(), keys, values })
+        .collect();
+    let found = attention_cached(&q, &cached, shape, None).unwrap();
+    let expected: Vec<f64> = flat(&whole).into_iter().map(f64::from).collect();
+    assert_close("value", &flat(&found), &expected, VALUE_TOLERANCE);
 }
 
 #[test]
@@ -235,8 +331,9 @@ fn wrong_segments_and_shapes_are_refused() {
     }
     let mut keys = CacheRows::new(4, CacheDtype::F32);
     keys.append(&[0.0; 8]);
-    let cached =
-        |start, len| attention_cached(&q, &[CachedSegment { start, len, keys: &keys, values: &keys }], shape);
+    let cached = |start, len| {
+        attention_cached(&q, &[CachedSegment { start, len, keys: &keys, values: &keys }], shape, None)
+    };
     assert!(cached(3, 2).is_ok());
     assert!(cached(0, 3).is_err());
     assert!(cached(4, 2).is_err());

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::gains::Output;
 use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
+use crate::attention::Plan;
 use crate::attention::backward::{Gradients, Inputs, run};
 use crate::elementwise::swiglu_pull_back;
 use crate::norm::{pull_back, pull_back_beside};
@@ -72,7 +73,7 @@ impl Layer<'_> {
         let (q, k) = (self.heads(0, &saved.q), self.heads(1, &saved.k));
         let Saved { v, attended: y, log_sums, .. } = saved;
         let inputs = Inputs { q: &q, k: &k, v, y, g: &g, log_sums };
-        let mut found = run(&inputs, &self.pass.segments, &self.block.shape);
+        let mut found = run(&inputs, Plan::within(&self.pass.segments, &self.block.shape));
         self.rotate(&mut found.q, -1.0);
         self.rotate(&mut found.k, -1.0);
         if let Some([q_gain, k_gain]) = &self.block.head_gains {

@@ -111,7 +111,7 @@ impl Cached<'_> {
                 values.append(&v[rows.start * width..rows.end * width]);
                 CachedSegment { start: rows.start, len: rows.len(), keys, values }
             });
-        attend(q, &segments.collect::<Vec<_>>(), &self.layer.block.shape)
+        attend(q, &segments.collect::<Vec<_>>(), &self.layer.block.shape, None)
     }
 
     /// `x` through the `G` projections from number `first` on, added to `onto` where that is given.

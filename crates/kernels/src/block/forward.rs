@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
+use crate::attention::Plan;
 use crate::attention::forward::{Inputs, run};
 use crate::elementwise::swiglu_into;
 use crate::norm::normalise;
@@ -20,7 +21,7 @@ impl Layer<'_> {
         }
         let (attended, log_sums) = {
             let inputs = Inputs { q: &self.heads(0, &q), k: &self.heads(1, &k), v: &v };
-            run(&inputs, &self.pass.segments, &self.block.shape)
+            run(&inputs, Plan::within(&self.pass.segments, &self.block.shape))
         };
         let [middle] = self.project(O, &attended, Some(x), &mut u);
         self.norm(1, &middle, &mut normed);
