@@ -14,8 +14,6 @@ use crate::product::Matrix;
 /// beats packing it.
 pub(super) const FEW: usize = 32;
 
-/// Rows of x that are multiplied together at most.
-const TOGETHER: usize = 8;
 /// Columns that are multiplied at a time.
 const RUN: usize = 32;
 /// Bytes of W to a task: they stay in the L2 cache.
@@ -65,8 +63,10 @@ pub(super) struct Group {
 impl Group {
     /// All rows of x.
     fn all(x: &Left<'_>, stored: Stored) -> Vec<Self> {
-        let firsts = (0..x.m).step_by(TOGETHER);
-        firsts.map(|first| Self::new(x, (first, TOGETHER.min(x.m - first)), stored)).collect()
+        // All are read again for each quantised row of W, so in f32 fewer, for the L1 cache to hold them.
+        let together = if x.pairs || stored.size().is_some() { 8 } else { 4 };
+        let firsts = (0..x.m).step_by(together);
+        firsts.map(|first| Self::new(x, (first, together.min(x.m - first)), stored)).collect()
     }
 
     fn new(x: &Left<'_>, rows: (usize, usize), stored: Stored) -> Self {
@@ -116,7 +116,7 @@ fn dots(stored: Stored, pairs: bool, m: usize) -> unsafe fn(&Part<'_>) {
         (false, 1) => by_stored!(stored, of_f32, 1, 1, 4),
         (false, 2) => by_stored!(stored, of_f32, 2, 2, 2),
         (false, 4) => by_stored!(stored, of_f32, 4, 3, 1),
-        (false, _) => by_stored!(stored, of_f32, 8, 2, 1),
+        (false, _) => by_stored!(stored, of_f32, 8, 3, 1),
         (true, 1) => by_stored!(stored, of_pairs, 1, 1, 4),
         (true, 2) => by_stored!(stored, of_pairs, 2, 2, 2),
         (true, 4) => by_stored!(stored, of_pairs, 4, 3, 1),

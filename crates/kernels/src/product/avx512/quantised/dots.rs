@@ -13,8 +13,7 @@ pub(in super::super) fn dots(stored: Stored, pairs: bool, m: usize) -> unsafe fn
     match (pairs, m) {
         (false, 1) => by_quantised!(stored, of_f32, 1, 2),
         (false, 2) => by_quantised!(stored, of_f32, 2, 2),
-        (false, 4) => by_quantised!(stored, of_f32, 4, 2),
-        (false, _) => by_quantised!(stored, of_f32, 8, 1),
+        (false, _) => by_quantised!(stored, of_f32, 4, 2),
         (true, 1) => by_quantised!(stored, of_pairs, 1, 2),
         (true, 2) => by_quantised!(stored, of_pairs, 2, 2),
         (true, 4) => by_quantised!(stored, of_pairs, 4, 2),

@@ -1,7 +1,9 @@
 //! Groups of 32 quantised values, widened in registers: to f32, or rounded to bf16.
+//!
+//! Beware of closures and of what takes them (`from_fn`, `map`, `fold`): where such a call is not inlined, its body is compiled
+//! without these instructions, and each of them becomes a call.
 
 use std::arch::x86_64::*;
-use std::array::from_fn;
 
 use super::super::{Q4_0, Q4_K, Q5_K, Q8_0, round};
 use crate::quantised::GROUP;
@@ -33,18 +35,12 @@ unsafe fn scales<const S: u8>(block: *const u8) -> Scales {
         match S {
             Q8_0 | Q4_0 => scales.d[0] = half(block),
             Q4_K | Q5_K => {
-                let words: [u32; 3] = from_fn(|i| block.add(4 + 4 * i).cast::<u32>().read_unaligned());
-                let high = |word: u32| (word >> 6 & 0x0303_0303) << 4;
-                let numbers = [
-                    [words[0] & 0x3f3f_3f3f, words[2] & 0x0f0f_0f0f | high(words[0])],
-                    [words[1] & 0x3f3f_3f3f, words[2] >> 4 & 0x0f0f_0f0f | high(words[1])],
-                ];
-                let times = |[low, high]: [u32; 2], by: f32| {
-                    let bytes = _mm_set_epi64x(0, (u64::from(low) | u64::from(high) << 32).cast_signed());
-                    _mm256_mul_ps(_mm256_set1_ps(by), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)))
-                };
-                _mm256_storeu_ps(scales.d.as_mut_ptr(), times(numbers[0], half(block)));
-                _mm256_storeu_ps(scales.min.as_mut_ptr(), times(numbers[1], half(block.add(2))));
+                let words = block.add(4).cast::<[u32; 3]>().read_unaligned();
+                let [low, high] = numbers(words);
+                let d = _mm256_mul_ps(_mm256_set1_ps(half(block)), low);
+                let min = _mm256_mul_ps(_mm256_set1_ps(half(block.add(2))), high);
+                _mm256_storeu_ps(scales.d.as_mut_ptr(), d);
+                _mm256_storeu_ps(scales.min.as_mut_ptr(), min);
             }
             _ => {
                 let bytes = _mm_loadu_si128(block.add(192).cast());
@@ -54,6 +50,31 @@ unsafe fn scales<const S: u8>(block: *const u8) -> Scales {
             }
         }
         scales
+    }
+}
+
+/// Eight scales and eight minima of six bits, as `Q4_K` and `Q5_K` pack them.
+#[inline(always)]
+unsafe fn numbers([scales, mins, rest]: [u32; 3]) -> [__m256; 2] {
+    const SIX: u32 = 0x3f3f_3f3f;
+    const FOUR: u32 = 0x0f0f_0f0f;
+    const TWO: u32 = 0x0303_0303;
+    // SAFETY: the caller has AVX-512 VL.
+    unsafe {
+        [
+            eight([scales & SIX, rest & FOUR | (scales >> 6 & TWO) << 4]),
+            eight([mins & SIX, rest >> 4 & FOUR | (mins >> 6 & TWO) << 4]),
+        ]
+    }
+}
+
+/// Eight bytes as f32.
+#[inline(always)]
+unsafe fn eight([low, high]: [u32; 2]) -> __m256 {
+    // SAFETY: the caller has AVX-512 VL.
+    unsafe {
+        let bytes = _mm_set_epi64x(0, (u64::from(low) | u64::from(high) << 32).cast_signed());
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
     }
 }
 
@@ -204,18 +225,17 @@ unsafe fn six_bits(block: *const u8, scales: &Scales, g: usize) -> [__m512; 2] {
         let (side, part) = (g / 4, g % 4);
         let shift = _mm_set_epi64x(0, (part / 2 * 4) as i64);
         let up = _mm_set_epi64x(0, (2 * part) as i64);
-        from_fn(
-            #[inline(always)]
-            |i| {
-                let low = words(block.add(64 * side + 32 * (part % 2) + 16 * i));
-                let high = words(block.add(128 + 32 * side + 16 * i));
-                let low = _mm512_and_si512(_mm512_srl_epi32(low, shift), _mm512_set1_epi32(15));
-                let high = _mm512_and_si512(_mm512_srl_epi32(high, up), _mm512_set1_epi32(3));
-                let level = _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
-                let number = _mm512_cvtepi32_ps(_mm512_sub_epi32(level, _mm512_set1_epi32(32)));
-                _mm512_mul_ps(_mm512_set1_ps(scales.d[2 * g + i]), number)
-            },
-        )
+        let mut values = [_mm512_setzero_ps(); 2];
+        for (i, values) in values.iter_mut().enumerate() {
+            let low = words(block.add(64 * side + 32 * (part % 2) + 16 * i));
+            let high = words(block.add(128 + 32 * side + 16 * i));
+            let low = _mm512_and_si512(_mm512_srl_epi32(low, shift), _mm512_set1_epi32(15));
+            let high = _mm512_and_si512(_mm512_srl_epi32(high, up), _mm512_set1_epi32(3));
+            let level = _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
+            let number = _mm512_cvtepi32_ps(_mm512_sub_epi32(level, _mm512_set1_epi32(32)));
+            *values = _mm512_mul_ps(_mm512_set1_ps(scales.d[2 * g + i]), number);
+        }
+        values
     }
 }
 
