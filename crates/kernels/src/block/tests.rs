@@ -315,7 +315,15 @@ fn caches_give_what_one_pass_gives() {
 /// A block of 256 columns whose weights are `stored`, and the same one with the values that those stand for.
 fn quantised(stored: Stored, compute: Compute) -> [Block; 2] {
     let (hidden, inner) = (256, 512);
-    let shape = AttentionShape { heads: 8, kv_heads: 2, head_dim: 32, scale: 0.2, window: None, cap: None };
+    let shape = AttentionShape {
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 32,
+        scale: 0.2,
+        window: None,
+        cap: None,
+        causal: true,
+    };
     let (q, k) = (shape.query_width(), shape.key_width());
     let sizes = [(q, hidden), (k, hidden), (k, hidden), (hidden, q)];
     let sizes = [&sizes[..], &[(inner, hidden), (inner, hidden), (hidden, inner)]].concat();
