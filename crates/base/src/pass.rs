@@ -79,6 +79,6 @@ impl Pass<'_, '_> {
                 CachedSegment { start: rows.start, len: rows.len(), keys, values }
             })
             .collect();
-        taper_kernels::attention_cached(q, &segments, shape)
+        taper_kernels::attention_cached(q, &segments, shape, None)
     }
 }
