@@ -49,6 +49,7 @@ unsafe fn body<const S: u8, const PAIRS: bool, const M: usize, const U: usize>(p
                 #[inline(always)]
                 |i, turn, values| {
                     let x = x.wrapping_add(i * M * lines);
+                    #[expect(clippy::needless_range_loop, reason = "the index is of an inner dimension")]
                     for m in 0..M {
                         for half in 0..lines {
                             let x = _mm512_load_si512(x.wrapping_add(m * lines + half).cast());
@@ -58,12 +59,11 @@ unsafe fn body<const S: u8, const PAIRS: bool, const M: usize, const U: usize>(p
                     }
                 },
             );
+            // Bounds that are constants keep the sums in registers.
             for m in 0..M {
-                let mut sum = sums[0][m][0];
-                for u in 0..U {
-                    for half in usize::from(u == 0)..lines {
-                        sum = _mm512_add_ps(sum, sums[u][m][half]);
-                    }
+                let mut sum = _mm512_setzero_ps();
+                for sums in &sums {
+                    sum = _mm512_add_ps(sum, _mm512_add_ps(sums[m][0], sums[m][1]));
                 }
                 if m < group.rows.1 {
                     part.put(r, m, _mm512_reduce_add_ps(sum));
