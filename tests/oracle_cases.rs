@@ -25,18 +25,21 @@ struct Case {
 impl Case {
     fn open(name: &str) -> Self {
         let dir = fixtures().join("oracle").join(name);
-        let expected = tensors(&dir.join("expected.safetensors"));
-        let matrix = |key: &str| {
-            expected[key].to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>()).expect("a matrix")
+        let (base, expected) = (open(&dir.join("model")), tensors(&dir.join("expected.safetensors")));
+        let (micro, rows) = match (&base.task, base.model.decoder_start()) {
+            (_, Some(start)) => Self::written(&expected, start),
+            (Task::Classify(_), None) => Self::of_sequences(&expected),
+            (task, None) => Self::in_place(&expected, task),
         };
-        let base = open(&dir.join("model"));
-        let (ids, mask) = (matrix("input_ids"), matrix("attention_mask"));
-        if let Task::Classify(_) = base.task {
-            return Self::of_sequences(base, dir, expected, (ids, mask));
-        }
+        Self { base, dir, micro, rows, expected }
+    }
+
+    /// The batch of a decoder or of a model that tags, and its rows among the padded ones.
+    fn in_place(expected: &BTreeMap<String, Tensor>, task: &Task) -> (MicroBatch, Vec<u32>) {
+        let matrix = |key| matrix(expected, key);
+        let (ids, mask, labels) = (matrix("input_ids"), matrix("attention_mask"), matrix("labels"));
         // The first token's label is nobody's in a language model, and its own where tokens are tagged.
-        let shift = usize::from(base.task == Task::CausalLm);
-        let labels = matrix("labels");
+        let shift = usize::from(*task == Task::CausalLm);
         let (mut micro, mut rows) = (MicroBatch::default(), Vec::new());
         for (b, row) in ids.iter().enumerate() {
             let len = mask[b].iter().sum::<i64>() as usize;
@@ -49,16 +52,12 @@ impl Case {
                 micro.labelled.labels.push(labels[b][t] as u32);
             }
         }
-        Self { base, dir, micro, rows, expected }
+        (micro, rows)
     }
 
-    /// A case with one label a sequence.
-    fn of_sequences(
-        base: Base,
-        dir: PathBuf,
-        expected: BTreeMap<String, Tensor>,
-        (ids, mask): (Vec<Vec<i64>>, Vec<Vec<i64>>),
-    ) -> Self {
+    /// A batch with one label a sequence.
+    fn of_sequences(expected: &BTreeMap<String, Tensor>) -> (MicroBatch, Vec<u32>) {
+        let (ids, mask) = (matrix(expected, "input_ids"), matrix(expected, "attention_mask"));
         let mut micro = MicroBatch::default();
         for (ids, mask) in ids.iter().zip(mask) {
             let len = mask.iter().sum::<i64>() as usize;
@@ -67,7 +66,26 @@ impl Case {
         let rows: Vec<u32> = (0..ids.len() as u32).collect();
         micro.labelled.rows.clone_from(&rows);
         micro.labelled.labels = values(&expected["labels"]).into_iter().map(|label| label as u32).collect();
-        Self { base, dir, micro, rows, expected }
+        (micro, rows)
+    }
+
+    /// The batch of an encoder-decoder, which is taught by the labels shifted right behind `start`.
+    fn written(expected: &BTreeMap<String, Tensor>, start: u32) -> (MicroBatch, Vec<u32>) {
+        let matrix = |key| matrix(expected, key);
+        let (ids, mask, labels) = (matrix("input_ids"), matrix("attention_mask"), matrix("labels"));
+        let (mut micro, mut rows) = (MicroBatch::default(), Vec::new());
+        for (b, row) in ids.iter().enumerate() {
+            let len = mask[b].iter().sum::<i64>() as usize;
+            let source: Vec<u32> = row[..len].iter().map(|&id| id as u32).collect();
+            let learned: Vec<u32> = labels[b].iter().filter(|&&id| id >= 0).map(|&id| id as u32).collect();
+            let from = micro.batch.len() as u32;
+            let shifted = [&[start], &learned[..learned.len() - 1]].concat();
+            micro.batch.push_from(&source, &shifted);
+            micro.labelled.rows.extend(from..from + learned.len() as u32);
+            rows.extend((b * labels[b].len()..b * labels[b].len() + learned.len()).map(|row| row as u32));
+            micro.labelled.labels.extend(learned);
+        }
+        (micro, rows)
     }
 
     fn adapter(&self) -> LoraAdapter {
@@ -86,6 +104,10 @@ impl Case {
         let rows = Tensor::new(self.rows.as_slice(), padded.device()).expect("row numbers");
         values(&padded.index_select(&rows, 0).expect("rows of tokens"))
     }
+}
+
+fn matrix(tensors: &BTreeMap<String, Tensor>, key: &str) -> Vec<Vec<i64>> {
+    tensors[key].to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>()).expect("a matrix")
 }
 
 fn logits_and_loss(case: &Case) {
@@ -251,4 +273,6 @@ oracle! {
     qwen3: "qwen3";
     roberta_classify: "roberta-classify";
     smollm3: "smollm3";
+    t5: "t5";
+    t5_v1_1: "t5-v1.1";
 }

@@ -3,11 +3,15 @@
 use std::ops::Range;
 
 /// Tokens of several sequences, one after another, with no padding between them.
+///
+/// For a network that reads one sequence and writes another, these are what it writes, and [`source`](Self::source) is what
+/// it reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     tokens: Vec<u32>,
     types: Vec<u32>,
     segments: Vec<Range<usize>>,
+    source: Option<Box<Batch>>,
 }
 
 impl Batch {
@@ -32,6 +36,18 @@ impl Batch {
         self.types.extend_from_slice(&types[..types.len().min(sequence.len())]);
         self.types.resize(self.tokens.len(), 0);
         self.segments.push(start..self.tokens.len());
+    }
+
+    /// Appends a sequence as a segment of its own, with the `source` that it is written from.
+    pub fn push_from(&mut self, source: &[u32], sequence: &[u32]) {
+        self.source.get_or_insert_default().push(source);
+        self.push(sequence);
+    }
+
+    /// The sequences that those of this batch are written from, one each. None for a decoder alone, and where the caches
+    /// hold what was made of them.
+    pub fn source(&self) -> Option<&Batch> {
+        self.source.as_deref()
     }
 
     /// All tokens `(N,)`.

@@ -1,6 +1,7 @@
 //! Keys and values of one sequence, owned by whoever runs it.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Result, Storage, Tensor};
 use taper_kernels::{CacheDtype, CacheRows};
@@ -13,6 +14,8 @@ use taper_kernels::{CacheDtype, CacheRows};
 #[derive(Clone, Debug)]
 pub struct KvCache {
     layers: Vec<(CacheRows, CacheRows)>,
+    /// Keys and values of the source in each layer; none until it is read, and none for a decoder alone.
+    source: Arc<[(CacheRows, CacheRows)]>,
     width: usize,
     tokens: Vec<u32>,
     /// Tokens, from the first on, whose keys and values the layers hold.
@@ -25,7 +28,8 @@ impl KvCache {
     /// An empty cache for `layers` layers of keys and values of `width` = K·E values a token, in f32.
     pub fn new(layers: usize, width: usize) -> Self {
         let rows = CacheRows::new(width, CacheDtype::F32);
-        Self { layers: vec![(rows.clone(), rows); layers], width, tokens: Vec::new(), read: 0, turning: 0 }
+        let layers = vec![(rows.clone(), rows); layers];
+        Self { layers, source: Arc::default(), width, tokens: Vec::new(), read: 0, turning: 0 }
     }
 
     /// An empty cache like this one that keeps its keys and values in `dtype`.
@@ -80,6 +84,29 @@ impl KvCache {
         self.read
     }
 
+    /// Whether the source has been read.
+    pub(crate) fn has_source(&self) -> bool {
+        !self.source.is_empty()
+    }
+
+    /// Takes up `rows` of the source's `keys` and `values` `(M, K·E)` in each layer, in the place of any other's.
+    pub(crate) fn set_source(&mut self, of_layers: &[(Tensor, Tensor)], rows: &Range<usize>) -> Result<()> {
+        let dtype = self.layers.first().map_or(CacheDtype::F32, |(keys, _)| keys.dtype());
+        let taken = |tensor: &Tensor| {
+            let mut cache = CacheRows::new(self.width, dtype);
+            append(&mut cache, tensor, self.width, rows).map(|()| cache)
+        };
+        let layer = |(keys, values): &(Tensor, Tensor)| Ok((taken(keys)?, taken(values)?));
+        self.source = of_layers.iter().map(layer).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Keys and values `(M, K·E)` of the source in a layer.
+    pub(crate) fn source(&self, layer: usize) -> (&CacheRows, &CacheRows) {
+        let (k, v) = &self.source[layer];
+        (k, v)
+    }
+
     /// Appends `rows` of a batch's `keys` and `values` `(N, K·E)` to a layer; [`advance`](Self::advance) counts them once all
     /// layers have theirs.
     pub(crate) fn append(
@@ -89,17 +116,10 @@ impl KvCache {
         values: &Tensor,
         rows: &Range<usize>,
     ) -> Result<()> {
-        let rows = rows.start * self.width..rows.end * self.width;
+        let width = self.width;
         let (k, v) = self.layer_mut(layer);
-        for (cache, tensor) in [(k, keys), (v, values)] {
-            let (storage, layout) = tensor.storage_and_layout();
-            let Storage::Cpu(storage) = &*storage else {
-                candle_core::bail!("a cache takes tensors on the CPU")
-            };
-            let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
-            cache.append(&values[rows.clone()]);
-        }
-        Ok(())
+        append(k, keys, width, rows)?;
+        append(v, values, width, rows)
     }
 
     /// Keys and values `(T, K·E)` of a layer.
@@ -122,4 +142,13 @@ impl KvCache {
         self.tokens.extend_from_slice(tokens);
         self.read = self.tokens.len();
     }
+}
+
+/// Appends `rows` of `tensor` `(N, width)`, which lies row after row.
+fn append(cache: &mut CacheRows, tensor: &Tensor, width: usize, rows: &Range<usize>) -> Result<()> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { candle_core::bail!("a cache takes tensors on the CPU") };
+    let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
+    cache.append(&values[rows.start * width..rows.end * width]);
+    Ok(())
 }

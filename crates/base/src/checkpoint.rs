@@ -162,11 +162,12 @@ impl Checkpoint {
     /// (`model.`, `bert.`) in a bare model's files, or with the names that a norm's parameters had once (`gamma`, `beta`);
     /// with a tied head, the embedding and the head are each other's other name.
     pub fn stored_name(&self, name: &str, tied: bool) -> Option<&str> {
-        const EMBEDDINGS: [&str; 4] = [
+        const EMBEDDINGS: [&str; 5] = [
             "model.embed_tokens.weight",
             "model.language_model.embed_tokens.weight",
             "transformer.wte.weight",
             "gpt_neox.embed_in.weight",
+            "shared.weight",
         ];
         const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
         let any = |names: &[&str]| names.iter().find_map(|name| self.find(name));
@@ -179,7 +180,7 @@ impl Checkpoint {
 
     /// The name in the files of `name`: its own, or one that other versions of its model give it.
     fn find(&self, name: &str) -> Option<&str> {
-        const OTHERS: [(&str, &str); 8] = [
+        const OTHERS: [(&str, &str); 10] = [
             ("model.language_model.", "language_model.model."),
             ("lm_head.", "language_model.lm_head."),
             ("model.", ""),
@@ -188,6 +189,8 @@ impl Checkpoint {
             ("bert.", ""),
             ("roberta.", ""),
             ("distilbert.", ""),
+            ("shared.", "encoder.embed_tokens."),
+            ("shared.", "decoder.embed_tokens."),
         ];
         const OLDER: [(&str, &str); 2] =
             [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];

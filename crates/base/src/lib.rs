@@ -31,6 +31,7 @@ mod parts;
 mod pass;
 mod rope;
 mod sampler;
+mod t5;
 mod task;
 mod text_stream;
 mod tiny;

@@ -18,6 +18,12 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// dynamic rope beyond its trained context runs that pass again each time.
     fn hidden(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Result<Tensor>;
 
+    /// The token that every sequence begins with, of a network that writes it from a source ([`Batch::source`]): `hidden`
+    /// then asks for the sources, in the first pass at least where there are caches. None of a decoder alone.
+    fn decoder_start(&self) -> Option<u32> {
+        None
+    }
+
     /// The output head.
     fn head(&self) -> &Head;
 

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use taper_kernels::{Compute, Weight};
 
-use crate::{Checkpoint, Embedding, Error, LayerNorm, Linear};
+use crate::{Checkpoint, Embedding, Error, LayerNorm, Linear, RmsNorm};
 
 /// A checkpoint, and how a network reads it.
 #[derive(Clone, Copy)]
@@ -52,6 +52,11 @@ impl Parts<'_> {
     pub(crate) fn layer_norm(&self, path: &str, size: usize, eps: f64) -> Result<LayerNorm, Error> {
         let (gain, bias) = (self.vector(path, "weight", size)?, self.vector(path, "bias", size)?);
         Ok(LayerNorm::new(path, gain, Some(bias), eps))
+    }
+
+    /// The RMS norm at `path`.
+    pub(crate) fn rms_norm(&self, path: &str, size: usize, eps: f64) -> Result<RmsNorm, Error> {
+        Ok(RmsNorm::new(path, self.vector(path, "weight", size)?, eps))
     }
 
     /// The parameter `name` `(size,)` of the module at `path`.

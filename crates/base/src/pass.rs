@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use taper_kernels::{AttentionShape, CachedSegment};
+use taper_kernels::{AttentionShape, CacheRows, CachedSegment, DistanceBias};
 
 use crate::{Adapter, Batch, KvCache};
 
@@ -67,18 +67,41 @@ impl Pass<'_, '_> {
         (q, k, v): (&Tensor, &Tensor, &Tensor),
         shape: AttentionShape,
     ) -> Result<Tensor> {
+        self.attend_biased(layer, (q, k, v), (shape, None))
+    }
+
+    /// [`attend`](Self::attend) with a bias on the scores.
+    pub(crate) fn attend_biased(
+        &mut self,
+        layer: usize,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        (shape, bias): (AttentionShape, Option<&Arc<DistanceBias>>),
+    ) -> Result<Tensor> {
         if self.caches.is_empty() {
-            return taper_kernels::attention(q, k, v, &self.segments, shape);
+            return match bias {
+                None => taper_kernels::attention(q, k, v, &self.segments, shape),
+                Some(bias) => taper_kernels::attention_biased(q, k, v, &self.segments, (shape, bias)),
+            };
         }
         for (cache, rows) in self.caches.iter_mut().zip(self.segments.iter()) {
             cache.append(layer, k, v, rows)?;
         }
-        let segments: Vec<CachedSegment<'_>> = (self.caches.iter().zip(self.segments.iter()))
+        let segments = self.cached(|cache| cache.layer(layer));
+        taper_kernels::attention_cached(q, &segments, shape, bias.map(Arc::as_ref))
+    }
+
+    /// Attention of `q` `(N, H·E)`, in block `layer`, over all that the caches hold of the sources.
+    pub(crate) fn attend_source(&self, layer: usize, q: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        taper_kernels::attention_cached(q, &self.cached(|cache| cache.source(layer)), shape, None)
+    }
+
+    /// The rows of each segment, with those keys and values `of` its cache that they meet.
+    fn cached(&self, of: impl Fn(&KvCache) -> (&CacheRows, &CacheRows)) -> Vec<CachedSegment<'_>> {
+        (self.caches.iter().zip(self.segments.iter()))
             .map(|(cache, rows)| {
-                let (keys, values) = cache.layer(layer);
+                let (keys, values) = of(cache);
                 CachedSegment { start: rows.start, len: rows.len(), keys, values }
             })
-            .collect();
-        taper_kernels::attention_cached(q, &segments, shape, None)
+            .collect()
     }
 }

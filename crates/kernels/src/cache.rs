@@ -48,6 +48,11 @@ impl CacheRows {
         Self { dtype, width, bytes: Vec::new() }
     }
 
+    /// What they are rounded to.
+    pub fn dtype(&self) -> CacheDtype {
+        self.dtype
+    }
+
     /// T.
     pub fn rows(&self) -> usize {
         self.bytes.len() / self.row().max(1)

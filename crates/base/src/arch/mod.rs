@@ -16,6 +16,7 @@ mod qwen2;
 mod qwen3;
 mod roberta;
 mod smollm3;
+mod t5;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -26,10 +27,11 @@ use crate::decoder::{Decoder, DecoderConfig, LayerFacts, Projections};
 use crate::encoder::{Encoder, EncoderConfig, Names, Pooling};
 use crate::gpt::Gpt;
 use crate::rope::Rope;
+use crate::t5::T5;
 use crate::{Checkpoint, Error, Network, Sizes, Task};
 
 const SUPPORTED: &str = "bert, distilbert, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3, \
-                         roberta, smollm3, xlm-roberta";
+                         roberta, smollm3, t5, xlm-roberta";
 
 /// Builds the network that `config` describes over the weights of `checkpoint`, under the head that `task` asks for.
 pub(crate) fn build(
@@ -44,6 +46,10 @@ pub(crate) fn build(
     }
     match task {
         Task::CausalLm => writer(config, checkpoint, compute),
+        Task::Classify(_) | Task::Tag(_) if config["model_type"] == "t5" => Err(unsupported(
+            "a t5 writes texts here, and gives no labels: use a model with an encoder or a decoder alone"
+                .into(),
+        )),
         Task::Classify(_) | Task::Tag(_) => {
             Ok(Box::new(Classifier::load(config, checkpoint, compute, task)?))
         }
@@ -65,6 +71,7 @@ fn writer(config: &Value, checkpoint: &Checkpoint, compute: Compute) -> Result<B
     let facts = match config["model_type"].as_str() {
         Some("gpt2") => return Ok(Box::new(Gpt::load(gpt2::facts(config)?, checkpoint, compute)?)),
         Some("gpt_neox") => return Ok(Box::new(Gpt::load(gpt_neox::facts(config)?, checkpoint, compute)?)),
+        Some("t5") => return Ok(Box::new(T5::load(t5::facts(config, checkpoint)?, checkpoint, compute)?)),
         Some("gemma2") => gemma2::facts(config)?,
         Some("gemma3_text") => gemma3::facts(config)?,
         Some("gemma3") => gemma3::facts_of_text(config)?,
