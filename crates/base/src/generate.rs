@@ -60,7 +60,7 @@ pub struct Generation {
     pub times: [Duration; 2],
 }
 
-/// Continues every prompt under `adapter`. `on_text(i, piece)` is called as text of sequence `i` becomes certain.
+/// Continues every prompt under `adapter`, or writes from it where the base is an encoder-decoder. `on_text(i, piece)` is called as text of sequence `i` becomes certain.
 pub fn generate(
     base: &Base,
     adapter: &dyn Adapter,
@@ -103,6 +103,11 @@ impl<'a> Session<'a> {
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<Generation, Error> {
         let base = self.base;
+        if base.model.decoder_start().is_some() {
+            let what =
+                format!("a {} writes one text from another: it holds no conversation", base.model_type());
+            return Err(Error::Unsupported { what });
+        }
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         self.cache.truncate(shared.min(prompt.len().saturating_sub(1)));
         if self.cache.is_empty() {
@@ -139,7 +144,10 @@ fn advance(
             break;
         }
         let piece = sequence.pending.len().min(room.max(1));
-        batch.push(&sequence.pending[..piece]);
+        match sequence.source.take() {
+            Some(source) => batch.push_from(&source, &sequence.pending[..piece]),
+            None => batch.push(&sequence.pending[..piece]),
+        }
         sequence.pending.drain(..piece);
         room = room.saturating_sub(piece);
         taken += 1;
@@ -170,9 +178,11 @@ const RESERVED: usize = 1024;
 struct Sequence<'a> {
     index: usize,
     cache: KvCache,
+    /// What it is written from, until the model has read it.
+    source: Option<Vec<u32>>,
     /// Tokens that the model has not seen yet.
     pending: Vec<u32>,
-    /// Prompt and new tokens.
+    /// Prompt, or the token that begins what is written from it, and new tokens.
     seen: Vec<u32>,
     prompt_len: usize,
     sampler: Sampler,
@@ -193,14 +203,18 @@ impl<'a> Sequence<'a> {
         (index, mut cache): (usize, KvCache),
         options: &GenerationOptions,
     ) -> Result<Self, Error> {
-        cache.reserve(prompt.len() + options.max_tokens.min(RESERVED));
         if prompt.is_empty() {
             let what =
                 format!("prompt {index} has no tokens, and the tokenizer adds none: give it some text");
             return Err(Error::Source { what });
         }
+        let start = base.model.decoder_start();
+        let source = start.map(|_| prompt.to_vec());
+        let prompt = start.as_ref().map_or(prompt, std::slice::from_ref);
+        cache.reserve(prompt.len() + options.max_tokens.min(RESERVED));
         Ok(Self {
             index,
+            source,
             pending: prompt[cache.len()..].to_vec(),
             cache,
             seen: prompt.to_vec(),

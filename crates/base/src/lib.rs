@@ -10,6 +10,7 @@
 mod arch;
 mod base;
 mod batch;
+mod beam;
 mod cache;
 mod chat_template;
 mod checkpoint;
@@ -39,6 +40,7 @@ mod tokenizer;
 
 pub use base::Base;
 pub use batch::Batch;
+pub use beam::{Beams, beam_search};
 pub use cache::KvCache;
 pub use chat_template::{ChatTemplate, Rendered};
 pub use checkpoint::{Checkpoint, TensorInfo, ValueType};

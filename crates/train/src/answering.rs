@@ -89,7 +89,7 @@ impl Questions {
         let mut questions = Self::default();
         for example in examples {
             let Some(answer) = example.spans().last() else { continue };
-            let prompt = &example.tokens[..answer.start];
+            let prompt = example.source.as_deref().unwrap_or(&example.tokens[..answer.start]);
             let place = *places.entry(prompt).or_insert_with(|| {
                 questions.prompts.push(prompt.to_vec());
                 questions.references.push(Vec::new());

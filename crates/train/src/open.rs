@@ -18,7 +18,7 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
     let files = files.first(&[Split::Train])?;
     let options = DataOptions {
         format: recipe.format.clone(),
-        task: recipe.task.map(Task::name),
+        task: recipe.task.map(Task::reads),
         columns: recipe.column.clone(),
         ..DataOptions::default()
     };

@@ -36,10 +36,18 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
+    /// Tokens that run through the model.
+    fn run_length(&self) -> usize {
+        self.batch.len() + self.batch.source().map_or(0, Batch::len)
+    }
+
     /// Appends an example as a segment of its own.
     pub fn push(&mut self, example: &Example) {
         let (start, sequence) = (self.batch.len(), self.batch.segments().len());
-        self.batch.push_typed(&example.tokens, &example.types);
+        match &example.source {
+            Some(source) => self.batch.push_from(source, &example.tokens),
+            None => self.batch.push_typed(&example.tokens, &example.types),
+        }
         match example.learn {
             Learn::Class(label) => self.score(sequence, label),
             Learn::Number(value) => self.numbers.push(value),
@@ -124,10 +132,10 @@ impl Epoch<'_> {
         let size = self.plan.options.rows.max(1);
         let rows = self.order.chunks(size).nth(index).unwrap_or_default();
         let mut examples: Vec<&Example> = rows.iter().map(|&row| &self.plan.examples[row as usize]).collect();
-        let tokens = examples.iter().map(|example| example.tokens.len()).sum();
+        let tokens = examples.iter().map(|example| example.run_length()).sum();
         let labels = examples.iter().map(|example| example.labels()).sum();
         // Longest first, equals in the order of the epoch: the fewest micro-batches without a search.
-        examples.sort_by_key(|example| std::cmp::Reverse(example.tokens.len()));
+        examples.sort_by_key(|example| std::cmp::Reverse(example.run_length()));
         Step {
             micro: fill(&examples, self.plan.options.micro_batch_tokens),
             rows: rows.len(),
@@ -141,7 +149,7 @@ impl Epoch<'_> {
 fn fill(examples: &[&Example], budget: usize) -> Vec<MicroBatch> {
     let mut micro: Vec<MicroBatch> = Vec::new();
     for example in examples {
-        let fits = |batch: &&mut MicroBatch| batch.batch.len() + example.tokens.len() <= budget;
+        let fits = |batch: &&mut MicroBatch| batch.run_length() + example.run_length() <= budget;
         if let Some(batch) = micro.iter_mut().find(fits) {
             batch.push(example);
         } else {
@@ -160,7 +168,7 @@ pub fn micro_batches(examples: &[Example], budget: usize) -> impl Iterator<Item 
     std::iter::from_fn(move || {
         let mut batch = MicroBatch::default();
         while let Some((example, tail)) = rest.split_first() {
-            if !batch.batch.is_empty() && batch.batch.len() + example.tokens.len() > budget {
+            if !batch.batch.is_empty() && batch.run_length() + example.run_length() > budget {
                 break;
             }
             batch.push(example);

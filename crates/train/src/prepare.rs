@@ -8,7 +8,7 @@ use crate::budget::{self, Budget, Memory};
 use crate::checkpoint::{Checkpoints, Origin, State};
 use crate::recipe::Init;
 use crate::{
-    ClassWeights, DataFiles, DataOptions, DataSet, Error, Learn, Recipe, Split, Start, Summary,
+    ClassWeights, DataFiles, DataOptions, DataSet, Error, Learn, Recipe, Split, Start, Summary, Task,
     available_bytes, default_metrics, outputs,
 };
 
@@ -72,10 +72,13 @@ impl Rows {
 
 /// The recipe with the task that `base` was opened for.
 pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
-    let opened = crate::Task::from(&base.task);
+    let opened = Task::of(base);
     if let Some(task) = recipe.task.filter(|task| *task != opened) {
         let (task, opened) = (task.name(), opened.name());
-        return Err(Error::recipe(format!("`task` is {task}, and the base was opened for {opened}")));
+        return Err(Error::recipe(format!(
+            "`task` is {task}, and a {} was opened for {opened}: leave `task` out",
+            base.model_type()
+        )));
     }
     Ok(Recipe { task: Some(opened), ..recipe.clone() })
 }
@@ -84,10 +87,11 @@ pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
 pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
     DataOptions {
         format: recipe.format.clone(),
-        task: Some(crate::Task::from(&base.task).name()),
+        task: Some(Task::of(base).reads()),
         labels: base.task.labels().cloned(),
         columns: recipe.column.clone(),
         max_length: Some(max_length(base, recipe)),
+        decoder_start: base.model.decoder_start(),
         threads: pool::threads(),
     }
 }
@@ -164,7 +168,7 @@ fn config(base: &Base, recipe: &Recipe) -> LoraConfig {
         _ => None,
     };
     LoraConfig {
-        task_type: Some(task_type(&base.task).into()),
+        task_type: Some(task_type(Task::of(base)).into()),
         base_model_name_or_path: Some(base.dir.name.clone()),
         revision,
         r: recipe.rank(),
@@ -184,11 +188,12 @@ fn config(base: &Base, recipe: &Recipe) -> LoraConfig {
 }
 
 /// PEFT's name of a task.
-fn task_type(task: &taper_base::Task) -> &'static str {
+fn task_type(task: Task) -> &'static str {
     match task {
-        taper_base::Task::CausalLm => "CAUSAL_LM",
-        taper_base::Task::Classify(_) => "SEQ_CLS",
-        taper_base::Task::Tag(_) => "TOKEN_CLS",
+        Task::CausalLm | Task::Preference => "CAUSAL_LM",
+        Task::Classify => "SEQ_CLS",
+        Task::Tag => "TOKEN_CLS",
+        Task::Seq2seq => "SEQ_2_SEQ_LM",
     }
 }
 

@@ -93,6 +93,11 @@ fn writer(config: &Value, checkpoint: &Checkpoint, compute: Compute) -> Result<B
     Ok(Box::new(Decoder::load(facts, checkpoint, compute)?))
 }
 
+/// [`Network::decoder_start`] of the network that `config` describes.
+pub(crate) fn decoder_start(config: &Value) -> Option<u32> {
+    (config["model_type"] == "t5").then(|| t5::decoder_start(config))
+}
+
 /// What every Llama-type config.json says in the same words; biases, norms and windows are each model type's own.
 fn common(config: &Value) -> Result<DecoderConfig, Error> {
     refuse_unhonoured(config)?;

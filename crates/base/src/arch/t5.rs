@@ -19,7 +19,6 @@ pub(super) fn facts(config: &Value, checkpoint: &Checkpoint) -> Result<T5Config,
     let scaled = config["scale_decoder_outputs"].as_bool().unwrap_or(tied);
     let heads = super::size(config, "num_heads")?;
     let layers = super::size(config, "num_layers")?;
-    let id = |field: &str| config[field].as_u64().and_then(|id| u32::try_from(id).ok());
     Ok(T5Config {
         sizes: Sizes {
             hidden_size: super::size(config, "d_model")?,
@@ -43,7 +42,7 @@ pub(super) fn facts(config: &Value, checkpoint: &Checkpoint) -> Result<T5Config,
         }
         .checked()?,
         scaled,
-        decoder_start: id("decoder_start_token_id").or(id("pad_token_id")).unwrap_or(0),
+        decoder_start: decoder_start(config),
     })
 }
 
@@ -55,4 +54,10 @@ fn activation(feed: &str) -> Result<Activation, Error> {
             "config.json: `feed_forward_proj` is `{feed}`, taper computes relu, gelu, silu and gated-gelu, gated-silu"
         ))
     })
+}
+
+/// The first token of what is written: the padding token where config.json names none.
+pub(super) fn decoder_start(config: &Value) -> u32 {
+    let id = |field: &str| config[field].as_u64().and_then(|id| u32::try_from(id).ok());
+    id("decoder_start_token_id").or(id("pad_token_id")).unwrap_or(0)
 }

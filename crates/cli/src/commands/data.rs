@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use clap::{Args, Subcommand};
 use taper_base::{ModelDir, ModelSource, Tokenizer};
-use taper_train::{DataFiles, DataOptions, DataReport, ShownRow, Split, SplitReport};
+use taper_train::{DataFiles, DataOptions, DataReport, ShownRow, ShownToken, Split, SplitReport};
 
 use crate::output::{count, print, table};
 
@@ -76,6 +76,7 @@ impl ReadingArgs {
             format: self.format.clone(),
             columns: self.column.iter().cloned().collect::<BTreeMap<_, _>>(),
             max_length: self.max_length,
+            decoder_start: None,
             threads: taper_kernels::pool::threads(),
             ..DataOptions::default()
         }
@@ -90,15 +91,15 @@ pub(crate) fn column(text: &str) -> Result<(String, String), String> {
 pub(crate) fn run(args: &DataArgs) -> anyhow::Result<()> {
     match &args.action {
         Action::Check { rows, json } => {
-            let (files, tokenizer) = open(rows)?;
-            let report = DataReport::of(&files, &tokenizer, &rows.reading.options())?;
+            let (files, tokenizer, options) = open(rows)?;
+            let report = DataReport::of(&files, &tokenizer, &options)?;
             if *json { Ok(print(serde_json::to_string(&report)?)?) } else { Ok(print(describe(&report))?) }
         }
         Action::Show { rows, row, count, json } => {
-            let (files, tokenizer) = open(rows)?;
+            let (files, tokenizer, options) = open(rows)?;
             let first = row.get() - 1;
             let files = files.first(&Split::ALL)?;
-            let shown = taper_train::show(files, &tokenizer, &rows.reading.options(), first..first + count)?;
+            let shown = taper_train::show(files, &tokenizer, &options, first..first + count)?;
             if *json {
                 return print(serde_json::to_string(&serde_json::json!({ "rows": shown }))?);
             }
@@ -108,9 +109,10 @@ pub(crate) fn run(args: &DataArgs) -> anyhow::Result<()> {
     }
 }
 
-fn open(args: &RowArgs) -> anyhow::Result<(DataFiles, Tokenizer)> {
+fn open(args: &RowArgs) -> anyhow::Result<(DataFiles, Tokenizer, DataOptions)> {
     let dir = ModelDir::resolve(&ModelSource::parse(&args.model)?)?;
-    Ok((DataFiles::named(&args.data)?, Tokenizer::open(&dir)?))
+    let options = DataOptions { decoder_start: dir.decoder_start()?, ..args.reading.options() };
+    Ok((DataFiles::named(&args.data)?, Tokenizer::open(&dir)?, options))
 }
 
 fn describe(report: &DataReport) -> String {
@@ -181,16 +183,25 @@ fn show_row(row: &ShownRow, colour: bool) -> String {
         row.path.display(),
         row.line,
         row.format,
-        row.tokens.len(),
+        row.source.len() + row.tokens.len(),
         row.labels,
         if row.cut > 0 { format!(", {} cut off", row.cut) } else { String::new() }
     );
+    push_tokens(&mut text, &row.source, (on, off));
+    if !row.source.is_empty() {
+        text.push_str("\n→ ");
+    }
+    push_tokens(&mut text, &row.tokens, (on, off));
+    text
+}
+
+fn push_tokens(text: &mut String, tokens: &[ShownToken], (on, off): (&str, &str)) {
     let mut learning = false;
-    for token in &row.tokens {
+    for (at, token) in tokens.iter().enumerate() {
         if token.learned != learning {
             text.push_str(if token.learned { on } else { off });
             learning = token.learned;
-        } else if !text.ends_with('\n') {
+        } else if at > 0 {
             text.push('|');
         }
         text.push_str(&token.text.replace('\n', "⏎"));
@@ -198,5 +209,4 @@ fn show_row(row: &ShownRow, colour: bool) -> String {
     if learning {
         text.push_str(off);
     }
-    text
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use taper_base::{Adapter, Base};
 use taper_train::metrics::Score;
-use taper_train::{Asked, DataFiles, DataSet, Evaluation, Split, evaluate};
+use taper_train::{Asked, DataFiles, DataSet, Evaluation, Split, Task, evaluate};
 
 use super::data::ReadingArgs;
 use crate::args::{AdapterArgs, ModelArgs};
@@ -45,7 +45,8 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let asked = asked(args, &base)?;
     let mut options = args.reading.options();
-    let task = taper_train::Task::from(&base.task);
+    let task = Task::from(&base.task);
+    options.decoder_start = base.model.decoder_start();
     (options.task, options.labels) = (Some(task.name()), base.task.labels().cloned());
     options.max_length = options.max_length.or_else(|| most_tokens(&base));
     let files = DataFiles::named(&args.data)?;
@@ -82,7 +83,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
 
 /// The metrics that were named, or else those of the base's task.
 fn asked(args: &EvalArgs, base: &Base) -> Result<Asked, taper_train::Error> {
-    let task = taper_train::Task::from(&base.task);
+    let task = Task::from(&base.task);
     if args.metrics.is_empty() {
         return Asked::new(task, taper_train::default_metrics(&base.task), args.max_new_tokens, 0);
     }
@@ -138,7 +139,7 @@ fn as_json<E>(
             None => measure(&())?,
         };
         Ok(json!({
-            "task": taper_train::Task::from(&base.task).name(),
+            "task": Task::of(base).name(),
             "model": base.dir.name,
             "adapter": adapter.map(|loaded| loaded.dir.display().to_string()),
             "examples": found.examples,

@@ -1,12 +1,13 @@
 //! `taper generate`: text from prompts, with one adapter, several, or none.
 
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
-use taper_base::{Adapter, Base, Generation, GenerationOptions, Stop};
+use taper_base::{Adapter, Base, Beams, Generation, GenerationOptions, Stop};
 
 use crate::args::{AdapterArgs, ModelArgs, SamplingArgs};
 use crate::output::{print, print_piece, say};
@@ -37,9 +38,15 @@ pub(crate) struct GenerateArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Look for the likeliest text along this many at once
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN, conflicts_with_all = SAMPLED)]
+    num_beams: NonZeroUsize,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
+
+/// What has no meaning where nothing is drawn.
+const SAMPLED: [&str; 6] = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"];
 
 /// One adapter (or the base) and what it made of every prompt.
 struct Answers<'a> {
@@ -54,10 +61,17 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let ids = texts.iter().map(|text| prompt_ids(&base, args, text)).collect::<anyhow::Result<Vec<_>>>()?;
     let options = args.sampling.options();
     let chosen = choose(&adapters, args.compare)?;
-    let stream = !args.json && chosen.len() == 1 && ids.len() == 1;
+    let beams = Beams { count: args.num_beams.get(), ..Beams::default() };
+    let stream = !args.json && chosen.len() == 1 && ids.len() == 1 && beams.count == 1;
     let mut answers = Vec::with_capacity(chosen.len());
     for (name, adapter) in chosen {
-        answers.push(Answers { name, generations: answer(&base, adapter, &ids, &options, stream)? });
+        let generations = if beams.count == 1 {
+            answer(&base, adapter, &ids, &options, stream)?
+        } else {
+            let search = |prompt: &Vec<u32>| taper_base::beam_search(&base, adapter, prompt, &options, beams);
+            ids.iter().map(search).collect::<Result<_, _>>()?
+        };
+        answers.push(Answers { name, generations });
     }
     if args.json {
         return print(as_json(&texts, &answers));

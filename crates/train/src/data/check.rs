@@ -203,7 +203,7 @@ impl Seen {
 
 impl Lengths {
     fn of(examples: &[Example]) -> Self {
-        let mut lengths: Vec<usize> = examples.iter().map(|example| example.tokens.len()).collect();
+        let mut lengths: Vec<usize> = examples.iter().map(Example::run_length).collect();
         lengths.sort_unstable();
         let (Some(&min), Some(&max)) = (lengths.first(), lengths.last()) else {
             return Self::default();

@@ -12,6 +12,8 @@ pub struct Example {
     pub tokens: Vec<u32>,
     /// The type of each token: 0 in a first text, 1 in a second. Missing ones are 0.
     pub types: Vec<u32>,
+    /// What the tokens are written from, for an encoder-decoder; none for a decoder alone.
+    pub source: Option<Vec<u32>>,
     /// What is learned.
     pub learn: Learn,
     /// Tokens that were cut off.
@@ -91,6 +93,11 @@ impl Example {
         }
     }
 
+    /// Tokens that run through the model: those of the source and its own.
+    pub fn run_length(&self) -> usize {
+        self.tokens.len() + self.source.as_ref().map_or(0, Vec::len)
+    }
+
     /// Number of labels.
     pub fn labels(&self) -> usize {
         match &self.learn {
@@ -126,10 +133,12 @@ impl Example {
         self.spans().iter().map(|span| (span.start, span.end)).collect()
     }
 
-    /// Keeps the first `length` tokens. A row that learns labels was cut when it was framed, and has no more.
+    /// Keeps the first `length` tokens, and as many of the source. A row that learns labels was cut when it was framed, and has no more.
     pub(super) fn cut(&mut self, length: usize) {
-        self.cut += self.tokens.len().saturating_sub(length);
-        self.tokens.truncate(length);
+        for tokens in self.source.iter_mut().chain([&mut self.tokens]) {
+            self.cut += tokens.len().saturating_sub(length);
+            tokens.truncate(length);
+        }
         if let Learn::Tokens(spans) = &mut self.learn {
             spans.retain_mut(|span| {
                 span.end = span.end.min(length);
@@ -141,7 +150,8 @@ impl Example {
 
 /// FNV-1a, 64 bits, over ids and labels: the same on every machine and in every version.
 fn fnv(example: &Example) -> u64 {
-    let words = example.tokens.iter().copied().chain([u32::MAX]).chain(example.learn.words());
+    let source = example.source.iter().flatten().copied();
+    let words = source.chain(example.tokens.iter().copied()).chain([u32::MAX]).chain(example.learn.words());
     words
         .flat_map(u32::to_le_bytes)
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -156,13 +166,20 @@ pub(super) struct Encoder<'a> {
     pub(super) max_length: Option<usize>,
     /// What the post-processor puts before a text, usually nothing or a BOS.
     before: Vec<u32>,
+    /// What a completion begins with that is written from its prompt: see [`DataOptions`](super::DataOptions).
+    start: Option<u32>,
 }
 
 impl<'a> Encoder<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Result<Self, taper_base::Error> {
         let (whole, bare) = (tokenizer.encode("a")?, tokenizer.encode_bare("a")?);
         let at = whole.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
-        Ok(Self { tokenizer, labels: None, max_length: None, before: whole[..at].to_vec() })
+        Ok(Self { tokenizer, labels: None, max_length: None, before: whole[..at].to_vec(), start: None })
+    }
+
+    /// As it is for an encoder-decoder, where `start` is given.
+    pub(super) fn writing_from(self, start: Option<u32>) -> Self {
+        Self { start, ..self }
     }
 
     /// `text` as the tokenizer itself encodes it, every token but the first a label.
@@ -179,14 +196,24 @@ impl<'a> Encoder<'a> {
 
     /// tokens(prompt), tokens(completion), EOS: the prompt with whatever the post-processor puts before a text (a BOS) and
     /// without what it puts after one, the completion bare. The completion and the EOS are labels.
+    ///
+    /// For an encoder-decoder the prompt, as the tokenizer itself encodes it, is the source, and the completion stands behind
+    /// the token that begins it.
     pub(super) fn completion(&self, prompt: &str, completion: &str) -> Result<Example, String> {
         let eos = self.tokenizer.eos().ok_or(
             "the model names no end-of-sequence token, so that nothing could teach it where a completion stops: set \
              eos_token in its tokenizer_config.json",
         )?;
         let bare = |text: &str| self.tokenizer.encode_bare(text).map_err(|error| error.to_string());
-        let mut tokens = self.before.clone();
-        tokens.extend(bare(prompt)?);
+        let source =
+            self.start.map(|_| self.tokenizer.encode(prompt)).transpose().map_err(|e| e.to_string())?;
+        if source.as_ref().is_some_and(Vec::is_empty) {
+            return Err("`prompt` has no tokens, so that there is nothing to write from".into());
+        }
+        let mut tokens = match self.start {
+            Some(start) => vec![start],
+            None => [self.before.clone(), bare(prompt)?].concat(),
+        };
         let start = tokens.len();
         tokens.extend(bare(completion)?);
         // A completion that spells its EOS out has it once all the same.
@@ -194,7 +221,9 @@ impl<'a> Encoder<'a> {
             tokens.push(eos);
         }
         let end = tokens.len();
-        Ok(Example::new(tokens, Some(start..end)))
+        let mut example = Example { source, ..Example::new(tokens, Some(start..end)) };
+        example.key = fnv(&example);
+        Ok(example)
     }
 }
 
@@ -247,6 +276,22 @@ mod tests {
         assert_eq!((example.labels(), example.learned(1), example.learned(5)), (4, false, true));
         assert_eq!(encoder.completion("a", "b<|eos|>").unwrap().tokens, [id('a'), id('b'), EOS]);
         assert_eq!(encoder.completion("a", "").unwrap().edges(), [(1, 2)]);
+    }
+
+    #[test]
+    fn a_source_is_the_prompt_as_the_tokenizer_frames_it() {
+        let framed = sample::framed();
+        let encoder = Encoder::new(&framed).unwrap().writing_from(Some(7));
+        let mut example = encoder.completion("ab", "cd").unwrap();
+        assert_eq!(example.source, Some(vec![BOS, id('a'), id('b'), EOS]));
+        assert_eq!(example.tokens, [7, id('c'), id('d'), EOS]);
+        assert_eq!((example.edges(), example.run_length()), (vec![(1, 4)], 8));
+        assert_ne!(example.key, encoder.completion("a", "cd").unwrap().key);
+        example.cut(3);
+        assert_eq!((example.source.as_ref().unwrap().len(), example.tokens.len(), example.cut), (3, 3, 2));
+        let plain = sample::plain();
+        let bare = Encoder::new(&plain).unwrap().writing_from(Some(7));
+        assert!(bare.completion("", "a").unwrap_err().contains("nothing to write from"));
     }
 
     #[test]

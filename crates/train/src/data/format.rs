@@ -80,6 +80,18 @@ impl Format {
         ))
     }
 
+    /// An error text if rows of this format are not one text and another that is written from it.
+    pub(super) fn writable(&self) -> Result<(), String> {
+        if ["prompt-completion", "alpaca"].contains(&self.name) {
+            return Ok(());
+        }
+        Err(format!(
+            "rows are {} ({}), but the model is an encoder-decoder, which writes one text from another: give rows with \
+             `prompt` and `completion`",
+            self.name, self.shape
+        ))
+    }
+
     /// The example of a row, not cut.
     pub(super) fn build(&self, fields: &Fields, encoder: &Encoder<'_>) -> Result<Example, String> {
         if !self.has_keys(fields) {

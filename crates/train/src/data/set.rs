@@ -28,6 +28,9 @@ pub struct DataOptions {
     pub columns: BTreeMap<String, String>,
     /// `--max-length`: rows keep this many tokens of their head.
     pub max_length: Option<usize>,
+    /// The token that begins what is written from a prompt, where the base is an encoder-decoder
+    /// ([`Network::decoder_start`](taper_base::Network::decoder_start)). Source and text keep `max_length` tokens each.
+    pub decoder_start: Option<u32>,
     /// Threads that encode; 0 counts as 1. The result does not depend on it.
     pub threads: usize,
 }
@@ -117,9 +120,9 @@ impl DataSet {
                 return;
             }
         }
-        stats.tokens += example.tokens.len();
+        stats.tokens += example.run_length();
         stats.labels += example.labels();
-        stats.longest = stats.longest.max(example.tokens.len());
+        stats.longest = stats.longest.max(example.run_length());
         self.examples.push(example);
     }
 
@@ -172,6 +175,9 @@ fn begin(files: &[PathBuf], options: &DataOptions) -> Result<Begun, Error> {
         (None, None) => return Err(Error::file(path, "holds no row")),
     };
     format.usable().map_err(|what| Error::file(path, what))?;
+    if options.decoder_start.is_some() {
+        format.writable().map_err(|what| Error::file(path, what))?;
+    }
     if let Some(task) = options.task.filter(|task| *task != format.task) {
         let (name, own) = (format.name, format.task);
         let what = format!("--format {name} is for --task {own}, and the task is {task}");
@@ -203,7 +209,7 @@ impl<'a> Source<'a> {
             (None, "classify" | "tag") => Some(Cow::Owned(labels(files, options, None)?)),
             (None, _) => None,
         };
-        let mut encoder = Encoder::new(tokenizer)?;
+        let mut encoder = Encoder::new(tokenizer)?.writing_from(options.decoder_start);
         (encoder.labels, encoder.max_length) = (labels, options.max_length);
         let builder = Builder { encoder, format, files };
         Ok(Self { builder, columns: &options.columns, file: 0, rows, first })

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use taper_base::Tokenizer;
 
+use super::DataOptions;
 use super::set::Source;
-use super::{DataOptions, Example};
 use crate::Error;
 
 /// A token of a row.
@@ -29,6 +29,9 @@ pub struct ShownRow {
     pub line: usize,
     /// The name of the format it was read as.
     pub format: &'static str,
+    /// What its tokens are written from, for an encoder-decoder, after the cut at `--max-length`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source: Vec<ShownToken>,
     /// Its tokens after the cut at `--max-length`.
     pub tokens: Vec<ShownToken>,
     /// Number of labels; a row with none is dropped from training.
@@ -62,7 +65,8 @@ pub fn show(
             path: files[row.file].clone(),
             line: row.line,
             format: source.builder.format.name,
-            tokens: tokens(tokenizer, &example)?,
+            source: tokens(tokenizer, example.source.as_deref().unwrap_or_default(), |_| false)?,
+            tokens: tokens(tokenizer, &example.tokens, |at| example.learned(at))?,
             labels: example.labels(),
             cut: example.cut,
         });
@@ -72,10 +76,14 @@ pub fn show(
 
 /// Each token with its own text: the text of one token alone would lose leading spaces in some tokenizers and be no
 /// character in others, so that it is what the token adds to the text of the one before it.
-fn tokens(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<ShownToken>, Error> {
+fn tokens(
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    learned: impl Fn(usize) -> bool,
+) -> Result<Vec<ShownToken>, Error> {
     let mut before = None;
-    let mut shown = Vec::with_capacity(example.tokens.len());
-    for (at, &id) in example.tokens.iter().enumerate() {
+    let mut shown = Vec::with_capacity(ids.len());
+    for (at, &id) in ids.iter().enumerate() {
         let text = match before {
             Some(before) => {
                 let (alone, pair) = (tokenizer.decode(&[before])?, tokenizer.decode(&[before, id])?);
@@ -85,7 +93,7 @@ fn tokens(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<ShownToken>, E
         };
         let readable = text.filter(|text| !text.is_empty() && !text.contains('\u{fffd}'));
         let text = readable.or_else(|| tokenizer.token(id)).unwrap_or_default();
-        shown.push(ShownToken { id, text, learned: example.learned(at) });
+        shown.push(ShownToken { id, text, learned: learned(at) });
         before = Some(id);
     }
     Ok(shown)

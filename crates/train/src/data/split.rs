@@ -43,9 +43,9 @@ impl DataSet {
 fn counts(examples: &[Example]) -> DataStats {
     DataStats {
         rows: examples.len(),
-        tokens: examples.iter().map(|example| example.tokens.len()).sum(),
+        tokens: examples.iter().map(Example::run_length).sum(),
         labels: examples.iter().map(Example::labels).sum(),
-        longest: examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0),
+        longest: examples.iter().map(Example::run_length).max().unwrap_or(0),
         ..DataStats::default()
     }
 }

@@ -23,12 +23,10 @@ impl Recipe {
         if self.out.as_os_str().is_empty() {
             return Err(Error::recipe("`out` is not set: give the folder to write the adapter to (--out)"));
         }
-        let task = self.task();
-        if matches!(task, Task::Seq2seq | Task::Preference) {
-            let task = task.name();
-            return Err(Error::recipe(format!(
-                "`task` is {task}: causal-lm, classify and tag can be trained so far"
-            )));
+        if self.task() == Task::Preference {
+            return Err(Error::recipe(
+                "`task` is preference: causal-lm, classify, tag and seq2seq can be trained so far",
+            ));
         }
         Ok(())
     }
@@ -139,7 +137,7 @@ mod tests {
             (Recipe { metric_for_best: Some("length".into()), ..good() }, "no length is the best"),
             (Recipe { eval_split: Some(1.0), ..good() }, "`eval_split` is 1: give a share above 0"),
             (Recipe { max_new_tokens: 0, ..good() }, "`max_new_tokens` is 0"),
-            (Recipe { task: Some(Task::Seq2seq), ..good() }, "`task` is seq2seq"),
+            (Recipe { task: Some(Task::Preference), ..good() }, "`task` is preference"),
         ];
         for (recipe, message) in cases {
             let error = recipe.check().unwrap_err().to_string();

@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use taper_base::Base;
 use taper_kernels::Compute;
 use taper_lora::Names;
 
@@ -33,7 +34,7 @@ pub struct Recipe {
     pub eval_split: Option<f64>,
     /// Folder to write. Default: the recipe's own folder.
     pub out: PathBuf,
-    /// What is learned. Default: what the format of the rows is for.
+    /// What is learned. Default: what the format of the rows and the base are for.
     pub task: Option<Task>,
     /// Of `classify`: `regression` learns a number, `single_label_classification` a label. Default: a number where
     /// every label is one and some are not whole.
@@ -252,6 +253,16 @@ impl From<&taper_base::Task> for Task {
 }
 
 impl Task {
+    /// What `base` was opened to do; an encoder-decoder writes a text from a text.
+    pub fn of(base: &Base) -> Self {
+        if base.model.decoder_start().is_some() { Self::Seq2seq } else { (&base.task).into() }
+    }
+
+    /// The name of the task whose row formats it reads.
+    pub(crate) fn reads(self) -> &'static str {
+        if self == Self::Seq2seq { Self::CausalLm.name() } else { self.name() }
+    }
+
     /// As written in a recipe.
     pub fn name(self) -> &'static str {
         match self {
