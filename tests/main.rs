@@ -25,5 +25,6 @@ mod program_peft;
 mod program_quantize;
 #[cfg(unix)]
 mod program_resume;
+mod program_seq2seq;
 mod program_train;
 mod traps;

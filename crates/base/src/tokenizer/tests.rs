@@ -136,6 +136,29 @@ fn trap_t4_chat_text_has_the_bos_of_its_template_alone() {
     assert_eq!(tokenizer.encode("a b").unwrap(), [1, 4, 5]);
 }
 
+/// tokenizers 0.23.3 of Python on the same file.
+#[test]
+fn t5_frames_with_its_eos_alone() {
+    let Some(tokenizer) = shared("t5") else { return };
+    for (text, ids) in [
+        (
+            "translate English to German: The house is wonderful.",
+            &[13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1][..],
+        ),
+        ("Das Haus ist wunderbar.", &[644, 4598, 229, 19250, 5, 1]),
+        (
+            "  two  spaces, naïve – 3.5%\n<extra_id_0>",
+            &[192, 4856, 6, 3, 29, 9, 2, 162, 3, 104, 1877, 2712, 32099, 1],
+        ),
+        (" ", &[1]),
+    ] {
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text}");
+        assert_eq!(tokenizer.encode_bare(text).unwrap(), ids[..ids.len() - 1], "{text}");
+    }
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad()), (None, Some(1), Some(0)));
+    assert_eq!(tokenizer.decode(&[644, 4598, 229, 19250, 5, 1]).unwrap(), "Das Haus ist wunderbar.");
+}
+
 #[test]
 fn it_may_be_shared_between_threads() {
     fn shareable<T: Send + Sync>() {}
