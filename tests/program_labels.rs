@@ -185,3 +185,76 @@ fn an_adapter_without_the_head_that_the_base_lacks_is_refused() {
     std::fs::copy(case.join("model/config.json"), room.path("headless/config.json")).expect("a copy");
     taper_with("abc\n", &["predict", "--model", &model, "--adapter", &adapter]).bad(&["classifier.weight"]);
 }
+
+/// The base of `case` in the room, with the tensors that `rename` keeps, as a model without labels.
+fn headless(room: &Room, case: &str, architecture: &str, rename: impl Fn(&str) -> Option<String>) -> String {
+    let from = fixtures().join("oracle").join(case).join("model");
+    let model = room.copy(&from, &format!("{case}-model"));
+    let kept = tensors(&from.join("model.safetensors"))
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((rename(&name)?, tensor)))
+        .collect();
+    crate::support::save(&room.path(&format!("{case}-model/model.safetensors")), &kept);
+    let path = format!("{case}-model/config.json");
+    let mut config = config(room, &path);
+    config["architectures"] = json!([architecture]);
+    for key in ["id2label", "label2id", "problem_type"] {
+        config.as_object_mut().expect("an object").remove(key);
+    }
+    std::fs::write(room.path(&path), config.to_string()).expect("a file");
+    model
+}
+
+#[test]
+fn a_head_that_the_base_lacks_is_merged_with_its_labels() {
+    let body = |prefix: &'static str| move |name: &str| name.strip_prefix(prefix).map(str::to_owned);
+    let bodies = |name: &str| (!name.starts_with("score")).then(|| name.to_owned());
+    type Make = Box<dyn Fn(&Room) -> String>;
+    let bases: [(&str, &str, Make); 4] = [
+        (
+            "bert-classify",
+            "BertForSequenceClassification",
+            Box::new(move |room| headless(room, "bert-classify", "BertModel", body("bert."))),
+        ),
+        (
+            "distilbert-classify",
+            "DistilBertForSequenceClassification",
+            Box::new(move |room| {
+                headless(room, "distilbert-classify", "DistilBertModel", body("distilbert."))
+            }),
+        ),
+        (
+            "llama-classify",
+            "LlamaForSequenceClassification",
+            Box::new(move |room| headless(room, "llama-classify", "LlamaForCausalLM", bodies)),
+        ),
+        // Its head is for three labels.
+        (
+            "roberta-classify",
+            "RobertaForSequenceClassification",
+            Box::new(|room| room.model("roberta-classify")),
+        ),
+    ];
+    for (case, architecture, base) in bases {
+        let room = Room::new();
+        let data = rows(&room);
+        base(&room);
+        train(&room, case, &data, &["--epochs", "20", "--batch-size", "4"]).good();
+        let (model, out, merged) = (room.arg(&format!("{case}-model")), room.arg("out"), room.arg("merged"));
+        let found =
+            taper(&["merge", "--model", &model, "--adapter", &out, "--out", &merged, "--json"]).json();
+        let check = &found["verification"];
+        let [off, most] =
+            ["max_logit_difference", "max_logit"].map(|key| check[key].as_f64().expect("a number"));
+        assert!(off <= 2e-5 * (1.0 + most) && most > 0.1, "{case}: {check}");
+        assert_eq!((&check["rows"], &check["argmax_agree"]), (&json!(4), &json!(4)));
+        let written = config(&room, "merged/config.json");
+        assert_eq!(written["architectures"], json!([architecture]));
+        assert_eq!(written["id2label"], json!({"0": "high", "1": "low"}));
+        let adapted = taper_with("zz zz\n", &["predict", "--model", &model, "--adapter", &out]).good().out;
+        let alone = taper_with("zz zz\n", &["predict", "--model", &merged]).good().out;
+        let [adapted, alone] =
+            [adapted, alone].map(|line| serde_json::from_str::<Value>(&line).expect("an object"));
+        assert_eq!((&alone["label"], &adapted["label"]), (&json!("high"), &json!("high")));
+    }
+}

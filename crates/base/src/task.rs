@@ -4,6 +4,25 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+/// What the classes of each model type begin with in transformers (5.23).
+const CLASSES: [(&str, &str); 15] = [
+    ("bert", "Bert"),
+    ("distilbert", "DistilBert"),
+    ("gemma2", "Gemma2"),
+    ("gemma3", "Gemma3"),
+    ("gemma3_text", "Gemma3Text"),
+    ("gpt2", "GPT2"),
+    ("gpt_neox", "GPTNeoX"),
+    ("llama", "Llama"),
+    ("mistral", "Mistral"),
+    ("phi3", "Phi3"),
+    ("qwen2", "Qwen2"),
+    ("qwen3", "Qwen3"),
+    ("roberta", "Roberta"),
+    ("smollm3", "SmolLM3"),
+    ("xlm-roberta", "XLMRoberta"),
+];
+
 /// What a network is opened to do: which head stands on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Task {
@@ -28,6 +47,21 @@ impl Task {
             Self::Tag(labels())
         } else {
             Self::CausalLm
+        }
+    }
+
+    /// Writes the task into a config.json, so that [`Task::of`] and transformers' Auto classes read it there: labels, and in
+    /// `architectures` the class of the model under that head. That of a task without labels stays what it is.
+    pub fn write_to(&self, config: &mut Map<String, Value>) {
+        let (head, labels) = match self {
+            Self::CausalLm => return,
+            Self::Classify(labels) => ("ForSequenceClassification", labels),
+            Self::Tag(labels) => ("ForTokenClassification", labels),
+        };
+        labels.write_to(config);
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        if let Some((_, class)) = CLASSES.iter().find(|(known, _)| *known == model_type) {
+            config.insert("architectures".into(), json!([format!("{class}{head}")]));
         }
     }
 
@@ -121,6 +155,21 @@ mod tests {
         }
         assert_eq!(Labels::of(&json!({})), None);
         assert_eq!(Labels::of(&json!({"id2label": {"0": "a", "2": "b"}})), None);
+    }
+
+    #[test]
+    fn a_task_survives_a_config() {
+        let labels = Labels::Names(vec!["x".into(), "y".into()]);
+        let tasks = [
+            (Task::Classify(labels.clone()), "GPT2ForSequenceClassification"),
+            (Task::Classify(Labels::Number), "GPT2ForSequenceClassification"),
+            (Task::Tag(labels), "GPT2ForTokenClassification"),
+        ];
+        for (task, class) in tasks {
+            let mut config = json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]});
+            task.write_to(config.as_object_mut().unwrap());
+            assert_eq!((Task::of(&config), &config["architectures"]), (task, &json!([class])));
+        }
     }
 
     #[test]

@@ -7,12 +7,12 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use taper_base::{Base, Checkpoint, gguf};
+use taper_base::{Base, Checkpoint, Fresh, Module, Task, gguf};
 use taper_lora::LoraAdapter;
 
 use crate::Error;
 use crate::folder::Partial;
-use crate::plan::{OutFile, Plan};
+use crate::plan::{Added, Dropped, OutFile, Plan};
 use crate::write::Writer;
 
 const CONFIG: &str = "config.json";
@@ -38,7 +38,7 @@ const WEIGHTS: &[&str] = &[
 ];
 
 /// The base as the merge needs it: files, not a network.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Source<'a> {
     /// The model's folder.
     pub dir: &'a Path,
@@ -50,6 +50,10 @@ pub struct Source<'a> {
     pub embedding: &'a str,
     /// Path of its head.
     pub head: &'a str,
+    /// The head of a task that the files lack: its parameters, and their shapes.
+    pub fresh: Vec<(String, Vec<usize>)>,
+    /// The task, where `config.json` names another: the merged model is for this one.
+    pub task: Option<&'a Task>,
 }
 
 impl<'a> From<&'a Base> for Source<'a> {
@@ -60,8 +64,26 @@ impl<'a> From<&'a Base> for Source<'a> {
             tied: base.model.sizes().tie_word_embeddings,
             embedding: &base.model.embedding().path,
             head: &base.model.head().linear.path,
+            fresh: base
+                .model
+                .modules()
+                .into_iter()
+                .flat_map(|module| fresh(module, base.model.fresh()))
+                .collect(),
+            task: Some(&base.task).filter(|task| **task != Task::of(&base.config)),
         }
     }
+}
+
+/// The parameters of `module` with their shapes, if it is among `lacking`.
+fn fresh(module: Module<'_>, lacking: &[Fresh]) -> Vec<(String, Vec<usize>)> {
+    let Module::Linear(layer) = module else { return Vec::new() };
+    if !lacking.iter().any(|fresh| fresh.path == layer.path) {
+        return Vec::new();
+    }
+    let weight = (format!("{}.weight", layer.path), vec![layer.weight.rows(), layer.weight.cols()]);
+    let bias = layer.bias.as_ref().map(|bias| (format!("{}.bias", layer.path), bias.dims().to_vec()));
+    [weight].into_iter().chain(bias).collect()
 }
 
 impl Source<'_> {
@@ -132,7 +154,9 @@ pub struct Merged {
 /// changed one is summed in f32 and rounded once, to nearest-even, to the type that it is stored in. Several adapters are
 /// merged one after another, each into what the one before it left, as PEFT does (PEFT 0.21.2, `tuners/lora/layer.py`
 /// `Linear.merge`); the order matters where one of them is DoRA or holds whole parameters. Other files of the base's folder
-/// are copied, `config.json` byte for byte unless a tied head has to part from its embedding.
+/// are copied, `config.json` byte for byte unless a tied head has to part from its embedding, or the adapter is for another
+/// task than the base: then the task's head comes with it, under the names that transformers has for it, and `architectures`
+/// and labels are the task's.
 ///
 /// The folder is built under a hidden name beside `out` and renamed when it is whole and on the disk: whatever goes wrong,
 /// nothing that looks finished is left. `on_progress` may stop it. Memory: a few blocks of rows a thread, or a few times a
@@ -176,7 +200,7 @@ pub fn merge<'a>(
     let bytes = plan.files.iter().map(OutFile::len).sum();
     let mut changed: Vec<String> = plan.targets.iter().map(|target| target.name.clone()).collect();
     changed.sort_unstable();
-    let tensors = source.checkpoint.names().count() + plan.added().count();
+    let tensors = source.checkpoint.names().count() + plan.added().count() - plan.dropped().count();
     let path = partial.publish()?;
     Ok(Merged { path, bytes, changed, tensors, untied: unties })
 }
@@ -224,7 +248,7 @@ fn copy_small_files(source: &Source<'_>, plan: &Plan, to: &Path) -> Result<(), E
     }
     let config = source.dir.join(CONFIG);
     if config.is_file() {
-        let edit = if plan.unties { Some(untied_config(&config)?) } else { None };
+        let edit = edited_config(source, plan.unties)?;
         write_file(&config, edit.as_deref(), &to.join(CONFIG))?;
     }
     Ok(())
@@ -252,7 +276,7 @@ fn write_file(from: &Path, text: Option<&str>, to: &Path) -> Result<(), Error> {
     write().map_err(Error::io(to))
 }
 
-/// The index with the added tensors in it; none if there are none.
+/// The index with what was added and without what was dropped; none where that is nothing.
 fn index_with(path: &Path, plan: &Plan) -> Result<Option<String>, Error> {
     if plan.added().next().is_none() {
         return Ok(None);
@@ -261,20 +285,35 @@ fn index_with(path: &Path, plan: &Plan) -> Result<Option<String>, Error> {
     for (file, added) in plan.added() {
         let file_name = file.source.file_name().unwrap_or_default().to_string_lossy();
         json["weight_map"][added.name.as_str()] = file_name.as_ref().into();
-        for (count, more) in [("total_size", added.bytes), ("total_parameters", added.values)] {
-            if let Some(before) = json["metadata"][count].as_f64() {
-                json["metadata"][count] = (before as u64 + more).into();
-            }
+    }
+    let added = |of: fn(&Added) -> u64| plan.added().map(|(_, added)| of(added)).sum::<u64>();
+    let dropped = |of: fn(&Dropped) -> u64| plan.dropped().map(of).sum::<u64>();
+    let counts = [
+        ("total_size", added(|a| a.bytes), dropped(|d| d.range.end - d.range.start)),
+        ("total_parameters", added(|a| a.values()), dropped(|d| d.values)),
+    ];
+    for (count, more, less) in counts {
+        if let Some(before) = json["metadata"][count].as_f64() {
+            json["metadata"][count] = (before as u64 + more).saturating_sub(less).into();
         }
     }
     Ok(Some(pretty(&json)))
 }
 
-/// `config.json` with `tie_word_embeddings` false, its other fields and their order kept.
-fn untied_config(path: &Path) -> Result<String, Error> {
-    let mut json = read_json(path)?;
-    json["tie_word_embeddings"] = false.into();
-    Ok(pretty(&json))
+/// `config.json` with `tie_word_embeddings` false where a head parts from its embedding, and with the names of another task
+/// than the base's; its other fields and their order kept. None where nothing changes.
+fn edited_config(source: &Source<'_>, unties: bool) -> Result<Option<String>, Error> {
+    if !unties && source.task.is_none() {
+        return Ok(None);
+    }
+    let mut json = read_json(&source.dir.join(CONFIG))?;
+    if unties {
+        json["tie_word_embeddings"] = false.into();
+    }
+    if let (Some(task), Some(config)) = (source.task, json.as_object_mut()) {
+        task.write_to(config);
+    }
+    Ok(Some(pretty(&json)))
 }
 
 fn read_json(path: &Path) -> Result<Value, Error> {

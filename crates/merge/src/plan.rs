@@ -1,18 +1,21 @@
 //! What becomes of every byte of the base's weight files: copied where it is, or merged, in place.
 //!
-//! Merged files have the base's names, headers and offsets. Only a head that parts from its tied embedding is new: it goes
-//! to the end of the file that holds the embedding.
+//! Merged files have the base's names, headers and offsets, but where tensors are new: a head that parts from its tied
+//! embedding, and the head of a task that the base's files lack, or have for other labels. They go to the end of the file
+//! that holds the embedding.
+
+mod file;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::Dtype;
-use serde_json::{Map, Value, json};
 use taper_base::{Checkpoint, TensorInfo};
 
 use crate::merge::Source;
 use crate::{Error, values};
+pub(crate) use file::{Added, Dropped, OutFile};
 
 /// Every file to write, and every tensor in them that is not copied.
 #[derive(Debug)]
@@ -21,28 +24,6 @@ pub(crate) struct Plan {
     pub(crate) targets: Vec<Target>,
     /// Whether the head gets a matrix of its own.
     pub(crate) unties: bool,
-}
-
-/// A weight file.
-#[derive(Debug)]
-pub(crate) struct OutFile {
-    /// The base's file.
-    pub(crate) source: PathBuf,
-    /// Its new header, length field included, and the tensor added to it, if there is one.
-    pub(crate) added: Option<Added>,
-    /// Bytes of the base's header, length field included.
-    pub(crate) header: u64,
-    /// Bytes of the base's file.
-    pub(crate) source_len: u64,
-}
-
-/// A tensor that the base's file does not have.
-#[derive(Debug)]
-pub(crate) struct Added {
-    pub(crate) header: Vec<u8>,
-    pub(crate) name: String,
-    pub(crate) bytes: u64,
-    pub(crate) values: u64,
 }
 
 /// A tensor that is merged.
@@ -58,93 +39,106 @@ pub(crate) struct Target {
     pub(crate) offset: u64,
     /// The bytes that it replaces in the base's file; none if it is new there.
     pub(crate) replaces: Option<Range<u64>>,
-    /// The base's tensor that it is made from.
-    pub(crate) from: String,
+    /// The base's tensor that it is made from; zeros where there is none.
+    pub(crate) from: Option<String>,
     pub(crate) dtype: Dtype,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
 }
 
-impl OutFile {
-    /// How much further than in the base's file the tensors lie.
-    pub(crate) fn shift(&self) -> u64 {
-        self.added.as_ref().map_or(0, |added| added.header.len() as u64 - self.header)
-    }
-
-    /// Bytes of the new file.
-    pub(crate) fn len(&self) -> u64 {
-        self.source_len + self.added.as_ref().map_or(0, |added| added.bytes + self.shift())
-    }
-}
-
 impl Plan {
     /// The plan for a base of which `changed` parameters change; with `unties`, embedding and head part.
     pub(crate) fn new(source: &Source<'_>, changed: &[&str], unties: bool) -> Result<Self, Error> {
-        let checkpoint = source.checkpoint;
-        let files = checkpoint.files().map(OutFile::like).collect::<Result<_, _>>()?;
+        let files = source.checkpoint.files().map(OutFile::like).collect::<Result<_, _>>()?;
         let mut plan = Self { files, targets: Vec::new(), unties };
         let ends = source.ends();
-        if unties {
-            plan.untie(checkpoint, &ends)?;
+        let shared = if unties { Some(plan.part(source, &ends)?) } else { None };
+        for (name, shape) in &source.fresh {
+            plan.add_fresh(source, name, shape)?;
         }
+        plan.files.iter_mut().try_for_each(OutFile::renew_header)?;
         let mut seen = BTreeSet::new();
-        for parameter in changed.iter().filter(|name| !(unties && ends.iter().any(|end| end == *name))) {
-            let Some(name) = checkpoint.stored_name(parameter, source.tied) else {
-                return Err(missing(source.dir, parameter));
-            };
+        for &parameter in changed {
+            let shared = shared.as_deref().filter(|_| ends.iter().any(|end| end == parameter));
+            let target = plan.target(source, parameter, shared)?;
             // Embedding and head of a model that stays tied are one tensor, and change alike.
-            if seen.insert(name) {
-                let target = plan.target(checkpoint, parameter, name, name)?;
+            if seen.insert(target.name.clone()) {
                 plan.targets.push(target);
             }
         }
         Ok(plan)
     }
 
-    /// Makes targets of the embedding and the head, both from the one matrix that the base has for them.
-    fn untie(&mut self, checkpoint: &Checkpoint, ends: &[String; 2]) -> Result<(), Error> {
-        let find = |name: &str| {
-            checkpoint
-                .stored_name(name, true)
-                .map(str::to_owned)
-                .ok_or_else(|| missing(&self.files[0].source, name))
+    /// Adds whichever of embedding and head the base's files have no tensor of its own for, and names the matrix that they
+    /// have for both.
+    fn part(&mut self, source: &Source<'_>, ends: &[String; 2]) -> Result<String, Error> {
+        let checkpoint = source.checkpoint;
+        let shared = checkpoint.stored_name(&ends[0], true).ok_or_else(|| missing(source.dir, &ends[0]))?;
+        let info = checkpoint.info(shared).ok_or_else(|| missing(source.dir, shared))?;
+        for name in ends.iter().filter(|name| checkpoint.stored_name(name, false).is_none()) {
+            self.add(info, name, &info.shape)?;
+        }
+        Ok(shared.to_owned())
+    }
+
+    /// Adds a tensor of the task's head, in the place of one for other labels if there is one.
+    fn add_fresh(&mut self, source: &Source<'_>, name: &str, shape: &[usize]) -> Result<(), Error> {
+        let checkpoint = source.checkpoint;
+        if let Some(info) = checkpoint.info(name) {
+            let range = info.range.start as u64..info.range.end as u64;
+            let values = info.shape.iter().product::<usize>() as u64;
+            self.files[info.file].dropped.push(Dropped { name: name.to_owned(), range, values });
+        }
+        let embedding = source.ends().into_iter().next().unwrap_or_default();
+        let stored = checkpoint.stored_name(&embedding, true).and_then(|name| checkpoint.info(name));
+        self.add(stored.ok_or_else(|| missing(source.dir, &embedding))?, name, shape)
+    }
+
+    /// Adds a tensor `name` at the end of the file of `like`, of its type.
+    fn add(&mut self, like: &TensorInfo, name: &str, shape: &[usize]) -> Result<(), Error> {
+        let file = &mut self.files[like.file];
+        let dtype = mergeable(&file.source, name, like)?;
+        let bytes = shape.iter().product::<usize>() * values::size(dtype).unwrap_or_default();
+        let shape = shape.to_vec();
+        file.added.push(Added { name: name.to_owned(), dtype, shape, bytes: bytes as u64 });
+        Ok(())
+    }
+
+    /// The target of `parameter`; of an embedding and a head that part, made from `shared`.
+    fn target(&self, source: &Source<'_>, parameter: &str, shared: Option<&str>) -> Result<Target, Error> {
+        let added =
+            self.files.iter().enumerate().find_map(|(i, file)| Some((i, file.find_added(parameter)?)));
+        let Some((file, (offset, added))) = added else {
+            let tied = source.tied && !self.unties;
+            let Some(name) = source.checkpoint.stored_name(parameter, tied) else {
+                return Err(missing(source.dir, parameter));
+            };
+            return self.in_place(source.checkpoint, parameter, name, shared.unwrap_or(name));
         };
-        let shared = find(&ends[0])?;
-        let own = |name: &str| checkpoint.stored_name(name, false);
-        for parameter in ends.iter().filter(|name| own(name).is_none()) {
-            self.add(checkpoint, parameter, &shared)?;
-        }
-        for parameter in ends {
-            let target = self.target(checkpoint, parameter, own(parameter).unwrap_or(parameter), &shared)?;
-            self.targets.push(target);
-        }
-        Ok(())
+        let (rows, cols) = matrix(&added.shape);
+        Ok(Target {
+            parameter: parameter.to_owned(),
+            name: parameter.to_owned(),
+            file,
+            offset,
+            replaces: None,
+            from: shared.map(str::to_owned),
+            dtype: added.dtype,
+            rows,
+            cols,
+        })
     }
 
-    /// Adds a tensor `name`, like `model`, at the end of the file of that one.
-    fn add(&mut self, checkpoint: &Checkpoint, name: &str, model: &str) -> Result<(), Error> {
-        let info = checkpoint.info(model).ok_or_else(|| missing(&self.files[0].source, model))?;
-        let file = &mut self.files[info.file];
-        let header = extended_header(file, name, info)?;
-        file.added = Some(Added {
-            header,
-            name: name.to_owned(),
-            bytes: info.range.len() as u64,
-            values: info.shape.iter().product::<usize>() as u64,
-        });
-        Ok(())
-    }
-
-    fn target(
+    /// The target that replaces the tensor `name`, made from `from`.
+    fn in_place(
         &self,
         checkpoint: &Checkpoint,
         parameter: &str,
         name: &str,
         from: &str,
     ) -> Result<Target, Error> {
-        let source = checkpoint.info(from).ok_or_else(|| missing(&self.files[0].source, from))?;
-        let own = checkpoint.info(name);
-        let at = own.unwrap_or(source);
+        let find = |name: &str| checkpoint.info(name).ok_or_else(|| missing(&self.files[0].source, name));
+        let (at, source) = (find(name)?, find(from)?);
         let file = &self.files[at.file];
         if (at.dtype, &at.shape) != (source.dtype, &source.shape) {
             let what = format!(
@@ -153,80 +147,51 @@ impl Plan {
             );
             return Err(Error::file(&file.source, what));
         }
-        let Some(dtype) = at.dtype.plain().filter(|dtype| values::size(*dtype).is_some()) else {
-            let what =
-                format!("tensor `{name}` is stored as {:?}: taper merges into F32, F16 and BF16", at.dtype);
-            return Err(Error::file(&file.source, what));
-        };
-        let replaces = own.map(|info| info.range.start as u64..info.range.end as u64);
-        let end = file.source_len + file.shift();
-        let rows = at.shape.first().copied().unwrap_or(1);
+        let dtype = mergeable(&file.source, name, at)?;
+        let range = at.range.start as u64..at.range.end as u64;
+        let (rows, cols) = matrix(&at.shape);
         Ok(Target {
             parameter: parameter.to_owned(),
             name: name.to_owned(),
             file: at.file,
-            offset: replaces.as_ref().map_or(end, |range| range.start + file.shift()),
-            replaces,
-            from: from.to_owned(),
+            offset: file.place(range.start),
+            replaces: Some(range),
+            from: Some(from.to_owned()),
             dtype,
             rows,
-            cols: at.shape.iter().skip(1).product(),
+            cols,
         })
     }
 
-    /// The files that get a tensor more, with it.
+    /// The tensors that a file gets more, each with that file.
     pub(crate) fn added(&self) -> impl Iterator<Item = (&OutFile, &Added)> {
-        self.files.iter().filter_map(|file| Some((file, file.added.as_ref()?)))
+        self.files.iter().flat_map(|file| file.added.iter().map(move |added| (file, added)))
+    }
+
+    /// The base's tensors that are left out.
+    pub(crate) fn dropped(&self) -> impl Iterator<Item = &Dropped> {
+        self.files.iter().flat_map(|file| &file.dropped)
     }
 
     /// Ranges of the base's file `file` that are copied, in their order.
     pub(crate) fn copied(&self, file: usize) -> Vec<Range<u64>> {
-        let out = &self.files[file];
-        let mut replaced: Vec<_> =
-            self.targets.iter().filter(|t| t.file == file).filter_map(|t| t.replaces.clone()).collect();
-        replaced.sort_unstable_by_key(|range| range.start);
-        let mut ranges = Vec::new();
-        let mut at = if out.added.is_some() { out.header } else { 0 };
-        for range in replaced {
-            ranges.push(at..range.start);
-            at = range.end;
-        }
-        ranges.push(at..out.source_len);
-        ranges.retain(|range| !range.is_empty());
-        ranges
+        let of_file = self.targets.iter().filter(|target| target.file == file);
+        self.files[file].copied(of_file.filter_map(|target| target.replaces.clone()))
     }
 }
 
-impl OutFile {
-    fn like(source: &Path) -> Result<Self, Error> {
-        let mut length = [0; 8];
-        let mut file = std::fs::File::open(source).map_err(Error::io(source))?;
-        std::io::Read::read_exact(&mut file, &mut length).map_err(Error::io(source))?;
-        let source_len = file.metadata().map_err(Error::io(source))?.len();
-        Ok(Self {
-            source: source.to_owned(),
-            added: None,
-            header: 8 + u64::from_le_bytes(length),
-            source_len,
-        })
-    }
+/// Rows and columns of a tensor: those of a vector are of one value.
+fn matrix(shape: &[usize]) -> (usize, usize) {
+    (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product())
 }
 
-/// The header of `file` with one tensor more, padded with spaces to a multiple of eight bytes.
-fn extended_header(file: &OutFile, name: &str, like: &TensorInfo) -> Result<Vec<u8>, Error> {
-    let mut bytes = vec![0; file.header as usize];
-    let mut source = std::fs::File::open(&file.source).map_err(Error::io(&file.source))?;
-    std::io::Read::read_exact(&mut source, &mut bytes).map_err(Error::io(&file.source))?;
-    let mut header: Map<String, Value> = serde_json::from_slice(&bytes[8..])
-        .map_err(|source| Error::file(&file.source, format!("its header is not JSON: {source}")))?;
-    let end = file.source_len - file.header;
-    let dtype = format!("{:?}", like.dtype);
-    let entry =
-        json!({"dtype": dtype, "shape": like.shape, "data_offsets": [end, end + like.range.len() as u64]});
-    header.insert(name.to_owned(), entry);
-    let mut text = Value::Object(header).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
+/// The type of a tensor like `info`, if it is one that taper merges into.
+fn mergeable(file: &Path, name: &str, info: &TensorInfo) -> Result<Dtype, Error> {
+    info.dtype.plain().filter(|dtype| values::size(*dtype).is_some()).ok_or_else(|| {
+        let what =
+            format!("tensor `{name}` is stored as {:?}: taper merges into F32, F16 and BF16", info.dtype);
+        Error::file(file, what)
+    })
 }
 
 fn missing(place: &Path, parameter: &str) -> Error {

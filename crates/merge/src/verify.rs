@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{D, Device, Result, Tensor};
 use serde::Serialize;
-use taper_base::{Adapter, Base, Batch, Effect, Embedding, Linear, Network};
+use taper_base::{Adapter, Base, Batch, Effect, Embedding, Linear, Network, Task};
 use taper_kernels::Weight;
 
 use crate::{Error, Weighted};
@@ -14,6 +14,8 @@ use crate::{Error, Weighted};
 const TEXT: &str = "The taper burns for 3 hours, 40 minutes at most. Why? Wax, wick and air:\n1. light it\n2. fn main() {}\n";
 /// Tokens that are enough to see a wrong merge, and few enough to cost little beside it.
 const SAMPLE: usize = 16;
+/// Tokens of a text that is labelled: shorter, so that several labels are compared.
+const PIECE: usize = 4;
 /// Rows whose logits are in memory at once.
 const ROWS: usize = 8;
 
@@ -26,36 +28,42 @@ pub struct Verification {
     pub max_logit_difference: f32,
     /// Largest absolute logit of base + adapters: what that difference is to be held against.
     pub max_logit: f32,
-    /// Positions at which both think the same token the likeliest.
+    /// Rows of logits that were compared: one a token, or one a text where the head labels texts.
+    pub rows: usize,
+    /// Rows in which both think the same token, or label, the likeliest.
     pub argmax_agree: usize,
 }
 
-/// Tokens of a short text.
-pub fn sample(base: &Base) -> std::result::Result<Vec<u32>, Error> {
+/// Tokens that a head of `base`'s task can be tried on: a short text, or pieces of it where the head labels texts.
+pub fn sample(base: &Base) -> std::result::Result<Batch, Error> {
     let mut tokens = base.tokenizer.encode(TEXT)?;
     tokens.retain(|&token| (token as usize) < base.model.sizes().vocab_size);
     tokens.truncate(SAMPLE);
-    Ok(if tokens.is_empty() { vec![0] } else { tokens })
+    if tokens.is_empty() {
+        tokens.push(0);
+    }
+    let piece = if matches!(base.task, Task::Classify(_)) { PIECE } else { SAMPLE };
+    Ok(Batch::new(tokens.chunks(piece)))
 }
 
-/// Runs `tokens` through `base` with `adapters` and through `merged`, and compares the logits at every position.
+/// Runs `batch` through `base` with `adapters` and through `merged`, and compares the logits of every row.
 pub fn verify(
     base: &dyn Network,
     adapters: &[Weighted<'_>],
     merged: &dyn Network,
-    tokens: &[u32],
+    batch: &Batch,
 ) -> std::result::Result<Verification, Error> {
-    let batch = Batch::new([tokens]);
     let stack = Stack::new(base, adapters)?;
     let adapter: &dyn Adapter = match adapters {
         [Weighted { adapter, weight: 1.0 }] => *adapter,
         _ => &stack,
     };
-    let adapted = base.hidden(&batch, &mut [], adapter)?;
-    let whole = merged.hidden(&batch, &mut [], &())?;
-    let mut result = Verification { tokens: tokens.len(), ..Verification::default() };
-    for start in (0..tokens.len()).step_by(ROWS) {
-        let rows = |hidden: &Tensor| hidden.narrow(0, start, ROWS.min(tokens.len() - start))?.contiguous();
+    let adapted = base.hidden(batch, &mut [], adapter)?;
+    let whole = merged.hidden(batch, &mut [], &())?;
+    let count = adapted.dim(0)?;
+    let mut result = Verification { tokens: batch.len(), rows: count, ..Verification::default() };
+    for start in (0..count).step_by(ROWS) {
+        let rows = |hidden: &Tensor| hidden.narrow(0, start, ROWS.min(count - start))?.contiguous();
         let expected = base.head().forward(&rows(&adapted)?, adapter)?;
         let found = merged.head().forward(&rows(&whole)?, &())?;
         result.max_logit = result.max_logit.max(largest(&expected)?);

@@ -87,7 +87,8 @@ impl Writer<'_> {
         on_progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
     ) -> Result<(), Error> {
         let total = self.plan.files.iter().map(OutFile::len).sum();
-        let done = self.plan.added().map(|(_, added)| added.header.len() as u64).sum();
+        let done =
+            self.plan.files.iter().flat_map(|file| &file.new_header).map(|header| header.len() as u64).sum();
         let progress = Progress { done, total };
         let outcome = Outcome { progress, unsynced: vec![0; files.len()], to_sync, on_progress, error: None };
         let state = State { files, buffers: Mutex::default(), outcome: Mutex::new(outcome) };
@@ -108,8 +109,8 @@ impl Writer<'_> {
         let create = || {
             let mut file = File::create_new(&path)?;
             file.set_len(plan.len())?;
-            if let Some(added) = &plan.added {
-                file.write_all(&added.header)?;
+            if let Some(header) = &plan.new_header {
+                file.write_all(header)?;
             }
             Ok(file)
         };
@@ -134,7 +135,7 @@ impl Writer<'_> {
         }
         // In the order of the bytes, which a disk likes.
         tasks.sort_by_key(|task| match task {
-            Task::Copy { file, range } => (*file, range.start + self.plan.files[*file].shift(), 0),
+            Task::Copy { file, range } => (*file, self.plan.files[*file].place(range.start), 0),
             Task::Merge { target, rows } => (target.file, target.offset, rows.start),
         });
         tasks
@@ -164,7 +165,7 @@ impl Writer<'_> {
         let mut from = File::open(&plan.source).map_err(Error::io(&plan.source))?;
         from.seek(SeekFrom::Start(range.start)).map_err(Error::io(&plan.source))?;
         let mut to = OpenOptions::new().write(true).open(path).map_err(Error::io(path))?;
-        to.seek(SeekFrom::Start(range.start + plan.shift())).map_err(Error::io(path))?;
+        to.seek(SeekFrom::Start(plan.place(range.start))).map_err(Error::io(path))?;
         let bytes = range.end - range.start;
         let copied = io::copy(&mut io::Read::take(from, bytes), &mut to).map_err(Error::io(path))?;
         if copied < bytes {
@@ -180,9 +181,14 @@ impl Writer<'_> {
         let size = values::size(target.dtype).unwrap_or(1);
         merged.resize(count, 0.0);
         bytes.resize(count * size, 0);
-        let stored = self.checkpoint.bytes(&target.from).unwrap_or_default();
-        let start = rows.start * target.cols * size;
-        values::widen(&stored[start..start + count * size], target.dtype, merged);
+        match &target.from {
+            Some(from) => {
+                let stored = self.checkpoint.bytes(from).unwrap_or_default();
+                let start = rows.start * target.cols * size;
+                values::widen(&stored[start..start + count * size], target.dtype, merged);
+            }
+            None => merged.fill(0.0),
+        }
         for weighted in self.adapters_of(&target.parameter) {
             weighted.merge_rows(&target.parameter, rows.clone(), merged, before)?;
         }

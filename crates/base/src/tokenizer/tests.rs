@@ -49,7 +49,8 @@ fn made_up(change: impl FnOnce(&mut Value), others: &[(&str, Value)]) -> Result<
 
 #[test]
 fn a_pair_is_framed_typed_and_cut_like_in_transformers() {
-    // AutoTokenizer.from_pretrained(folder)("Hello world", "again and again", truncation=True, max_length=…) of transformers.
+    // AutoTokenizer.from_pretrained(folder)("Hello world", "again and again", truncation=True, max_length=…).input_ids of
+    // transformers 5.23, and the token_type_ids of its BertTokenizerFast.
     let Some(bert) = shared("bert-base-uncased") else { return };
     let pair = |most| bert.input("Hello world", Some("again and again"), most).unwrap();
     let whole = pair(None);
@@ -58,6 +59,11 @@ fn a_pair_is_framed_typed_and_cut_like_in_transformers() {
     assert_eq!((whole.offsets[1].clone(), whole.offsets[3].clone()), (Some(0..5), None));
     let cut = pair(Some(6));
     assert_eq!((cut.ids, cut.cut), (vec![101, 7592, 102, 2153, 1998, 102], 2));
+    for (most, expected) in [(7, &[101, 7592, 2088, 102, 2153, 1998, 102][..]), (4, &[101, 102, 2153, 102])] {
+        assert_eq!(pair(Some(most)).ids, expected);
+    }
+    let longer = bert.input("Hello world again", Some("again and"), Some(6)).unwrap();
+    assert_eq!(longer.ids, [101, 7592, 2088, 102, 2153, 102]);
     assert_eq!(bert.input("Hello world", None, Some(3)).unwrap().ids, [101, 7592, 102]);
 }
 

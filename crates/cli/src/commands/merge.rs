@@ -81,7 +81,7 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
         });
         return print(object);
     }
-    report(&merged, verification.as_ref(), seconds)
+    report(&base, &merged, verification.as_ref(), seconds)
 }
 
 fn compare(base: &Base, adapters: &[Weighted<'_>], merged: &Merged) -> anyhow::Result<Verification> {
@@ -90,7 +90,12 @@ fn compare(base: &Base, adapters: &[Weighted<'_>], merged: &Merged) -> anyhow::R
     Ok(verify(&*base.model, adapters, &*found.model, &sample(base)?)?)
 }
 
-fn report(merged: &Merged, verification: Option<&Verification>, seconds: f64) -> anyhow::Result<()> {
+fn report(
+    base: &Base,
+    merged: &Merged,
+    verification: Option<&Verification>,
+    seconds: f64,
+) -> anyhow::Result<()> {
     print(format_args!(
         "{}: {} of {} tensors changed, {} in {seconds:.2} s",
         merged.path.display(),
@@ -104,10 +109,11 @@ fn report(merged: &Merged, verification: Option<&Verification>, seconds: f64) ->
         )?;
     }
     if let Some(found) = verification {
+        let what = if base.task.labels().is_some() { "labels" } else { "tokens" };
         print(format_args!(
             "over {} tokens, base + adapter and merged differ by at most {:.2e} (logits up to {:.2}); {} of {} \
-             likeliest tokens agree",
-            found.tokens, found.max_logit_difference, found.max_logit, found.argmax_agree, found.tokens
+             likeliest {what} agree",
+            found.tokens, found.max_logit_difference, found.max_logit, found.argmax_agree, found.rows
         ))?;
         if found.max_logit_difference > SUSPICIOUS * found.max_logit {
             say("warning: that is more than rounding explains; please report it");

@@ -1,6 +1,7 @@
 //! Merged = adapted: the merged model's logits are those of base + adapters, for everything that an adapter can change.
 
 use safetensors::Dtype;
+use taper_base::Batch;
 use taper_lora::{Bias, LoraAdapter, LoraConfig};
 
 use super::fixture::{Room, Shape, TOKENS, adapter, open, targets};
@@ -13,9 +14,9 @@ pub(super) fn assert_merged_is_adapted(room: &Room, adapters: &[(&LoraAdapter, f
     let base = room.base();
     let merged = room.merge_to(name, false, &base, adapters).unwrap();
     let weighted: Vec<_> = adapters.iter().map(|&(adapter, weight)| Weighted { adapter, weight }).collect();
-    let result = verify(&*base.model, &weighted, &*open(&merged.path).model, &TOKENS).unwrap();
+    let result = verify(&*base.model, &weighted, &*open(&merged.path).model, &Batch::new([TOKENS])).unwrap();
     assert!(result.max_logit_difference <= LOGITS * (1.0 + result.max_logit), "{name}: {result:?}");
-    let effect = verify(&*base.model, &weighted, &*base.model, &TOKENS).unwrap();
+    let effect = verify(&*base.model, &weighted, &*base.model, &Batch::new([TOKENS])).unwrap();
     assert!(effect.max_logit_difference > 0.01, "{name} changes nothing: {effect:?}");
     assert_eq!((result.argmax_agree, result.tokens), (TOKENS.len(), TOKENS.len()));
 }
@@ -102,9 +103,15 @@ fn two_at_once_are_one_after_the_other() {
         let one = room.merge_to(&format!("{i}-one"), false, &base, &[(&a, 0.7)]).unwrap();
         let middle = open(&one.path);
         let two = room.merge_to(&format!("{i}-two"), false, &middle, &[(&b, 0.9)]).unwrap();
-        let result = verify(&*open(&at_once.path).model, &[], &*open(&two.path).model, &TOKENS).unwrap();
+        let result =
+            verify(&*open(&at_once.path).model, &[], &*open(&two.path).model, &Batch::new([TOKENS])).unwrap();
         assert!(result.max_logit_difference <= LOGITS * (1.0 + result.max_logit), "{i}: {result:?}");
-        let sum = verify(&*base.model, &[Weighted { adapter: &b, weight: 0.9 }], &*middle.model, &TOKENS);
+        let sum = verify(
+            &*base.model,
+            &[Weighted { adapter: &b, weight: 0.9 }],
+            &*middle.model,
+            &Batch::new([TOKENS]),
+        );
         assert!(sum.unwrap().max_logit_difference > 0.01, "{i}");
     }
 }
