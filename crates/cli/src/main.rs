@@ -15,11 +15,8 @@ use taper_kernels::Kernels;
 
 use crate::args::{Cli, Command};
 
-/// Every tensor is an allocation of its own; `bench/README.md` says what this allocator saves and what it costs.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    taper_kernels::keep_freed();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
