@@ -35,7 +35,7 @@ const LOGITS_ROWS: u64 = 256;
 const COPIES: u64 = 7;
 
 /// Program, tokenizer and allocator: measured, and rounded up so that the peak stays below the plan.
-const PROCESS: u64 = 106 << 20;
+const PROCESS: u64 = 32 << 20;
 
 /// Share of the free memory that a run takes by itself at most: other programs need some.
 const FREE: (u64, u64) = (3, 4);
@@ -192,9 +192,9 @@ mod tests {
     fn more_memory_is_used_for_tokens_first_and_less_is_made_up_by_recomputing() {
         assert_eq!(given(&SMALL, 4096).micro_batch_tokens, 2048);
         assert_eq!(given(&SMALL, 1000).micro_batch_tokens, 512);
-        assert_eq!((given(&SMALL, 750).micro_batch_tokens, given(&SMALL, 750).recomputed_blocks), (256, 0));
+        assert_eq!((given(&SMALL, 676).micro_batch_tokens, given(&SMALL, 676).recomputed_blocks), (256, 0));
         let mut before = 0;
-        for mib in [690, 650, 620, 600] {
+        for mib in [616, 576, 546, 526] {
             let plan = given(&SMALL, mib);
             assert!(plan.bytes <= mib * MIB);
             assert!(plan.recomputed_blocks > before, "{mib}: {plan:?}");
@@ -222,8 +222,8 @@ mod tests {
     fn without_a_budget_a_run_is_lean_and_keeps_to_what_is_free() {
         let lean = SMALL.plan(None, None, Some(64 << 30)).unwrap();
         assert_eq!((lean.micro_batch_tokens, lean.recomputed_blocks), (512, 0));
-        let tight = SMALL.plan(None, None, Some(900 * MIB)).unwrap();
-        assert!(tight.bytes <= 675 * MIB && tight.recomputed_blocks > 0, "{tight:?}");
+        let tight = SMALL.plan(None, None, Some(800 * MIB)).unwrap();
+        assert!(tight.bytes <= 600 * MIB && tight.recomputed_blocks > 0, "{tight:?}");
         // Nothing fits: the least there is, with a warning elsewhere.
         assert_eq!(SMALL.plan(None, None, Some(MIB)).unwrap().recomputed_blocks, 30);
     }
