@@ -45,7 +45,7 @@ fn what_a_t5_cannot_do_is_said() {
         .bad(&["encoder-decoder", "`completion`"]);
     let (decoder, pairs) = (room.model("llama"), rows(&room));
     taper(&["train", "--model", &decoder, "--data", &pairs, "--out", &out, "--task", "seq2seq"])
-        .bad(&["`task` is seq2seq", "decoder alone"]);
+        .bad(&["`task` is seq2seq", "opened for causal-lm"]);
 }
 
 #[test]

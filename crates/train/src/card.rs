@@ -27,7 +27,8 @@ fn front_matter(model: &str, task: Task) -> String {
     let pipeline = match task {
         Task::Classify => "text-classification",
         Task::Tag => "token-classification",
-        Task::CausalLm | Task::Seq2seq | Task::Preference => "text-generation",
+        Task::Seq2seq => "text2text-generation",
+        Task::CausalLm | Task::Preference => "text-generation",
     };
     format!(
         "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: {pipeline}\ntags:\n- {tag}\n- lora\n- taper\n- \
@@ -85,9 +86,13 @@ fn usage(name: &str, model: &str, task: Task) -> String {
     if let Task::Classify | Task::Tag = task {
         return labelling(name, model, task);
     }
+    let (class, chat) = match task {
+        Task::Seq2seq => ("AutoModelForSeq2SeqLM", String::new()),
+        _ => ("AutoModelForCausalLM", format!("taper chat --model {model} --adapter {name}\n")),
+    };
     let taper = format!(
         "## Use\n\nWith taper:\n\n```sh\ntaper generate --model {model} --adapter {name} --prompt \"…\"\n\
-         taper chat --model {model} --adapter {name}\n```\n\n"
+         {chat}```\n\n"
     );
     if model == "tiny" {
         return taper
@@ -96,8 +101,8 @@ fn usage(name: &str, model: &str, task: Task) -> String {
     taper
         + &format!(
             "With PEFT:\n\n```python\nfrom peft import PeftModel\n\
-             from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-             base = AutoModelForCausalLM.from_pretrained(\"{model}\")\n\
+             from transformers import {class}, AutoTokenizer\n\n\
+             base = {class}.from_pretrained(\"{model}\")\n\
              model = PeftModel.from_pretrained(base, \"{name}\")\n\
              tokenizer = AutoTokenizer.from_pretrained(\"{model}\")\n```\n"
         )
