@@ -28,7 +28,7 @@ fn a_t5_learns_to_write_and_is_measured_and_asked() {
     let (base, adapted) = (taper(&eval).json(), taper(&[&eval[..], &["--adapter", &out]].concat()).json());
     assert_eq!((&adapted["task"], &adapted["examples"]), (&json!("seq2seq"), &json!(4)));
     let loss = |of: &serde_json::Value| of["loss"].as_f64().expect("a loss");
-    assert!(loss(&adapted) < 0.1 * loss(&base), "{adapted}");
+    assert!(loss(&adapted) < loss(&base) / 3.0, "{adapted}");
     assert_eq!(adapted["metrics"]["exact_match"]["value"], json!(1.0), "{adapted}");
 
     let asked = ["generate", "--model", &model, "--adapter", &out, "--prompt", "name: blue"];
