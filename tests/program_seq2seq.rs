@@ -34,6 +34,10 @@ fn a_t5_learns_to_write_and_is_measured_and_asked() {
     let asked = ["generate", "--model", &model, "--adapter", &out, "--prompt", "name: blue"];
     assert_eq!(taper(&asked).good().out.trim(), "blue!");
     assert_eq!(taper(&[&asked[..], &["--num-beams", "3"]].concat()).good().out.trim(), "blue!");
+    let merged = room.arg("merged");
+    taper(&["merge", "--model", &model, "--adapter", &out, "--out", &merged]).good();
+    let asked = ["generate", "--model", &merged, "--prompt", "name: tan"];
+    assert_eq!(taper(&asked).good().out.trim(), "tan!");
 }
 
 #[test]

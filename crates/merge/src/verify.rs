@@ -34,13 +34,19 @@ pub struct Verification {
     pub argmax_agree: usize,
 }
 
-/// Tokens that a head of `base`'s task can be tried on: a short text, or pieces of it where the head labels texts.
+/// Tokens that a head of `base`'s task can be tried on: a short text, written from itself by an encoder-decoder, or pieces of
+/// it where the head labels texts.
 pub fn sample(base: &Base) -> std::result::Result<Batch, Error> {
     let mut tokens = base.tokenizer.encode(TEXT)?;
     tokens.retain(|&token| (token as usize) < base.model.sizes().vocab_size);
     tokens.truncate(SAMPLE);
     if tokens.is_empty() {
         tokens.push(0);
+    }
+    if let Some(start) = base.model.decoder_start() {
+        let mut batch = Batch::default();
+        batch.push_from(&tokens, &[&[start], &tokens[..]].concat());
+        return Ok(batch);
     }
     let piece = if matches!(base.task, Task::Classify(_)) { PIECE } else { SAMPLE };
     Ok(Batch::new(tokens.chunks(piece)))
