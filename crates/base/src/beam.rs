@@ -154,7 +154,9 @@ impl Search<'_> {
         let last: Vec<u32> = batch.segments().iter().map(|rows| rows.end as u32 - 1).collect();
         let rows = hidden.index_select(&Tensor::new(last, hidden.device())?, 0)?;
         let mut logits = model.head().forward(&rows, adapter)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        logits.iter_mut().for_each(|row| log_softmax(row));
+        for row in &mut logits {
+            log_softmax(row);
+        }
         Ok(logits)
     }
 }
@@ -163,7 +165,9 @@ fn log_softmax(logits: &mut [f32]) {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
     let log_sum = largest + sum.ln() as f32;
-    logits.iter_mut().for_each(|logit| *logit -= log_sum);
+    for logit in logits {
+        *logit -= log_sum;
+    }
 }
 
 /// The `count` best continuations, the best first; of equals the one of the earlier text, and the lower token.

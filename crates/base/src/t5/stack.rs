@@ -120,7 +120,7 @@ impl Stack {
         match sources {
             Some(Sources { layers, segments }) if pass.caches.is_empty() => {
                 let (k, v) = &layers[layer];
-                taper_kernels::attention_across(q, k, v, (&pass.segments, segments), shape)
+                taper_kernels::attention_across(q, k, v, [&pass.segments, segments], shape)
             }
             _ => pass.attend_source(layer, q, shape),
         }

@@ -287,7 +287,7 @@ pub fn attention_across(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    (queries, keys): (&Arc<[Range<usize>]>, &Arc<[Range<usize>]>),
+    [queries, keys]: [&Arc<[Range<usize>]>; 2],
     shape: AttentionShape,
 ) -> Result<Tensor> {
     if shape.causal {

@@ -151,7 +151,7 @@ fn rows_of_another_batch_match_the_reference() {
         let (wide, narrow) = ([13, heads * head_dim], [15, kv_heads * head_dim]);
         check(
             &[var(&wide), var(&narrow), var(&narrow)],
-            |a| attention_across(&a[0], &a[1], &a[2], (&queries, &keys), shape),
+            |a| attention_across(&a[0], &a[1], &a[2], [&queries, &keys], shape),
             |a| reference(a, Plan { keys: &keys, ..Plan::within(&queries, &shape) }),
         );
     }
@@ -221,7 +221,7 @@ fn long_biased_segments_and_long_keys_match_autograd() {
     }
     let shape = AttentionShape { scale: 0.3, ..both_ways(4, 2, 12) };
     assert_autograd(Plan { keys: &keys, ..Plan::within(&queries, &shape) }, |q, k, v| {
-        attention_across(q, k, v, (&queries, &keys), shape).unwrap()
+        attention_across(q, k, v, [&queries, &keys], shape).unwrap()
     });
 }
 
@@ -292,7 +292,7 @@ fn a_cache_gives_what_the_whole_segment_gives() {
 fn cached_keys_of_another_batch_are_all_seen() {
     let (shape, queries, keys) = (both_ways(4, 2, 12), segments(&[5, 40]), segments(&[9, 3]));
     let (q, k, v) = (tensor(1, &[45, 48]), tensor(2, &[12, 24]), tensor(3, &[12, 24]));
-    let whole = attention_across(&q, &k, &v, (&queries, &keys), shape).unwrap();
+    let whole = attention_across(&q, &k, &v, [&queries, &keys], shape).unwrap();
     let caches: Vec<[CacheRows; 2]> = (keys.iter())
         .map(|rows| {
             [&k, &v].map(|x| {
