@@ -14,6 +14,7 @@ mod bad_input;
 mod bad_input_gguf;
 mod bad_input_train;
 mod candle_witness;
+mod label_losses;
 mod oracle_cases;
 mod peft_reads;
 mod program_eval;

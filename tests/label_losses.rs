@@ -1,0 +1,59 @@
+//! Weighted labels and numbers: the loss and every gradient that PyTorch 2.15 + PEFT 0.21.2 compute.
+//! `oracle/label_losses.py` made the fixtures.
+
+use candle_core::DType;
+use taper_base::{Base, ModelDir};
+use taper_kernels::Compute;
+use taper_lora::LoraAdapter;
+use taper_train::{MicroBatch, Pass, step_grads};
+
+use crate::support::{Tolerance, assert_close, assert_gradient, fixtures, tensors, values};
+
+/// As in the script.
+const LABELS: [u32; 2] = [2, 0];
+const WEIGHTS: [f32; 3] = [0.5, 2.0, 3.0];
+const NUMBERS: [f32; 2] = [1.5, -0.75];
+
+/// The oracle's two texts, without padding.
+fn texts() -> MicroBatch {
+    let stored = tensors(&fixtures().join("oracle/bert-classify/expected.safetensors"));
+    let [ids, mask] = ["input_ids", "attention_mask"]
+        .map(|key| stored[key].to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>()).expect("a matrix"));
+    let mut micro = MicroBatch::default();
+    for (ids, mask) in ids.iter().zip(mask) {
+        let len = mask.iter().sum::<i64>() as usize;
+        micro.batch.push(&ids[..len].iter().map(|&id| id as u32).collect::<Vec<_>>());
+    }
+    micro
+}
+
+fn check(adapter: &str, micro: MicroBatch, pass: Pass<'_>, name: &str) {
+    let (dir, path) = (fixtures().join(adapter), fixtures().join("oracle/bert-classify/model"));
+    let model = ModelDir { path, name: name.to_owned() };
+    let task = taper_lora::task(&dir).expect("a task");
+    let base = Base::open_for(model, Compute::F32, task).expect("a base");
+    let adapter = LoraAdapter::load_trainable(&dir, &base).expect("an adapter");
+    let expected = tensors(&fixtures().join(format!("label_losses/{name}.safetensors")));
+    let found = step_grads(&*base.model, &adapter, &[micro], pass).expect("gradients");
+    let allowed = Tolerance { relative: 2e-5, absolute: 0.0 };
+    assert_close("loss", &[found.loss() as f32], &values(&expected["loss"]), allowed);
+    assert_eq!(found.grads.len() + 1, expected.len());
+    for (name, gradient) in &found.grads {
+        assert_gradient(name, gradient, &values(&expected[&format!("grad.{name}")]));
+    }
+}
+
+#[test]
+fn weighted_labels_are_scored_and_divided_as_in_torch() {
+    let mut micro = texts();
+    micro.labelled.rows = vec![0, 1];
+    micro.labelled.labels = LABELS.to_vec();
+    let pass = Pass { weights: Some(&WEIGHTS), ..Pass::default() };
+    check("oracle/bert-classify/adapter", micro, pass, "weighted");
+}
+
+#[test]
+fn numbers_are_learned_by_the_mean_squared_error_of_torch() {
+    let micro = MicroBatch { numbers: NUMBERS.to_vec(), ..texts() };
+    check("label_losses/adapter", micro, Pass::default(), "numbers");
+}
