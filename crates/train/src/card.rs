@@ -70,14 +70,20 @@ fn results(results: &[SplitResult]) -> String {
     if results.is_empty() {
         return text + "There were no rows to evaluate on.\n\n";
     }
-    text += "| split | rows | labels | base loss | adapted loss | base perplexity | adapted perplexity |\n";
-    text += "|---|---|---|---|---|---|---|\n";
+    let of_tokens = results.iter().any(|result| result.base.perplexity.is_some());
+    let (more, line) =
+        if of_tokens { (" base perplexity | adapted perplexity |", "---|---|") } else { ("", "") };
+    let _ = writeln!(
+        text,
+        "| split | rows | labels | base loss | adapted loss |{more}\n|---|---|---|---|---|{line}"
+    );
     for SplitResult { split, base, adapted } in results {
-        let _ = writeln!(
-            text,
-            "| {split} | {} | {} | {:.4} | {:.4} | {:.3} | {:.3} |",
-            adapted.examples, adapted.tokens, base.loss, adapted.loss, base.perplexity, adapted.perplexity
-        );
+        let (examples, tokens) = (adapted.examples, adapted.tokens);
+        let _ = write!(text, "| {split} | {examples} | {tokens} | {:.4} | {:.4} |", base.loss, adapted.loss);
+        for perplexity in [base, adapted].iter().filter_map(|side| side.perplexity) {
+            let _ = write!(text, " {perplexity:.3} |");
+        }
+        text.push('\n');
     }
     text + "\nLoss is in nats per label.\n\n"
 }

@@ -19,8 +19,9 @@ pub struct Evaluation {
     pub tokens: usize,
     /// Mean over labels, in nats; of numbers, the mean squared error.
     pub loss: f64,
-    /// e to the loss.
-    pub perplexity: f64,
+    /// e to the loss; of labels and numbers it says nothing, and is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
     /// Metrics of what the model predicts, where some were asked for.
     #[serde(skip_serializing_if = "Scores::is_empty")]
     pub metrics: Scores,
@@ -66,7 +67,7 @@ pub fn evaluate(
         examples: examples.len(),
         tokens,
         loss,
-        perplexity: metrics::perplexity(loss),
+        perplexity: model.head_modules().is_empty().then(|| metrics::perplexity(loss)),
         metrics: Scores::default(),
         seconds,
         tokens_per_s: tokens as f64 / seconds.max(f64::MIN_POSITIVE),

@@ -224,7 +224,7 @@ mod tests {
         let evaluated = evaluate(&*base.model, &adapter.frozen(), &examples, 16).unwrap();
         assert_eq!((evaluated.examples, evaluated.tokens), (3, trained.labels as usize));
         assert!((evaluated.loss - trained.loss()).abs() < 1e-6);
-        assert!((evaluated.perplexity - evaluated.loss.exp()).abs() < 1e-9);
+        assert!((evaluated.perplexity.unwrap() - evaluated.loss.exp()).abs() < 1e-9);
     }
 
     #[test]

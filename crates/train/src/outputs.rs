@@ -130,7 +130,10 @@ pub(crate) fn write_eval(recipe: &Recipe, step: usize, results: &[SplitResult]) 
     let splits: serde_json::Map<String, serde_json::Value> = (results.iter())
         .map(|result| {
             let side = |e: &crate::Evaluation| {
-                let mut side = json!({"loss": e.loss, "perplexity": e.perplexity});
+                let mut side = json!({"loss": e.loss});
+                if let Some(perplexity) = e.perplexity {
+                    side["perplexity"] = perplexity.into();
+                }
                 if !e.metrics.is_empty() {
                     side["metrics"] = json!(e.metrics);
                 }

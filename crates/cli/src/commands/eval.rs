@@ -70,8 +70,10 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     for loaded in &adapters {
         found.push((&loaded.name, measure(&loaded.adapter)?));
     }
-    let mut rows =
-        vec![["", "examples", "labels", "loss", "perplexity", "labels/s"].map(ToOwned::to_owned).to_vec()];
+    let mut head = vec!["", "examples", "labels", "loss"];
+    head.extend(found[0].1.perplexity.map(|_| "perplexity"));
+    head.push("labels/s");
+    let mut rows = vec![head.into_iter().map(ToOwned::to_owned).collect()];
     rows.extend(found.iter().map(|(name, found)| row(name, found)));
     print(table(&rows))?;
     if found[0].1.metrics.is_empty() {
@@ -96,14 +98,11 @@ fn most_tokens(base: &Base) -> Option<usize> {
 }
 
 fn row(name: &str, found: &Evaluation) -> Vec<String> {
-    vec![
-        name.to_owned(),
-        count(found.examples),
-        count(found.tokens),
-        format!("{:.4}", found.loss),
-        format!("{:.3}", found.perplexity),
-        format!("{:.0}", found.tokens_per_s),
-    ]
+    let mut cells =
+        vec![name.to_owned(), count(found.examples), count(found.tokens), format!("{:.4}", found.loss)];
+    cells.extend(found.perplexity.map(|perplexity| format!("{perplexity:.3}")));
+    cells.push(format!("{:.0}", found.tokens_per_s));
+    cells
 }
 
 /// A line a metric: its value under each of `sides`, with the interval that other rows could have given.

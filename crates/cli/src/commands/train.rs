@@ -92,9 +92,11 @@ impl Screen {
                 let scores =
                     result.metrics.0.iter().map(|score| format!("  {} {:.4}", score.name, score.value));
                 let scores: String = scores.collect();
+                let perplexity =
+                    result.perplexity.map(|value| format!("  perplexity {value:.3}")).unwrap_or_default();
                 self.line(&format!(
-                    "step {:>5}  valid loss {:.4}  perplexity {:.3}{scores}  ({:.1} s){mark}",
-                    eval.step, result.loss, result.perplexity, result.seconds
+                    "step {:>5}  valid loss {:.4}{perplexity}{scores}  ({:.1} s){mark}",
+                    eval.step, result.loss, result.seconds
                 ));
             }
             Event::Saved(_) | Event::Done(_) => {}
@@ -217,20 +219,16 @@ fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<(
 }
 
 fn results(results: &[SplitResult]) -> String {
-    let mut rows = vec![
-        ["", "labels", "base loss", "adapter loss", "base perplexity", "adapter perplexity"]
-            .map(ToOwned::to_owned)
-            .to_vec(),
-    ];
-    rows.extend(results.iter().map(|result| {
-        vec![
-            result.split.to_owned(),
-            count(result.base.tokens),
-            format!("{:.4}", result.base.loss),
-            format!("{:.4}", result.adapted.loss),
-            format!("{:.3}", result.base.perplexity),
-            format!("{:.3}", result.adapted.perplexity),
-        ]
+    let mut head = vec!["", "labels", "base loss", "adapter loss"];
+    if results.iter().any(|result| result.base.perplexity.is_some()) {
+        head.extend(["base perplexity", "adapter perplexity"]);
+    }
+    let mut rows = vec![head.into_iter().map(ToOwned::to_owned).collect::<Vec<_>>()];
+    rows.extend(results.iter().map(|SplitResult { split, base, adapted }| {
+        let losses = [base, adapted].map(|side| format!("{:.4}", side.loss));
+        let perplexities =
+            [base, adapted].into_iter().filter_map(|side| side.perplexity).map(|value| format!("{value:.3}"));
+        [(*split).to_owned(), count(base.tokens)].into_iter().chain(losses).chain(perplexities).collect()
     }));
     table(&rows)
 }

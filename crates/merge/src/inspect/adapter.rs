@@ -21,6 +21,7 @@ pub(super) fn inspect(dir: &Path, base: Option<&Base>) -> Inspection {
             folder.values(&mut found);
             folder.modules(&mut found);
             folder.names(&mut found);
+            folder.head(&mut found);
         }
     } else if dir.join("adapter_model.bin").is_file() {
         found.problem(
@@ -265,6 +266,36 @@ impl Folder {
             }
         }
         self.saved_names(found);
+    }
+
+    /// Says of an adapter that labels whether it lacks the head that it was trained with: PEFT saves no head that it does
+    /// not know by name, such as T5's `classification_head` (0.21.2, `tuners/tuners_utils.py`).
+    fn head(&self, found: &mut Inspection) {
+        const HEADS: [&str; 4] = ["classifier", "score", "classification_head", "qa_outputs"];
+        let task = self.config.task_type.as_deref().unwrap_or_default();
+        if !["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"].contains(&task) {
+            return;
+        }
+        let whole: Vec<&str> = (self.checkpoint.names().map(keys::parse))
+            .filter(|(_, part, _)| *part == Part::Whole)
+            .map(|(path, ..)| path)
+            .collect();
+        let has = |name: &str| whole.iter().any(|path| path.split('.').any(|segment| segment == name));
+        let advice = "train again with it in modules_to_save";
+        if !HEADS.into_iter().any(has) {
+            found.problem(format!(
+                "task_type is {task}, but no head is saved ({}): unless the base has the one it was trained with, the \
+                 head is random at each load; {advice}",
+                HEADS.join(", ")
+            ));
+        }
+        let distilbert = self.checkpoint.names().any(|key| key.contains(".transformer.layer."));
+        if task == "SEQ_CLS" && distilbert && has("classifier") && !has("pre_classifier") {
+            found.problem(format!(
+                "a DistilBERT that labels texts, but `pre_classifier` is not saved: unless the base has it, it is random \
+                 at each load; {advice}"
+            ));
+        }
     }
 
     /// Finds entries of `modules_to_save` without tensors, and tensors without an entry.

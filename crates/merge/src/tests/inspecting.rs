@@ -128,6 +128,26 @@ fn what_is_wrong_with_an_adapter_is_listed() {
         (json!({"target_modules": ["q_proj", "k_poj"]}), &[], Some(&["target_modules", "k_poj"])),
         (json!({"rank_pattern": {"^q_proj": 2}}), &[], Some(&["rank_pattern", "^q_proj"])),
         (json!({"modules_to_save": ["score"]}), &[], Some(&["modules_to_save", "score"])),
+        (json!({"task_type": "SEQ_CLS"}), &[], Some(&["no head is saved", "train again", "modules_to_save"])),
+        (
+            json!({"task_type": "SEQ_CLS", "modules_to_save": ["classifier"]}),
+            &[
+                ("base_model.model.classifier.weight", Dtype::F32, &[2, 2], None),
+                (
+                    "base_model.model.distilbert.transformer.layer.0.q_proj.lora_A.weight",
+                    Dtype::F32,
+                    &[2, HIDDEN],
+                    None,
+                ),
+                (
+                    "base_model.model.distilbert.transformer.layer.0.q_proj.lora_B.weight",
+                    Dtype::F32,
+                    &[HIDDEN, 2],
+                    None,
+                ),
+            ],
+            Some(&["pre_classifier", "random"]),
+        ),
         (json!({"base_model_name_or_path": "/home/me/llama"}), &[], Some(&["one machine"])),
         (json!({"base_model_name_or_path": null}), &[], Some(&["base_model_name_or_path is not set"])),
         (json!({"use_qalora": true}), &[], Some(&["use_qalora"])),
