@@ -205,11 +205,13 @@ fn headless(room: &Room, case: &str, architecture: &str, rename: impl Fn(&str) -
     model
 }
 
+/// Puts a base into a room.
+type Make = Box<dyn Fn(&Room) -> String>;
+
 #[test]
 fn a_head_that_the_base_lacks_is_merged_with_its_labels() {
     let body = |prefix: &'static str| move |name: &str| name.strip_prefix(prefix).map(str::to_owned);
     let bodies = |name: &str| (!name.starts_with("score")).then(|| name.to_owned());
-    type Make = Box<dyn Fn(&Room) -> String>;
     let bases: [(&str, &str, Make); 4] = [
         (
             "bert-classify",

@@ -290,7 +290,7 @@ fn index_with(path: &Path, plan: &Plan) -> Result<Option<String>, Error> {
     let dropped = |of: fn(&Dropped) -> u64| plan.dropped().map(of).sum::<u64>();
     let counts = [
         ("total_size", added(|a| a.bytes), dropped(|d| d.range.end - d.range.start)),
-        ("total_parameters", added(|a| a.values()), dropped(|d| d.values)),
+        ("total_parameters", added(Added::values), dropped(|d| d.values)),
     ];
     for (count, more, less) in counts {
         if let Some(before) = json["metadata"][count].as_f64() {

@@ -128,26 +128,6 @@ fn what_is_wrong_with_an_adapter_is_listed() {
         (json!({"target_modules": ["q_proj", "k_poj"]}), &[], Some(&["target_modules", "k_poj"])),
         (json!({"rank_pattern": {"^q_proj": 2}}), &[], Some(&["rank_pattern", "^q_proj"])),
         (json!({"modules_to_save": ["score"]}), &[], Some(&["modules_to_save", "score"])),
-        (json!({"task_type": "SEQ_CLS"}), &[], Some(&["no head is saved", "train again", "modules_to_save"])),
-        (
-            json!({"task_type": "SEQ_CLS", "modules_to_save": ["classifier"]}),
-            &[
-                ("base_model.model.classifier.weight", Dtype::F32, &[2, 2], None),
-                (
-                    "base_model.model.distilbert.transformer.layer.0.q_proj.lora_A.weight",
-                    Dtype::F32,
-                    &[2, HIDDEN],
-                    None,
-                ),
-                (
-                    "base_model.model.distilbert.transformer.layer.0.q_proj.lora_B.weight",
-                    Dtype::F32,
-                    &[HIDDEN, 2],
-                    None,
-                ),
-            ],
-            Some(&["pre_classifier", "random"]),
-        ),
         (json!({"base_model_name_or_path": "/home/me/llama"}), &[], Some(&["one machine"])),
         (json!({"base_model_name_or_path": null}), &[], Some(&["base_model_name_or_path is not set"])),
         (json!({"use_qalora": true}), &[], Some(&["use_qalora"])),
@@ -160,6 +140,22 @@ fn what_is_wrong_with_an_adapter_is_listed() {
             None => assert_eq!(problems(dir), [""; 0]),
         }
     }
+}
+
+#[test]
+fn a_head_that_an_adapter_lacks_is_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    broken(dir.path(), &json!({"task_type": "SEQ_CLS"}), &[]);
+    assert_problem(dir.path(), &["no head is saved", "train again", "modules_to_save"]);
+    let block = "base_model.model.distilbert.transformer.layer.0.q_proj";
+    let [a, b] = ["A", "B"].map(|factor| format!("{block}.lora_{factor}.weight"));
+    let tensors = [
+        ("base_model.model.classifier.weight", Dtype::F32, &[2, 2][..], None),
+        (a.as_str(), Dtype::F32, &[2, HIDDEN], None),
+        (b.as_str(), Dtype::F32, &[HIDDEN, 2], None),
+    ];
+    broken(dir.path(), &json!({"task_type": "SEQ_CLS", "modules_to_save": ["classifier"]}), &tensors);
+    assert_problem(dir.path(), &["pre_classifier", "random"]);
 }
 
 #[test]
