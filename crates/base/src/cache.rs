@@ -10,7 +10,7 @@ use taper_kernels::{CacheDtype, CacheRows};
 ///
 /// Some rope types turn all rows by angles that depend on the sequence's length. Where a sequence outgrows the angles that
 /// its keys were made with, not only the keys are stale but whatever the later layers made of them, so the tokens are run
-/// again ([`unread`](Self::unread)) with the pass that asked for more.
+/// again with the pass that asked for more.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     layers: Vec<(CacheRows, CacheRows)>,
