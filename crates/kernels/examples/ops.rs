@@ -1,19 +1,44 @@
-//! Times every operation at the shapes of SmolLM2-135M: 1024 tokens in 4 segments.
-#![allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a measuring script"
-)]
+//! Times every operation at the shapes of SmolLM2-135M, 1024 tokens:
+//! `cargo run --release -p taper-kernels --example ops -- [NAME] [THREADS]`.
+//!
+//! Forward and backward each print the median, the best, and the rate of the best.
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement for people")]
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var};
-use taper_kernels::*;
+use taper_kernels::{
+    AttentionShape, CacheDtype, CacheRows, CachedSegment, Dropout, Labelled, LowRank, RopeTable, Weight,
+    add_bias, attention, attention_cached, linear, linear_cross_entropy, pool, rms_norm, rope, swiglu,
+};
 
+/// Tokens.
+const N: usize = 1024;
+/// Hidden size.
+const D: usize = 576;
+/// Width of the feed-forward layer.
+const INNER: usize = 1536;
+/// Vocabulary.
+const V: usize = 49152;
+/// Rank.
+const R: usize = 16;
+const SHAPE: AttentionShape = AttentionShape {
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+    scale: 0.125,
+    causal: true,
+    window: None,
+    cap: None,
+};
+/// Values of a token's queries, and of its keys.
+const Q: usize = SHAPE.heads * SHAPE.head_dim;
+const K: usize = SHAPE.kv_heads * SHAPE.head_dim;
+
+/// A scalar whose gradient is the tensor.
 struct Seed(Tensor);
+
 impl CustomOp1 for Seed {
     fn name(&self) -> &'static str {
         "seed"
@@ -37,9 +62,11 @@ fn values(count: usize) -> Vec<f32> {
         })
         .collect()
 }
+
 fn t(shape: &[usize]) -> Tensor {
     Tensor::from_vec(values(shape.iter().product()), shape, &Device::Cpu).unwrap()
 }
+
 fn var(shape: &[usize]) -> Tensor {
     Var::from_tensor(&t(shape)).unwrap().as_tensor().clone()
 }
@@ -55,10 +82,7 @@ fn bench(name: &str, gflop: (f64, f64), f: impl Fn() -> Tensor) {
         return;
     }
     let (mut fwd, mut bwd) = (vec![], vec![]);
-    let seed = {
-        let y = f();
-        t(&y.dims().to_vec())
-    };
+    let seed = t(f().dims());
     let start = Instant::now();
     let mut i = 0;
     while i < 5 || (start.elapsed().as_secs_f64() < 2.0 && i < 300) {
@@ -84,97 +108,92 @@ fn bench(name: &str, gflop: (f64, f64), f: impl Fn() -> Tensor) {
 }
 
 fn main() {
-    let (n, d, ff, h, k, e, v, r) = (1024, 576, 1536, 9, 3, 64, 49152, 16);
-    if let Some(t) = std::env::args().nth(2) {
-        pool::set_threads(t.parse().unwrap());
+    if let Some(threads) = std::env::args().nth(2) {
+        pool::set_threads(threads.parse().unwrap());
     }
     println!("threads {}", pool::threads());
-    let gf = |m: usize, n: usize, k: usize| 2e-9 * m as f64 * n as f64 * k as f64;
-    for (name, i, o) in [
-        ("linear 576>576", d, d),
-        ("linear 576>192", d, k * e),
-        ("linear 576>1536", d, ff),
-        ("linear 1536>576", ff, d),
-    ] {
-        let w = Weight::dense(values(i * o), o, i).unwrap();
-        let (x, a, b) = (var(&[n, i]), var(&[r, i]), var(&[o, r]));
-        let base = gf(n, i, o);
+    layers();
+    rows();
+    attentions();
+    cached();
+    head();
+}
+
+/// 1e9 operations of a product.
+fn gf(m: usize, n: usize, k: usize) -> f64 {
+    2e-9 * m as f64 * n as f64 * k as f64
+}
+
+fn layers() {
+    for (inputs, outputs) in [(D, Q), (D, K), (D, INNER), (INNER, D)] {
+        let w = Weight::dense(values(inputs * outputs), outputs, inputs).unwrap();
+        let (x, a, b) = (var(&[N, inputs]), var(&[R, inputs]), var(&[outputs, R]));
+        let (base, low) = (gf(N, inputs, outputs), gf(N, R, inputs + outputs));
+        let name = format!("linear {inputs}>{outputs}");
         bench(&format!("{name} frozen"), (base, base), || linear(&x, &w, None, None).unwrap());
-        let low = gf(n, r, i + o);
-        bench(&format!("{name} lora"), (base + low, base + 2.0 * low), || {
-            linear(&x, &w, None, Some(LowRank { a: &a, b: &b, scaling: 2.0, dropout: None })).unwrap()
-        });
-        bench(&format!("{name} lora drop"), (base + low, base + 2.0 * low), || {
-            let dropout = Some(Dropout { p: 0.1, seed: 3 });
-            linear(&x, &w, None, Some(LowRank { a: &a, b: &b, scaling: 2.0, dropout })).unwrap()
-        });
+        for (kind, dropout) in [("lora", None), ("lora drop", Some(Dropout { p: 0.1, seed: 3 }))] {
+            bench(&format!("{name} {kind}"), (base + low, base + 2.0 * low), || {
+                linear(&x, &w, None, Some(LowRank { a: &a, b: &b, scaling: 2.0, dropout })).unwrap()
+            });
+        }
     }
-    let (x, gain) = (var(&[n, d]), t(&[d]));
+}
+
+fn rows() {
+    let (x, gain) = (var(&[N, D]), t(&[D]));
     bench("rms_norm", (0., 0.), || rms_norm(&x, &gain, 1e-5).unwrap());
-    let gain_var = var(&[d]);
-    bench("rms_norm gain", (0., 0.), || rms_norm(&x, &gain_var, 1e-5).unwrap());
-    let angles = values(n * e / 2);
+    let trained = var(&[D]);
+    bench("rms_norm gain", (0., 0.), || rms_norm(&x, &trained, 1e-5).unwrap());
+    let half = SHAPE.head_dim / 2;
+    let angles = values(N * half);
     let table = Arc::new(RopeTable {
         cos: angles.iter().map(|a| a.cos()).collect(),
         sin: angles.iter().map(|a| a.sin()).collect(),
-        half: e / 2,
+        half,
     });
-    let q = var(&[n, h * e]);
-    bench("rope q", (0., 0.), || rope(&q, &table, e).unwrap());
-    let (gate, up) = (var(&[n, ff]), var(&[n, ff]));
+    let q = var(&[N, Q]);
+    bench("rope q", (0., 0.), || rope(&q, &table, SHAPE.head_dim).unwrap());
+    let (gate, up) = (var(&[N, INNER]), var(&[N, INNER]));
     bench("swiglu", (0., 0.), || swiglu(&gate, &up).unwrap());
-    bench("candle add ff", (0., 0.), || (&gate + &up).unwrap());
-    bench("add_bias", (0., 0.), || add_bias(&gate, &t(&[ff])).unwrap());
+    bench("candle add", (0., 0.), || (&gate + &up).unwrap());
+    let bias = t(&[INNER]);
+    bench("add_bias", (0., 0.), || add_bias(&gate, &bias).unwrap());
+}
+
+fn attentions() {
+    let (q, k, v) = (var(&[N, Q]), var(&[N, K]), var(&[N, K]));
     for len in [32usize, 256, 1024] {
-        let segments: Arc<[_]> = (0..n / len).map(|i| i * len..(i + 1) * len).collect();
-        let (kk, vv) = (var(&[n, k * e]), var(&[n, k * e]));
-        let shape = AttentionShape {
-            heads: h,
-            kv_heads: k,
-            head_dim: e,
-            scale: 0.125,
-            causal: true,
-            window: None,
-            cap: None,
-        };
-        let work = 2e-9 * 2.0 * (n * h * e) as f64 * (len + 1) as f64 / 2.0;
+        let segments: Arc<[_]> = (0..N / len).map(|i| i * len..(i + 1) * len).collect();
+        let work = 2e-9 * 2.0 * (N * Q) as f64 * (len + 1) as f64 / 2.0;
         bench(&format!("attention {len}"), (work, 2.5 * work), || {
-            attention(&q, &kk, &vv, &segments, shape).unwrap()
+            attention(&q, &k, &v, &segments, SHAPE).unwrap()
         });
     }
-    let shape = AttentionShape {
-        heads: h,
-        kv_heads: k,
-        head_dim: e,
-        scale: 0.125,
-        causal: true,
-        window: None,
-        cap: None,
-    };
+}
+
+fn cached() {
     for (rows, past) in [(1usize, 255usize), (1, 4095), (256, 0), (256, 2048)] {
-        let mut keys = CacheRows::new(k * e, CacheDtype::F32);
-        keys.append(&values((rows + past) * k * e));
-        let q = t(&[rows, h * e]);
-        let work = 4e-9 * (rows * h * e) as f64 * (past as f64 + rows as f64 / 2.0);
+        let mut keys = CacheRows::new(K, CacheDtype::F32);
+        keys.append(&values((rows + past) * K));
+        let q = t(&[rows, Q]);
+        let segment = [CachedSegment { start: 0, len: rows, keys: &keys, values: &keys }];
+        let work = 4e-9 * (rows * Q) as f64 * (past as f64 + rows as f64 / 2.0);
         bench(&format!("cached {rows} after {past}"), (work, 0.), || {
-            attention_cached(
-                &q,
-                &[CachedSegment { start: 0, len: rows, keys: &keys, values: &keys }],
-                shape,
-                None,
-            )
-            .unwrap()
+            attention_cached(&q, &segment, SHAPE, None).unwrap()
         });
     }
-    let w = Weight::dense(values(v * d), v, d).unwrap();
-    let x = var(&[n, d]);
+}
+
+fn head() {
+    let w = Weight::dense(values(V * D), V, D).unwrap();
+    let x = var(&[N, D]);
     let labelled =
-        Labelled { rows: (0..n as u32).collect(), labels: (0..n as u32).map(|i| i * 37).collect() };
-    bench("linear_cross_entropy", (2.0 * gf(n, d, v), 0.), || {
+        Labelled { rows: (0..N as u32).collect(), labels: (0..N as u32).map(|i| i * 37).collect() };
+    bench("linear_cross_entropy", (2.0 * gf(N, D, V), 0.), || {
         linear_cross_entropy(&x, (&w).into(), None, &labelled).unwrap()
     });
-    let xd = x.detach();
-    bench("linear_ce no grad", (gf(n, d, v), 0.), || {
-        linear_cross_entropy(&xd, (&w).into(), None, &labelled).unwrap()
+    let detached = x.detach();
+    bench("linear_cross_entropy, no gradient", (gf(N, D, V), 0.), || {
+        linear_cross_entropy(&detached, (&w).into(), None, &labelled).unwrap()
     });
 }

@@ -8,6 +8,7 @@ pub(crate) mod backward;
 mod bias;
 mod cached;
 pub(crate) mod forward;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -17,12 +18,12 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use bias::GroupBias;
+use rows::{Head, Rows};
 
 pub use bias::DistanceBias;
 pub(crate) use cached::attend;
 pub use cached::{CachedSegment, attention_cached};
 
-use crate::CacheRows;
 use crate::operand::{Held, gradient, output, values};
 
 const OP: &str = "attention";
@@ -115,69 +116,6 @@ impl AttentionShape {
         let width = self.group() * self.head_dim;
         let data = rows.get(kv_head * width..).unwrap_or_default();
         Rows { data, stride: self.query_width(), width }
-    }
-}
-
-/// Rows of `width` values that begin `stride` values apart.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    data: &'a [f32],
-    stride: usize,
-    width: usize,
-}
-
-impl<'a> Rows<'a> {
-    fn side_by_side(data: &'a [f32], width: usize) -> Self {
-        Self { data, stride: width, width }
-    }
-
-    fn row(self, i: usize) -> &'a [f32] {
-        &self.data[i * self.stride..][..self.width]
-    }
-
-    /// The rows of `range` side by side: where they lie, if they do, or else copied to `buffer`.
-    fn slice<'b>(self, range: Range<usize>, buffer: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        if self.stride == self.width {
-            return &self.data[range.start * self.width..range.end * self.width];
-        }
-        self.gather(range, buffer);
-        buffer
-    }
-
-    /// Puts the rows of `range` side by side into `to`.
-    fn gather(self, range: Range<usize>, to: &mut Vec<f32>) {
-        to.clear();
-        to.reserve(range.len() * self.width);
-        for i in range {
-            to.extend_from_slice(self.row(i));
-        }
-    }
-}
-
-/// Where the keys or values of one head are.
-#[derive(Clone, Copy)]
-enum Head<'a> {
-    Rows(Rows<'a>),
-    /// In some columns of a cache.
-    Cached(&'a CacheRows, usize, usize),
-}
-
-impl<'a> Head<'a> {
-    /// [`Rows::slice`].
-    fn slice<'b>(self, range: Range<usize>, buffer: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        match self {
-            Self::Rows(rows) => rows.slice(range, buffer),
-            Self::Cached(rows, first, width) => {
-                rows.gather(range, first..first + width, buffer);
-                buffer
-            }
-        }
     }
 }
 
