@@ -222,7 +222,7 @@ impl Block {
         let none = || Arc::new(RopeTable { cos: Vec::new(), sin: Vec::new(), half: 0 });
         let (segments, rope) = (pass.segments.clone(), rope.cloned().unwrap_or_else(none));
         let recompute = layer < pass.adapter.recomputed_blocks();
-        let shared = BlockPass { segments, rope, recompute };
+        let shared = BlockPass { segments, rope, recompute, gradients: pass.adapter.gradients().cloned() };
         if pass.caches.is_empty() {
             return taper_kernels::block(x, fused, &shared, &adapted);
         }
@@ -238,10 +238,12 @@ impl Block {
             return Ok(None);
         }
         let Some(layers) = projections(&self.attention, &self.mlp) else { return Ok(None) };
+        let summed = adapter.gradients().is_some();
         let mut all = [const { None }; 7];
         for (adapted, layer) in all.iter_mut().zip(layers) {
             match adapter.effect(layer)? {
                 Effect::Frozen => {}
+                Effect::Adapted(change) if change.low_rank.is_tracked() && !summed => return Ok(None),
                 Effect::Adapted(change) => *adapted = Some(change),
                 Effect::Other => return Ok(None),
             }

@@ -1,7 +1,7 @@
 //! The frozen parts of a base, and the one seam at which an adapter meets them.
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Adapted, Labelled, Weight};
+use taper_kernels::{Adapted, Gradients, Labelled, Weight};
 
 use crate::{Head, LayerNorm, RmsNorm};
 
@@ -26,6 +26,12 @@ pub trait Adapter: Send + Sync {
     /// them forward again. The result is the same. A base does so where a block is one operation.
     fn recomputed_blocks(&self) -> usize {
         0
+    }
+
+    /// Where a block that is one operation leaves the gradients of low-rank factors. Without it, blocks whose factors are
+    /// tracked run in their single operations, and candle's store has all gradients.
+    fn gradients(&self) -> Option<&Gradients> {
+        None
     }
 
     /// Token ids to rows `(N, D)`.

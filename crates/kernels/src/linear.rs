@@ -23,6 +23,13 @@ pub struct LowRank<'a> {
     pub dropout: Option<Dropout>,
 }
 
+impl LowRank<'_> {
+    /// Whether gradients of `A` or `B` are asked for.
+    pub fn is_tracked(&self) -> bool {
+        self.a.track_op() || self.b.track_op()
+    }
+}
+
 /// `y = x Wᵀ + bias + s · (dropout(x) Aᵀ) Bᵀ`: `x` `(N, in)` to `(N, out)`.
 ///
 /// Gradients reach `x`, `A`, `B` and `bias` where they are tracked; `W`'s is never formed.

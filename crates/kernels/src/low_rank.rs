@@ -30,7 +30,7 @@ pub(crate) struct Term {
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
     pub(crate) rank: usize,
-    scaling: f32,
+    pub(crate) scaling: f32,
     dropout: Option<Dropout>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result as Tensors, Tensor, Var};
 use taper_base::{Adapter, Effect, Embedding, Head, Linear};
-use taper_kernels::{Adapted, Dropout, Labelled, LowRank};
+use taper_kernels::{Adapted, Dropout, Gradients, Labelled, LowRank};
 
 use crate::embedding::EmbeddingLora;
 use crate::head::TrainedHead;
@@ -193,7 +193,7 @@ impl LoraAdapter {
 
     /// The adapter with its dropout, for one forward pass; `seed` is another for every pass.
     pub fn training(&self, seed: u64) -> Training<'_> {
-        Training { adapter: self, seed, recomputed_blocks: 0 }
+        Training { adapter: self, seed, recomputed_blocks: 0, gradients: None }
     }
 
     /// The layer with the variant that takes part in it; `dropout` on the variant's input.
@@ -308,13 +308,20 @@ pub struct Training<'a> {
     adapter: &'a LoraAdapter,
     seed: u64,
     recomputed_blocks: usize,
+    gradients: Option<&'a Gradients>,
 }
 
-impl Training<'_> {
+impl<'a> Training<'a> {
     /// The same pass, with the first `blocks` blocks run again in backward instead of being kept.
     #[must_use]
     pub fn recomputing(self, blocks: usize) -> Self {
         Self { recomputed_blocks: blocks, ..self }
+    }
+
+    /// The same pass, its whole blocks leaving the gradients of factors in `gradients`; see [`Adapter::gradients`].
+    #[must_use]
+    pub fn summing(self, gradients: &'a Gradients) -> Self {
+        Self { gradients: Some(gradients), ..self }
     }
 
     /// The dropout of the layer at `path`: a mask of its own, which other layers do not change.
@@ -335,6 +342,10 @@ impl Adapter for Training<'_> {
 
     fn recomputed_blocks(&self) -> usize {
         self.recomputed_blocks
+    }
+
+    fn gradients(&self) -> Option<&Gradients> {
+        self.gradients
     }
 
     fn embedding(&self, layer: &Embedding, ids: &[u32]) -> Tensors<Tensor> {

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use taper_base::{Adapter, Network};
-use taper_kernels::Labelled;
+use taper_kernels::{Gradients, Labelled};
 use taper_lora::{LoraAdapter, Training};
 
 use crate::Error;
@@ -50,12 +50,15 @@ pub fn step_grads(
     pass: Pass<'_>,
 ) -> Result<StepGrads, Error> {
     let mut sum = StepGrads { grads: Grads::new(), loss_sum: 0.0, labels: 0.0 };
-    let adapter = adapter.between_updates();
+    let (adapter, of_factors) = (adapter.between_updates(), Gradients::default());
     for (index, batch) in micro.iter().enumerate() {
         let training = adapter.training(mix(pass.seed, index as u64)).recomputing(pass.recomputed_blocks);
         let scored = Scored { model, batch, weights: pass.weights };
-        sum.loss_sum += scored.add(training, (adapter.params(), &mut sum.grads))?;
+        sum.loss_sum += scored.add(training.summing(&of_factors), (adapter.params(), &mut sum.grads))?;
         sum.labels += scored.weight();
+    }
+    for (name, var) in adapter.params() {
+        of_factors.take(var).into_iter().for_each(|values| add(&mut sum.grads, name, values));
     }
     if !sum.loss_sum.is_finite() {
         return Err(Error::training(format!(
@@ -69,8 +72,17 @@ pub fn step_grads(
         return Err(Error::training(format!("no gradient reached {}", without.join(", "))));
     }
     let share = (1.0 / sum.labels.max(f64::MIN_POSITIVE)) as f32;
-    sum.grads.values_mut().flatten().for_each(|g| *g *= share);
+    for grad in sum.grads.values_mut() {
+        grad.iter_mut().for_each(|g| *g *= share);
+    }
     Ok(sum)
+}
+
+fn add(grads: &mut Grads, name: &str, values: Vec<f32>) {
+    match grads.get_mut(name) {
+        Some(sum) => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+        None => drop(grads.insert(name.to_owned(), values)),
+    }
 }
 
 /// A micro-batch and how its labels are scored.
@@ -92,11 +104,7 @@ impl Scored<'_> {
         let mut store = loss.backward()?;
         for (name, var) in params {
             let Some(grad) = store.remove(var) else { continue };
-            let values = grad.flatten_all()?.to_vec1::<f32>()?;
-            match grads.get_mut(name) {
-                Some(sum) => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
-                None => drop(grads.insert(name.clone(), values)),
-            }
+            add(grads, name, grad.flatten_all()?.to_vec1::<f32>()?);
         }
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }

@@ -10,54 +10,54 @@ use crate::elementwise::swiglu_pull_back;
 use crate::norm::{pull_back, pull_back_beside};
 
 impl Layer<'_> {
-    /// From the gradient `g` of the result `y`: that of `x`, where it is `wanted`, and that of `theta`.
+    /// From the gradient `g` of the result `y`: that of `x`, where it is `wanted`, and those of the gains.
     pub(super) fn pull_back(
         &self,
         (x, y): (&[f32], &[f32]),
         g: &[f32],
         mut saved: Saved,
         wanted: bool,
-    ) -> (Option<Vec<f32>>, Vec<f32>) {
-        let mut dtheta = vec![0.0; self.theta.len()];
-        let dmiddle = self.pull_back_fed(y, g, &mut saved, &mut dtheta);
-        let found = self.pull_back_attended(x, &dmiddle, &saved, &mut dtheta);
+    ) -> (Option<Vec<f32>>, [Vec<f32>; 7]) {
+        let mut dgains = [const { Vec::new() }; 7];
+        let dmiddle = self.pull_back_fed(y, g, &mut saved, &mut dgains);
+        let found = self.pull_back_attended(x, &dmiddle, &saved, &mut dgains);
         let pulled = {
             let (q, k) = (self.projected(QKV, &saved.q), self.projected(QKV + 1, &saved.k));
             let outputs = [&*q, &*k, &saved.v].map(|sum| Output { sum, beneath: None });
-            self.pull(QKV, [found.q, found.k, found.v].map(Cow::Owned), outputs, &mut dtheta)
+            self.pull(QKV, [found.q, found.k, found.v].map(Cow::Owned), outputs, &mut dgains)
         };
         let Saved { u, .. } = saved;
 
         let mut normed = vec![0.0; x.len()];
         self.norm(0, x, &mut normed);
-        pulled.factor_gradients(self, &normed, &u, &mut dtheta);
+        pulled.factor_gradients(self, &normed, &u);
         drop(normed);
         let dx = wanted.then(|| {
             let mut dx = pulled.input_gradient(self);
             pull_back_beside(x, &self.block.gains[0], self.block.eps, (&mut dx, &dmiddle));
             dx
         });
-        (dx, dtheta)
+        (dx, dgains)
     }
 
     /// The gradient of `middle`. Uses up gate and up.
-    fn pull_back_fed(&self, y: &[f32], g: &[f32], saved: &mut Saved, dtheta: &mut [f32]) -> Vec<f32> {
+    fn pull_back_fed(&self, y: &[f32], g: &[f32], saved: &mut Saved, dgains: &mut [Vec<f32>; 7]) -> Vec<f32> {
         let (mut gate, mut up) = (std::mem::take(&mut saved.gate), std::mem::take(&mut saved.up));
         let gained = |i, values: &[f32]| self.gain(GATE_UP + i).map_or_else(Vec::new, |_| values.to_vec());
         let outputs = [gained(0, &gate), gained(1, &up)];
         {
             let output = Output { sum: y, beneath: Some(&saved.middle) };
-            let pulled = self.pull(DOWN, [Cow::Borrowed(g)], [output], dtheta);
+            let pulled = self.pull(DOWN, [Cow::Borrowed(g)], [output], dgains);
             let mut inner = pulled.input_gradient(self);
             // Now they are gradients, and `inner` is what it was in forward.
             swiglu_pull_back(&mut gate, &mut up, &mut inner);
-            pulled.factor_gradients(self, &inner, &saved.u, dtheta);
+            pulled.factor_gradients(self, &inner, &saved.u);
         }
         let mut normed = vec![0.0; saved.middle.len()];
         self.norm(1, &saved.middle, &mut normed);
         let outputs = outputs.each_ref().map(|sum| Output { sum, beneath: None });
-        let pulled = self.pull(GATE_UP, [gate, up].map(Cow::Owned), outputs, dtheta);
-        pulled.factor_gradients(self, &normed, &saved.u, dtheta);
+        let pulled = self.pull(GATE_UP, [gate, up].map(Cow::Owned), outputs, dgains);
+        pulled.factor_gradients(self, &normed, &saved.u);
         drop(normed);
         let mut dmiddle = pulled.input_gradient(self);
         pull_back_beside(&saved.middle, &self.block.gains[1], self.block.eps, (&mut dmiddle, g));
@@ -65,10 +65,16 @@ impl Layer<'_> {
     }
 
     /// The gradients of what was projected to q, k and v.
-    fn pull_back_attended(&self, x: &[f32], dmiddle: &[f32], saved: &Saved, dtheta: &mut [f32]) -> Gradients {
+    fn pull_back_attended(
+        &self,
+        x: &[f32],
+        dmiddle: &[f32],
+        saved: &Saved,
+        dgains: &mut [Vec<f32>; 7],
+    ) -> Gradients {
         let output = Output { sum: &saved.middle, beneath: Some(x) };
-        let pulled = self.pull(O, [Cow::Borrowed(dmiddle)], [output], dtheta);
-        pulled.factor_gradients(self, &saved.attended, &saved.u, dtheta);
+        let pulled = self.pull(O, [Cow::Borrowed(dmiddle)], [output], dgains);
+        pulled.factor_gradients(self, &saved.attended, &saved.u);
         let g = pulled.input_gradient(self);
         let (q, k) = (self.heads(0, &saved.q), self.heads(1, &saved.k));
         let Saved { v, attended: y, log_sums, .. } = saved;

@@ -27,9 +27,9 @@ use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
 use crate::attention::check_segments;
 use crate::operand::{Held, output, values};
-use crate::{AttentionShape, LowRank, RopeTable, Weight};
+use crate::{AttentionShape, Gradients, LowRank, RopeTable, Weight};
 pub use cached::block_cached;
-use terms::Slot;
+use terms::{Factors, Slot};
 
 const OP: &str = "block";
 
@@ -84,11 +84,14 @@ pub struct BlockPass {
     pub rope: Arc<RopeTable>,
     /// Keep nothing but `x`: backward runs forward again.
     pub recompute: bool,
+    /// Where the gradients of tracked factors go.
+    pub gradients: Option<Gradients>,
 }
 
 /// The block on `x` `(N, D)`, to `(N, D)`, some of its projections adapted.
 ///
-/// Gradients reach `x`, the factors and the gains where they are tracked.
+/// Gradients reach `x` and the gains where they are tracked. Those of tracked factors are added to the sums of `pass`, without
+/// which they are refused.
 pub fn block(
     x: &Tensor,
     block: &Arc<Block>,
@@ -96,10 +99,15 @@ pub fn block(
     adapted: &[Option<Adapted<'_>>; 7],
 ) -> Result<Tensor> {
     block.check(x.dims2()?, pass)?;
-    let (theta, slots) = terms::gather(OP, &block.projections, adapted)?;
-    let tracked = x.track_op() || theta.track_op();
+    let slots = terms::slots(OP, &block.projections, adapted)?;
+    let learns = adapted.iter().flatten().any(|adapted| adapted.low_rank.is_tracked());
+    if learns && pass.gradients.is_none() {
+        candle_core::bail!("{OP}: factors are tracked, and their gradients have nowhere to go");
+    }
+    let gains = terms::gains(&slots, learns)?;
+    let tracked = x.track_op() || gains.track_op();
     let op = Op { block: block.clone(), pass: pass.clone(), slots, tracked, saved: Mutex::new(None) };
-    x.apply_op2(&theta, op)
+    x.apply_op2(&gains, op)
 }
 
 impl Block {
@@ -137,13 +145,12 @@ impl Block {
     }
 }
 
-/// The factors' and gains' values and places, and everything else that a pass through a block reads.
+/// Everything that a pass through a block reads.
 #[derive(Clone, Copy)]
 struct Layer<'a> {
     block: &'a Block,
     pass: &'a BlockPass,
-    slots: &'a [Option<Slot>; 7],
-    theta: &'a [f32],
+    factors: &'a [Option<Factors<'a>>; 7],
 }
 
 /// What backward needs beside `x`. Where heads are normalised, `q` and `k` are what was projected; elsewhere they are
@@ -171,8 +178,8 @@ struct Op {
 }
 
 impl Op {
-    fn layer<'a>(&'a self, theta: &'a [f32]) -> Layer<'a> {
-        Layer { block: &self.block, pass: &self.pass, slots: &self.slots, theta }
+    fn layer<'a>(&'a self, factors: &'a [Option<Factors<'a>>; 7]) -> Layer<'a> {
+        Layer { block: &self.block, pass: &self.pass, factors }
     }
 }
 
@@ -181,16 +188,17 @@ impl CustomOp2 for Op {
         OP
     }
 
+    /// On `x` and the gains, which are here only for their gradient to have a way back.
     fn cpu_fwd(
         &self,
         s1: &CpuStorage,
         l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, theta) = (values(OP, s1, l1)?, values(OP, s2, l2)?);
-        let layer = self.layer(theta);
-        let mut saved = layer.save(x);
+        let factors = terms::hold(OP, &self.slots)?;
+        let layer = self.layer(&factors);
+        let mut saved = layer.save(values(OP, s1, l1)?);
         let y = layer.finish(&mut saved);
         if self.tracked && !self.pass.recompute {
             *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
@@ -201,19 +209,21 @@ impl CustomOp2 for Op {
     fn bwd(
         &self,
         x: &Tensor,
-        theta: &Tensor,
+        gains: &Tensor,
         y: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let g = g.contiguous()?;
-        let held = [Held::new(OP, x)?, Held::new(OP, theta)?, Held::new(OP, y)?, Held::new(OP, &g)?];
-        let [xs, thetas, ys, gs] = held.each_ref().map(Held::values);
-        let layer = self.layer(thetas);
+        let held = [Held::new(OP, x)?, Held::new(OP, y)?, Held::new(OP, &g)?];
+        let [xs, ys, gs] = held.each_ref().map(Held::values);
+        let factors = terms::hold(OP, &self.slots)?;
+        let layer = self.layer(&factors);
         let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
         let saved = saved.unwrap_or_else(|| layer.save(xs));
-        let (dx, dtheta) = layer.pull_back((xs, ys), gs, saved, x.track_op());
+        let (dx, dgains) = layer.pull_back((xs, ys), gs, saved, x.track_op());
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), &Device::Cpu)).transpose()?;
-        let dtheta = theta.track_op().then(|| Tensor::from_vec(dtheta, theta.shape(), &Device::Cpu));
-        Ok((dx, dtheta.transpose()?))
+        let asked = gains.track_op() && gains.elem_count() > 0;
+        let dgains = asked.then(|| Tensor::from_vec(dgains.concat(), gains.shape(), &Device::Cpu));
+        Ok((dx, dgains.transpose()?))
     }
 }

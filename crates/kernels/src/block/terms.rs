@@ -1,9 +1,8 @@
 //! The projections that share an input, with their low-rank terms.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::gains::Output;
 use super::{Adapted, Layer, Projection};
@@ -12,42 +11,80 @@ use crate::low_rank::Term;
 use crate::operand::Held;
 use crate::product::Prepared;
 
-/// A low-rank term, and where its factors and the gain are in `theta`.
+/// An [`Adapted`] as the operation keeps it.
 pub(super) struct Slot {
     term: Term,
-    a: Range<usize>,
-    b: Range<usize>,
-    gain: Option<Range<usize>>,
+    a: Tensor,
+    b: Tensor,
+    gain: Option<Tensor>,
 }
 
-/// All factors and gains in one tensor, `A`, `B` and `c` of each projection in turn: candle hands each its part of the
-/// gradient.
-pub(super) fn gather(
+/// What an [`Adapted`] holds, locked to be read.
+pub(super) struct Factors<'a> {
+    slot: &'a Slot,
+    a: Held<'a>,
+    b: Held<'a>,
+    gain: Option<Held<'a>>,
+}
+
+impl Factors<'_> {
+    pub(super) fn term(&self) -> &Term {
+        &self.slot.term
+    }
+
+    /// `A` `(R, in)`.
+    pub(super) fn a(&self) -> &[f32] {
+        self.a.values()
+    }
+
+    /// `B` `(out, R)`.
+    pub(super) fn b(&self) -> &[f32] {
+        self.b.values()
+    }
+
+    /// `c` `(out,)`.
+    pub(super) fn gain(&self) -> Option<&[f32]> {
+        self.gain.as_ref().map(Held::values)
+    }
+}
+
+/// The adapted projections, checked.
+pub(super) fn slots(
     op: &str,
     projections: &[Projection; 7],
     adapted: &[Option<Adapted<'_>>; 7],
-) -> Result<(Tensor, [Option<Slot>; 7])> {
-    let mut parts: Vec<Tensor> = Vec::new();
+) -> Result<[Option<Slot>; 7]> {
     let mut slots = [const { None }; 7];
-    let mut end = 0;
-    let mut place = |tensor: &Tensor| -> Result<Range<usize>> {
-        parts.push(tensor.flatten_all()?);
-        let start = end;
-        end += tensor.elem_count();
-        Ok(start..end)
-    };
     for ((slot, adapted), projection) in slots.iter_mut().zip(adapted).zip(projections) {
         let Some(Adapted { low_rank, gain }) = adapted else { continue };
         let term = Term::new(op, low_rank, projection.weight.rows(), projection.weight.cols())?;
         if let Some(gain) = gain {
             check_gain(op, gain, &term)?;
         }
-        let (a, b) = (place(low_rank.a)?, place(low_rank.b)?);
-        *slot = Some(Slot { term, a, b, gain: gain.as_ref().map(&mut place).transpose()? });
+        *slot = Some(Slot { term, a: low_rank.a.clone(), b: low_rank.b.clone(), gain: gain.clone() });
     }
-    let theta =
-        if parts.is_empty() { Tensor::zeros(0, DType::F32, &Device::Cpu)? } else { Tensor::cat(&parts, 0)? };
-    Ok((theta, slots))
+    Ok(slots)
+}
+
+pub(super) fn hold<'a>(op: &str, slots: &'a [Option<Slot>; 7]) -> Result<[Option<Factors<'a>>; 7]> {
+    let mut all = [const { None }; 7];
+    for (factors, slot) in all.iter_mut().zip(slots) {
+        let Some(slot) = slot else { continue };
+        let gain = slot.gain.as_ref().map(|gain| Held::new(op, gain)).transpose()?;
+        *factors = Some(Factors { slot, a: Held::new(op, &slot.a)?, b: Held::new(op, &slot.b)?, gain });
+    }
+    Ok(all)
+}
+
+/// All gains in one tensor, of which candle hands each its part of the gradient. Where there are none and the factors
+/// learn, a variable of no values: without one, no backward pass would come by.
+pub(super) fn gains(slots: &[Option<Slot>; 7], learns: bool) -> Result<Tensor> {
+    let gains: Vec<&Tensor> = slots.iter().flatten().filter_map(|slot| slot.gain.as_ref()).collect();
+    match gains.is_empty() {
+        false => Tensor::cat(&gains, 0),
+        true if learns => Ok(Var::zeros(0, DType::F32, &Device::Cpu)?.into_inner()),
+        true => Tensor::zeros(0, DType::F32, &Device::Cpu),
+    }
 }
 
 /// That a gain fits, that nothing is dropped beneath it, and that it can be divided by.
@@ -75,14 +112,9 @@ pub(super) struct Pulled<'a, const G: usize> {
 }
 
 impl<'a> Layer<'a> {
-    fn slot(&self, i: usize) -> Option<(&'a Term, &'a [f32], &'a [f32])> {
-        let slot = self.slots[i].as_ref()?;
-        Some((&slot.term, &self.theta[slot.a.clone()], &self.theta[slot.b.clone()]))
-    }
-
     /// The gain of projection `number`.
     pub(super) fn gain(&self, number: usize) -> Option<&'a [f32]> {
-        Some(&self.theta[self.slots[number].as_ref()?.gain.clone()?])
+        self.factors[number].as_ref()?.gain()
     }
 
     /// `x` through the `G` projections from number `first` on, added to `onto` where that is given; keeps their `u`.
@@ -101,10 +133,10 @@ impl<'a> Layer<'a> {
             let beneath = onto.filter(|_| gain.is_none());
             let mut y = beneath.map_or_else(|| vec![0.0; rows * weight.rows()], <[f32]>::to_vec);
             weight.product_of(&prepared, &mut y, beneath.is_some());
-            if let Some((term, a, b)) = self.slot(first + i) {
-                let u = &mut u[first + i];
-                *u = term.down(&term.dropped(x, 0), a);
-                term.add_up(u, b, &mut y);
+            if let Some(factors) = &self.factors[first + i] {
+                let (term, u) = (factors.term(), &mut u[first + i]);
+                *u = term.down(&term.dropped(x, 0), factors.a());
+                term.add_up(u, factors.b(), &mut y);
             }
             match (gain, bias) {
                 (Some(gain), _) => self.scale(first + i, gain, &mut y, onto),
@@ -116,22 +148,21 @@ impl<'a> Layer<'a> {
     }
 
     /// Takes the gradients of the results `y` of the projections from number `first` on; those of their gains go into
-    /// `dtheta`. A `y` is looked at only where there is a gain.
+    /// `dgains`. A `y` is looked at only where there is a gain.
     pub(super) fn pull<'g, const G: usize>(
         &self,
         first: usize,
         mut g: [Cow<'g, [f32]>; G],
         y: [Output<'_>; G],
-        dtheta: &mut [f32],
+        dgains: &mut [Vec<f32>; 7],
     ) -> Pulled<'g, G> {
         let v = std::array::from_fn(|i| {
             let number = first + i;
-            let Some(slot) = &self.slots[number] else { return Vec::new() };
-            if let Some(range) = &slot.gain {
-                let gain = &self.theta[range.clone()];
-                dtheta[range.clone()].copy_from_slice(&self.unscale(number, gain, g[i].to_mut(), y[i]));
+            let Some(factors) = &self.factors[number] else { return Vec::new() };
+            if let Some(gain) = factors.gain() {
+                dgains[number] = self.unscale(number, gain, g[i].to_mut(), y[i]);
             }
-            slot.term.pull(&g[i], &self.theta[slot.b.clone()])
+            factors.term().pull(&g[i], factors.b())
         });
         Pulled { first, g, v }
     }
@@ -148,33 +179,29 @@ impl<const G: usize> Pulled<'_, G> {
             }
             let prepared = Prepared::new(weight.compute(), g, weight.rows());
             weight.product_transposed_of(&prepared, &mut dx, i > 0);
-            if let Some((term, a, _)) = layer.slot(self.first + i) {
-                term.add_input_gradient(v, a, &mut dx, 0);
+            if let Some(factors) = &layer.factors[self.first + i] {
+                factors.term().add_input_gradient(v, factors.a(), &mut dx, 0);
             }
         }
         dx
     }
 
-    /// `dA = vᵀ dropout(x)` and `dB = s · gᵀ u` into `dtheta`. A `u` that was not kept is made again.
-    pub(super) fn factor_gradients(
-        &self,
-        layer: &Layer<'_>,
-        x: &[f32],
-        u: &[Vec<f32>; 7],
-        dtheta: &mut [f32],
-    ) {
+    /// `dA = vᵀ dropout(x)` and `dB = s · gᵀ u`, where they are asked for, to the pass's sums. A `u` that was not kept is made
+    /// again.
+    pub(super) fn factor_gradients(&self, layer: &Layer<'_>, x: &[f32], u: &[Vec<f32>; 7]) {
+        let Some(gradients) = &layer.pass.gradients else { return };
         for (i, (g, v)) in self.g.iter().zip(&self.v).enumerate() {
             let number = self.first + i;
-            let (Some((term, a, _)), Some(slot)) = (layer.slot(number), &layer.slots[number]) else {
+            let Some(Factors { slot: Slot { term, a, b, .. }, a: of_a, .. }) = &layer.factors[number] else {
                 continue;
             };
             let dropped = term.dropped(x, 0);
-            term.add_a_gradient(v, &dropped, &mut dtheta[slot.a.clone()]);
-            let db = &mut dtheta[slot.b.clone()];
-            if u[number].is_empty() {
-                term.add_b_gradient(g, &term.down(&dropped, a), db);
-            } else {
-                term.add_b_gradient(g, &u[number], db);
+            if a.track_op() {
+                gradients.sum(a, |da| term.add_a_gradient(v, &dropped, da));
+            }
+            if b.track_op() {
+                let made = u[number].is_empty().then(|| term.down(&dropped, of_a.values()));
+                gradients.sum(b, |db| term.add_b_gradient(g, made.as_ref().unwrap_or(&u[number]), db));
             }
         }
     }

@@ -82,7 +82,7 @@ fn pass(lengths: &[usize], recompute: bool) -> BlockPass {
     let angles: Vec<f32> = values(60, rows * 3).iter().map(|a| 3.0 * a).collect();
     let table = |f: fn(f32) -> f32| angles.iter().map(|&a| f(a)).collect();
     let rope = Arc::new(RopeTable { cos: table(f32::cos), sin: table(f32::sin), half: 3 });
-    BlockPass { segments, rope, recompute }
+    BlockPass { segments, rope, recompute, gradients: Some(Gradients::default()) }
 }
 
 /// The same block in single operations.
@@ -121,11 +121,11 @@ fn in_parts(
 /// The value, and the gradients of x, of the factors and of the gains, where there are any.
 fn run(
     case: Case,
-    lengths: &[usize],
+    pass: &BlockPass,
     run: impl Fn(&Tensor, &Block, &[Option<Adapted<'_>>; 7]) -> Result<Tensor>,
 ) -> Vec<Vec<f32>> {
     let block = make(case);
-    let rows = lengths.iter().sum::<usize>();
+    let rows = pass.segments.last().map_or(0, |segment| segment.end);
     let x = Var::from_tensor(&tensor(1, &[rows, HIDDEN])).unwrap();
     let parameters: Vec<[Var; 3]> = (0..7)
         .map(|i| {
@@ -151,18 +151,20 @@ fn run(
     if loss.track_op() {
         let gradients = loss.backward().unwrap();
         for var in std::iter::once(&x).chain(parameters.iter().flatten()) {
-            found.push(gradients.get(var).map(flat).unwrap_or_default());
+            let sum = pass.gradients.as_ref().and_then(|sums| sums.take(var));
+            found.push(gradients.get(var).map(flat).or(sum).unwrap_or_default());
         }
     }
     found
 }
 
 fn check(case: Case, lengths: &[usize], tolerance: f64) {
-    let expected = run(case, lengths, |x, block, adapted| in_parts(x, block, &pass(lengths, false), adapted));
+    let expected = pass(lengths, false);
+    let expected = run(case, &expected, |x, block, adapted| in_parts(x, block, &expected, adapted));
     for recompute in [false, true] {
-        let found = run(case, lengths, |x, block, adapted| {
-            super::block(x, &Arc::new(block.clone()), &pass(lengths, recompute), adapted)
-        });
+        let pass = pass(lengths, recompute);
+        let found =
+            run(case, &pass, |x, block, adapted| super::block(x, &Arc::new(block.clone()), &pass, adapted));
         assert_eq!(found.len(), expected.len());
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let expected: Vec<f64> = expected.iter().map(|&e| f64::from(e)).collect();
@@ -237,11 +239,37 @@ fn products_in_bf16_are_the_same_ones() {
 
 #[test]
 fn a_batch_without_rows_has_gradients_of_nothing() {
-    let found = run(PLAIN, &[], |x, block, adapted| {
-        super::block(x, &Arc::new(block.clone()), &pass(&[], false), adapted)
-    });
+    let pass = pass(&[], false);
+    let found =
+        run(PLAIN, &pass, |x, block, adapted| super::block(x, &Arc::new(block.clone()), &pass, adapted));
     assert!(found[0].is_empty());
     assert!(found.iter().flatten().all(|value| value.abs() < f32::MIN_POSITIVE));
+}
+
+#[test]
+fn gradients_of_factors_are_summed_over_passes_and_need_a_place() {
+    let pass = pass(LENGTHS, false);
+    let block = make(PLAIN);
+    let [a, b] = [[2, HIDDEN], [48, 2]].map(|shape| Var::from_tensor(&tensor(3, &shape)).unwrap());
+    let mut adapted = [const { None }; 7];
+    adapted[0] =
+        Some(Adapted { low_rank: LowRank { a: &a, b: &b, scaling: 0.7, dropout: None }, gain: None });
+    let x = tensor(1, &[32, HIDDEN]);
+    let backward = || {
+        let y = super::block(&x, &block, &pass, &adapted).unwrap();
+        y.apply_op1(WeightedSum(values(99, y.elem_count()))).unwrap().backward().unwrap();
+    };
+    let take = || pass.gradients.as_ref().and_then(|sums| sums.take(&b));
+    backward();
+    let twice: Vec<f64> = take().unwrap().iter().map(|&g| 2.0 * f64::from(g)).collect();
+    backward();
+    backward();
+    assert_close("twice", &take().unwrap(), &twice, 1e-6);
+    assert!(take().is_none());
+
+    let nowhere = BlockPass { gradients: None, ..pass.clone() };
+    let refused = super::block(&x, &block, &nowhere, &adapted).unwrap_err().to_string();
+    assert!(refused.contains("nowhere to go"), "{refused}");
 }
 
 #[test]
@@ -281,7 +309,7 @@ fn in_passes(x: &Tensor, block: &Block, whole: &BlockPass, adapted: &[Option<Ada
         let RopeTable { cos, sin, half } = &*whole.rope;
         let rope = Arc::new(RopeTable { cos: pick(cos, *half), sin: pick(sin, *half), half: *half });
         let segments = [0..a.len(), a.len()..rows.len()].into();
-        let part = BlockPass { segments, rope, recompute: false };
+        let part = BlockPass { segments, rope, ..whole.clone() };
         let x = Tensor::from_vec(pick(&flat(x), width), (rows.len(), width), &Device::Cpu).unwrap();
         let mut pairs = [(&mut *ak, &mut *av), (&mut *bk, &mut *bv)];
         let y = flat(&block_cached(&x, block, &part, adapted, &mut pairs).unwrap());
@@ -302,8 +330,8 @@ fn caches_give_what_one_pass_gives() {
         // Where sums of another order fall on the other side of a rounding to bf16.
         (Case { compute: Compute::Bf16, ..PLAIN }, 1e-2),
     ] {
-        run(case, &[40, 7], |x, block, adapted| {
-            let pass = pass(&[40, 7], false);
+        let pass = pass(&[40, 7], false);
+        run(case, &pass, |x, block, adapted| {
             let whole = super::block(x, &Arc::new(block.clone()), &pass, adapted)?;
             let expected: Vec<f64> = flat(&whole).into_iter().map(f64::from).collect();
             assert_close("y", &in_passes(x, block, &pass, adapted), &expected, tolerance);
