@@ -9,6 +9,7 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
+use crate::buffers::zeros;
 use crate::operand::{Held, gradient, output, values};
 use crate::{parts, pool, swiglu, vector};
 
@@ -114,7 +115,7 @@ fn relu(x: f32) -> (f32, f32) {
 
 /// `y = f(x, z)`, value by value.
 fn map(x: &[f32], z: &[f32], f: impl Fn(f32, f32) -> f32 + Copy + Sync) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
+    let mut y = zeros(x.len());
     pool::for_each_chunk(&mut y, CHUNK, |i, y| {
         let part = i * CHUNK..i * CHUNK + y.len();
         let (x, z) = (&x[part.clone()], &z[part]);
@@ -168,7 +169,7 @@ impl<F: Curve> Gate<F> {
     /// `(dgate, dup)`: `g·up·f'(gate)`, `g·f(gate)`.
     fn gradients(&self, gate: &[f32], up: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let f = self.0;
-        let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
+        let (mut dgate, mut dup) = (zeros(gate.len()), zeros(gate.len()));
         parts::for_each_pair(&mut dgate, &mut dup, (CHUNK, CHUNK), |i, dgate, dup| {
             let part = i * CHUNK..i * CHUNK + dgate.len();
             let (gate, up, g) = (&gate[part.clone()], &up[part.clone()], &g[part]);

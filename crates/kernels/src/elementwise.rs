@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
+use crate::buffers::zeros;
 use crate::operand::{Held, gradient, output, values};
 use crate::{parts, pool, vector};
 
@@ -83,7 +84,7 @@ struct SwiGlu;
 impl SwiGlu {
     /// `(dgate, dup)`.
     fn gradients(gate: &[f32], up: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
+        let (mut dgate, mut dup) = (zeros(gate.len()), zeros(gate.len()));
         parts::for_each_pair(&mut dgate, &mut dup, (CHUNK, CHUNK), |i, dgate, dup| {
             let part = i * CHUNK..i * CHUNK + dgate.len();
             let (gate, up, g) = (&gate[part.clone()], &up[part.clone()], &g[part]);
@@ -114,7 +115,7 @@ impl CustomOp2 for SwiGlu {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (values("swiglu", s1, l1)?, values("swiglu", s2, l2)?);
-        let mut y = vec![0.0; gate.len()];
+        let mut y = zeros(gate.len());
         swiglu_into(gate, up, &mut y);
         Ok(output(y, l1.shape()))
     }
@@ -137,7 +138,7 @@ impl CustomOp2 for SwiGlu {
 fn by_row(x: &[f32], row: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
     let size = row.len();
     let chunk = parts::rows_per_task(size) * size;
-    let mut y = vec![0.0; x.len()];
+    let mut y = zeros(x.len());
     pool::for_each_chunk(&mut y, chunk, |i, y| {
         for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
             for ((y, x), r) in y.iter_mut().zip(x).zip(row) {

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
+use crate::buffers::zeros;
 use crate::operand::{Held, gradient, output, values};
 use crate::{parts, pool, vector};
 
@@ -51,7 +52,7 @@ impl LayerNorm {
     fn forward(&self, x: &[f32], gain: &[f32], bias: &[f32]) -> Vec<f32> {
         let size = gain.len();
         let chunk = parts::rows_per_task(size) * size;
-        let mut y = vec![0.0; x.len()];
+        let mut y = zeros(x.len());
         pool::for_each_chunk(&mut y, chunk, |i, y| {
             for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
                 self.standardise(x, y);
@@ -72,7 +73,7 @@ impl LayerNorm {
     fn input_gradient(&self, x: &[f32], gain: &[f32], g: &[f32]) -> Vec<f32> {
         let size = gain.len();
         let chunk = parts::rows_per_task(size) * size;
-        let mut dx = vec![0.0; x.len()];
+        let mut dx = zeros(x.len());
         pool::for_each_chunk(&mut dx, chunk, |i, dx| {
             let mut z = vec![0.0; size];
             let rows = x[i * chunk..].chunks_exact(size).zip(g[i * chunk..].chunks_exact(size));

@@ -12,6 +12,7 @@
 mod activation;
 mod attention;
 mod block;
+mod buffers;
 mod cache;
 mod columns;
 mod dropout;

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 
+use crate::buffers::zeros;
 use crate::low_rank::Term;
 use crate::operand::{Held, gradient, output, values};
 use crate::{Dropout, Weight, add_bias, parts, pool};
@@ -74,7 +75,7 @@ struct Frozen {
 impl Frozen {
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         let outputs = self.weight.rows();
-        let mut y = vec![0.0; x.len() / self.weight.cols() * outputs];
+        let mut y = zeros(x.len() / self.weight.cols() * outputs);
         self.weight.product(x, &mut y);
         if let Some(bias) = &self.bias {
             add_to_rows(&mut y, Held::new(OP, bias)?.values());
@@ -83,7 +84,7 @@ impl Frozen {
     }
 
     fn backward(&self, g: &[f32]) -> Vec<f32> {
-        let mut dx = vec![0.0; g.len() / self.weight.rows() * self.weight.cols()];
+        let mut dx = zeros(g.len() / self.weight.rows() * self.weight.cols());
         self.weight.product_transposed(g, &mut dx);
         dx
     }

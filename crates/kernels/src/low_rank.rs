@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use candle_core::Result;
 
+use crate::buffers::zeros;
 use crate::operand::Held;
 use crate::product::dense::{Dims, Write, nn, nt, tn};
 use crate::{Dropout, LowRank, parts, pool};
@@ -61,7 +62,7 @@ impl Term {
     /// `dropout(x)` `(n, in)`; the mask's index of `x`'s first row is `row`.
     pub(crate) fn dropped<'a>(&self, x: &'a [f32], row: usize) -> Cow<'a, [f32]> {
         let Some(dropout) = self.dropout else { return Cow::Borrowed(x) };
-        let mut out = vec![0.0; x.len()];
+        let mut out = zeros(x.len());
         let chunk = parts::rows_per_task(self.inputs) * self.inputs;
         pool::for_each_chunk(&mut out, chunk, |i, out| {
             out.copy_from_slice(&x[i * chunk..][..out.len()]);
@@ -88,7 +89,11 @@ impl Term {
     pub(crate) fn pull(&self, g: &[f32], b: &[f32]) -> Vec<f32> {
         let n = g.len() / self.outputs;
         let mut v = vec![0.0; n * self.rank];
-        nn(&mut v, g, b, Dims { m: n, n: self.rank, k: self.outputs }, Write::Set(self.scaling));
+        nn(&mut v, g, b, Dims { m: n, n: self.rank, k: self.outputs }, Write::Set(1.0));
+        // Of the few values here, not of all of `g`.
+        for v in &mut v {
+            *v *= self.scaling;
+        }
         v
     }
 
@@ -96,7 +101,7 @@ impl Term {
     pub(crate) fn add_input_gradient(&self, v: &[f32], a: &[f32], dx: &mut [f32], row: usize) {
         let dims = Dims { m: v.len() / self.rank, n: self.inputs, k: self.rank };
         let Some(dropout) = self.dropout else { return nn(dx, v, a, dims, Write::Add(1.0)) };
-        let mut term = vec![0.0; dx.len()];
+        let mut term = zeros(dx.len());
         nn(&mut term, v, a, dims, Write::Set(1.0));
         let chunk = parts::rows_per_task(self.inputs) * self.inputs;
         parts::for_each_pair(dx, &mut term, (chunk, chunk), |i, dx, term| {

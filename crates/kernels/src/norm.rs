@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
+use crate::buffers::{copied, zeros};
 use crate::operand::{Held, gradient, output, values};
 use crate::{parts, pool, vector};
 
@@ -130,7 +131,7 @@ impl CustomOp2 for RmsNorm {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, gain) = (values(OP, s1, l1)?, values(OP, s2, l2)?);
-        let mut y = vec![0.0; x.len()];
+        let mut y = zeros(x.len());
         normalise(x, gain, self.eps, &mut y);
         Ok(output(y, l1.shape()))
     }
@@ -148,7 +149,7 @@ impl CustomOp2 for RmsNorm {
         let [x_values, gain_values, g] = [xs.values(), gains.values(), gs.values()];
         Ok((
             gradient(x, || {
-                let mut dx = g.to_vec();
+                let mut dx = copied(g);
                 pull_back(x_values, gain_values, self.eps, &mut dx);
                 dx
             })?,

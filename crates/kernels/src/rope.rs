@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use crate::buffers::copied;
 use crate::operand::{Held, gradient, output, values};
 use crate::{parts, pool, vector};
 
@@ -49,7 +50,7 @@ struct Rope {
 
 impl Rope {
     fn rotated(&self, x: &[f32], direction: f32) -> Vec<f32> {
-        let mut y = x.to_vec();
+        let mut y = copied(x);
         self.table.rotate(&mut y, (self.width, self.head_dim), direction);
         y
     }

@@ -10,7 +10,7 @@ use super::bias::GroupBias;
 use super::forward::{grown, slice_rows};
 use super::{AttentionShape, Block, Plan, Rows};
 use crate::product::dense::{Dims, Write, nn, nt, tn};
-use crate::{parts, vector};
+use crate::{buffers, parts, vector};
 
 /// Queries of a sequence that are worth a task, and the most tasks to a head.
 const TASK_ROWS: usize = 256;
@@ -51,7 +51,7 @@ pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> Gradients {
 
 /// Puts together what the tasks of each sequence found.
 fn gather(inputs: &Inputs<'_>, tasks: &[Vec<Task>], shape: &AttentionShape) -> Gradients {
-    let zeros = |like: &[f32]| vec![0.0; like.len()];
+    let zeros = |like: &[f32]| buffers::zeros(like.len());
     let mut all = Gradients { q: zeros(inputs.q), k: zeros(inputs.k), v: zeros(inputs.v) };
     gather_queries(&mut all.q, tasks, shape);
     gather_keys(&mut all.k, tasks, shape, |found| &found.k);

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{AttentionShape, Block, Head, KeyValues, Plan, Rows};
+use crate::buffers::zeros;
 use crate::product::dense::{Dims, Write, nn, nt};
 use crate::{parts, pool, vector};
 
@@ -27,7 +28,7 @@ struct Task<'a> {
 pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> (Vec<f32>, Vec<f32>) {
     let shape = plan.shape;
     let rows = inputs.q.len() / shape.query_width();
-    let (mut out, mut log_sums) = (vec![0.0; inputs.q.len()], vec![0.0; rows * shape.heads]);
+    let (mut out, mut log_sums) = (zeros(inputs.q.len()), zeros(rows * shape.heads));
     let (mut out_rest, mut sums_rest) = (out.as_mut_slice(), log_sums.as_mut_slice());
     let mut tasks = Vec::new();
     for (queries, keys) in plan.sequences() {

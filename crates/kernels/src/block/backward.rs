@@ -6,6 +6,7 @@ use super::gains::Output;
 use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
 use crate::attention::Plan;
 use crate::attention::backward::{Gradients, Inputs, run};
+use crate::buffers::{copied, zeros};
 use crate::elementwise::swiglu_pull_back;
 use crate::norm::{pull_back, pull_back_beside};
 
@@ -28,7 +29,7 @@ impl Layer<'_> {
         };
         let Saved { u, .. } = saved;
 
-        let mut normed = vec![0.0; x.len()];
+        let mut normed = zeros(x.len());
         self.norm(0, x, &mut normed);
         pulled.factor_gradients(self, &normed, &u);
         drop(normed);
@@ -43,7 +44,7 @@ impl Layer<'_> {
     /// The gradient of `middle`. Uses up gate and up.
     fn pull_back_fed(&self, y: &[f32], g: &[f32], saved: &mut Saved, dgains: &mut [Vec<f32>; 7]) -> Vec<f32> {
         let (mut gate, mut up) = (std::mem::take(&mut saved.gate), std::mem::take(&mut saved.up));
-        let gained = |i, values: &[f32]| self.gain(GATE_UP + i).map_or_else(Vec::new, |_| values.to_vec());
+        let gained = |i, values: &[f32]| self.gain(GATE_UP + i).map_or_else(Vec::new, |_| copied(values));
         let outputs = [gained(0, &gate), gained(1, &up)];
         {
             let output = Output { sum: y, beneath: Some(&saved.middle) };
@@ -53,7 +54,7 @@ impl Layer<'_> {
             swiglu_pull_back(&mut gate, &mut up, &mut inner);
             pulled.factor_gradients(self, &inner, &saved.u);
         }
-        let mut normed = vec![0.0; saved.middle.len()];
+        let mut normed = zeros(saved.middle.len());
         self.norm(1, &saved.middle, &mut normed);
         let outputs = outputs.each_ref().map(|sum| Output { sum, beneath: None });
         let pulled = self.pull(GATE_UP, [gate, up].map(Cow::Owned), outputs, dgains);

@@ -7,6 +7,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{Block, BlockPass, DOWN, GATE_UP, Layer, O, Projection, QKV, terms};
 use crate::attention::attend;
+use crate::buffers::zeros;
 use crate::elementwise::swiglu_into;
 use crate::operand::Held;
 use crate::product::targets::{Rest, Target};
@@ -46,7 +47,7 @@ pub fn block_cached(
 
 impl Layer<'_> {
     fn run_cached(&self, x: &[f32], caches: &mut [(&mut CacheRows, &mut CacheRows)]) -> Vec<f32> {
-        let mut normed = vec![0.0; x.len()];
+        let mut normed = zeros(x.len());
         self.norm(0, x, &mut normed);
         let [q, k, v] = self.project_cached(QKV, &normed, None);
         let (q, k) = (self.turned(0, q), self.turned(1, k));
@@ -54,7 +55,7 @@ impl Layer<'_> {
         let [middle] = self.project_cached(O, &attended, Some(x));
         self.norm(1, &middle, &mut normed);
         let [gate, up] = self.project_cached(GATE_UP, &normed, None);
-        let mut inner = vec![0.0; gate.len()];
+        let mut inner = zeros(gate.len());
         swiglu_into(&gate, &up, &mut inner);
         let [y] = self.project_cached(DOWN, &inner, Some(&middle));
         y
@@ -91,7 +92,7 @@ impl Layer<'_> {
         let us: [Vec<f32>; G] = self.down(first, x);
         let weight = &projections[0].weight;
         let rows = x.len() / weight.cols();
-        let mut ys = std::array::from_fn(|i| vec![0.0; rows * projections[i].weight.rows()]);
+        let mut ys = std::array::from_fn(|i| zeros(rows * projections[i].weight.rows()));
         let mut targets = Vec::with_capacity(G);
         for (i, y) in ys.iter_mut().enumerate() {
             let Projection { weight, bias } = &projections[i];

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
 use crate::attention::Plan;
 use crate::attention::forward::{Inputs, run};
+use crate::buffers::{copied, zeros};
 use crate::elementwise::swiglu_into;
 use crate::norm::normalise;
 
@@ -12,7 +13,7 @@ impl Layer<'_> {
     /// All that backward needs, but for the last projection's `u`: everything before that projection.
     pub(super) fn save(&self, x: &[f32]) -> Saved {
         let mut u = [const { Vec::new() }; 7];
-        let mut normed = vec![0.0; x.len()];
+        let mut normed = zeros(x.len());
         self.norm(0, x, &mut normed);
         let [mut q, mut k, v] = self.project(QKV, &normed, None, &mut u);
         if self.block.head_gains.is_none() {
@@ -31,7 +32,7 @@ impl Layer<'_> {
 
     /// The result `(N, D)`; keeps the last `u`.
     pub(super) fn finish(&self, saved: &mut Saved) -> Vec<f32> {
-        let mut inner = vec![0.0; saved.gate.len()];
+        let mut inner = zeros(saved.gate.len());
         swiglu_into(&saved.gate, &saved.up, &mut inner);
         let [y] = self.project(DOWN, &inner, Some(&saved.middle), &mut saved.u);
         y
@@ -54,7 +55,7 @@ impl Layer<'_> {
     /// The queries (0) or keys (1) that attention sees, from what [`Saved`] has of them.
     pub(super) fn heads<'a>(&self, i: usize, saved: &'a [f32]) -> Cow<'a, [f32]> {
         let Some(gains) = &self.block.head_gains else { return Cow::Borrowed(saved) };
-        let mut heads = vec![0.0; saved.len()];
+        let mut heads = zeros(saved.len());
         normalise(saved, &gains[i], self.block.eps, &mut heads);
         self.rotate(&mut heads, 1.0);
         Cow::Owned(heads)
@@ -66,7 +67,7 @@ impl Layer<'_> {
         if self.gain(number).is_none() || self.block.head_gains.is_some() {
             return Cow::Borrowed(saved);
         }
-        let mut heads = saved.to_vec();
+        let mut heads = copied(saved);
         self.rotate(&mut heads, -1.0);
         Cow::Owned(heads)
     }

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::gains::Output;
 use super::{Adapted, Layer, Projection};
+use crate::buffers::{copied, zeros};
 use crate::linear::add_to_rows;
 use crate::low_rank::Term;
 use crate::operand::Held;
@@ -131,7 +132,7 @@ impl<'a> Layer<'a> {
             let Projection { weight, bias } = &self.block.projections[first + i];
             let (rows, gain) = (x.len() / weight.cols(), self.gain(first + i));
             let beneath = onto.filter(|_| gain.is_none());
-            let mut y = beneath.map_or_else(|| vec![0.0; rows * weight.rows()], <[f32]>::to_vec);
+            let mut y = beneath.map_or_else(|| zeros(rows * weight.rows()), copied);
             weight.product_of(&prepared, &mut y, beneath.is_some());
             if let Some(factors) = &self.factors[first + i] {
                 let (term, u) = (factors.term(), &mut u[first + i]);
@@ -175,7 +176,7 @@ impl<const G: usize> Pulled<'_, G> {
         for (i, (g, v)) in self.g.iter().zip(&self.v).enumerate() {
             let weight = &layer.block.projections[self.first + i].weight;
             if i == 0 {
-                dx = vec![0.0; g.len() / weight.rows() * weight.cols()];
+                dx = zeros(g.len() / weight.rows() * weight.cols());
             }
             let prepared = Prepared::new(weight.compute(), g, weight.rows());
             weight.product_transposed_of(&prepared, &mut dx, i > 0);

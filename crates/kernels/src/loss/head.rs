@@ -9,7 +9,7 @@ use super::{Labelled, scale};
 use crate::linear::add_to_rows;
 use crate::low_rank::Term;
 use crate::operand::{Held, output, values};
-use crate::{LowRank, Weight, parts, vector};
+use crate::{LowRank, Weight, buffers, parts, vector};
 
 const OP: &str = "linear_cross_entropy";
 
@@ -150,7 +150,7 @@ impl Frozen {
         let classes = self.head.rows();
         let rows = ROWS.min(LOGITS / classes).clamp(1, self.labelled.rows.len().max(1));
         let bias = self.bias.as_ref().map(|bias| Held::new(OP, bias)).transpose()?;
-        let mut buffer = vec![0.0; rows * classes];
+        let mut buffer = buffers::zeros(rows * classes);
         let chunks = self.labelled.rows.chunks(rows).zip(self.labelled.labels.chunks(rows));
         for (i, (rows_of, labels)) in chunks.enumerate() {
             let x = self.gather(hidden, rows_of);
@@ -266,7 +266,7 @@ struct LinearLoss {
 
 impl LinearLoss {
     fn forward(&self, hidden: &[f32], factors: Option<Factors<'_>>) -> Result<(CpuStorage, Shape)> {
-        let zeros = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
+        let zeros = |wanted: bool, len: usize| buffers::zeros(if wanted { len } else { 0 });
         let mut found = Found {
             hidden: zeros(self.wanted.hidden, hidden.len()),
             a: zeros(self.wanted.a, factors.map_or(0, |f| f.a.len())),
@@ -304,7 +304,7 @@ impl LinearLoss {
             _ => Vec::new(),
         };
         if self.wanted.hidden {
-            let mut dx = vec![0.0; chunk.rows.len() * width];
+            let mut dx = buffers::zeros(chunk.rows.len() * width);
             self.frozen.head.product_transposed(chunk.logits, &mut dx);
             if let Some(Factors { term, a, .. }) = factors {
                 term.add_input_gradient(&v, a, &mut dx, chunk.first);

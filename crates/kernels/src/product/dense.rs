@@ -12,6 +12,8 @@ use super::Kernels;
 use super::portable::{self, Strided};
 #[cfg(target_arch = "x86_64")]
 use super::{Direction, Matrix, Right, avx512};
+#[cfg(target_arch = "x86_64")]
+use crate::buffers::zeros;
 
 /// Sizes of `C (m, n)`, and the contraction's length `k`.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +121,7 @@ unsafe fn with_avx512(
             // The longer side is the one that the kernels run along: Cᵀ = Bᵀ A.
             _ => {
                 let left = avx512::Left::transposed(alpha, b, n, k);
-                let mut flipped = vec![0.0; m * n];
+                let mut flipped = zeros(m * n);
                 avx512::product(&left, right(a, k, m, Direction::Backward), &mut flipped, false);
                 avx512::transpose(&flipped, m, c, |c, value| *c = if add { *c } else { 0.0 } + value);
             }

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::borrow::Cow;
 
 use super::{mask16, round};
+use crate::buffers::zeros;
 use crate::pool;
 use crate::quantised::GROUP;
 
@@ -46,7 +47,7 @@ impl<'a> Left<'a> {
 
     /// `alpha · aᵀ (m, k)` of `a (k, m)`.
     pub(in crate::product) fn transposed(alpha: f32, a: &[f32], m: usize, k: usize) -> Self {
-        let mut words = vec![0; m * k];
+        let mut words = zeros(m * k);
         transpose(a, m, &mut words, |word, a| *word = (alpha * a).to_bits());
         Self::new(Cow::Owned(words), m, k, false)
     }
@@ -58,7 +59,7 @@ impl<'a> Left<'a> {
     pub(in crate::product) unsafe fn rounded(a: &[f32], m: usize, k: usize) -> Self {
         const ROWS: usize = 8;
         let steps = k.div_ceil(2);
-        let mut words = vec![0; m * steps];
+        let mut words = zeros(m * steps);
         pool::for_each_chunk(&mut words, ROWS * steps, |i, words| {
             for (a, words) in a[i * ROWS * k..].chunks_exact(k).zip(words.chunks_exact_mut(steps)) {
                 // SAFETY: the caller's; `words` has half as many words as `a` has values.

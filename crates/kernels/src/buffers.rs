@@ -1,0 +1,50 @@
+//! New buffers, written by all threads: one that zeroes or copies some megabytes alone has the others wait, and fall asleep.
+
+#![expect(unsafe_code, reason = "says that a buffer is written once the pool has written it")]
+
+use std::mem::MaybeUninit;
+
+use crate::pool;
+
+/// Values to a task; up to so many, the caller writes them itself.
+const TASK: usize = 64 * 1024;
+
+/// `vec![T::default(); len]`.
+pub(crate) fn zeros<T: Copy + Default + Send + Sync>(len: usize) -> Vec<T> {
+    written(len, |_, part| part.fill(MaybeUninit::new(T::default())))
+}
+
+/// `values.to_vec()`.
+pub(crate) fn copied(values: &[f32]) -> Vec<f32> {
+    written(values.len(), |start, part| {
+        part.write_copy_of_slice(&values[start..start + part.len()]);
+    })
+}
+
+/// `write(start, part)` must write all of `part`, which is values `start..` of the buffer.
+fn written<T: Copy + Send>(len: usize, write: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    let room = &mut values.spare_capacity_mut()[..len];
+    if len <= TASK {
+        write(0, room);
+    } else {
+        pool::for_each_chunk(room, TASK, |i, part| write(i * TASK, part));
+    }
+    // SAFETY: there is room for so many, and the callers above have written each of them.
+    unsafe { values.set_len(len) };
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_is_written() {
+        for len in [0, 1, TASK, TASK + 1, 3 * TASK - 7] {
+            assert!(zeros::<u32>(len) == vec![0; len]);
+            let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            assert!(copied(&values) == values);
+        }
+    }
+}
