@@ -1,12 +1,13 @@
-//! Weighted labels and numbers: the loss and every gradient that PyTorch 2.15 + PEFT 0.21.2 compute.
-//! `oracle/label_losses.py` made the fixtures.
+//! Weighted and smoothed labels, and numbers: the loss and every gradient that PyTorch 2.15 + PEFT 0.21.2 compute.
+//! `oracle/label_losses.py` and `oracle/smoothed_losses.py` made the fixtures.
 
 use candle_core::DType;
 use taper_base::{Base, ModelDir};
-use taper_kernels::Compute;
+use taper_kernels::{Compute, Scoring};
 use taper_lora::LoraAdapter;
-use taper_train::{MicroBatch, Pass, step_grads};
+use taper_train::{MicroBatch, Pass, StepGrads, step_grads};
 
+use crate::oracle_cases::Case;
 use crate::support::{Tolerance, assert_close, assert_gradient, fixtures, tensors, values};
 
 /// As in the script.
@@ -33,8 +34,12 @@ fn check(adapter: &str, micro: MicroBatch, pass: Pass<'_>, name: &str) {
     let task = taper_lora::task(&dir).expect("a task");
     let base = Base::open_for(model, Compute::F32, task).expect("a base");
     let adapter = LoraAdapter::load_trainable(&dir, &base).expect("an adapter");
-    let expected = tensors(&fixtures().join(format!("label_losses/{name}.safetensors")));
     let found = step_grads(&*base.model, &adapter, &[micro], pass).expect("gradients");
+    compare(&found, &format!("label_losses/{name}.safetensors"));
+}
+
+fn compare(found: &StepGrads, file: &str) {
+    let expected = tensors(&fixtures().join(file));
     let allowed = Tolerance { relative: 2e-5, absolute: 0.0 };
     assert_close("loss", &[found.loss() as f32], &values(&expected["loss"]), allowed);
     assert_eq!(found.grads.len() + 1, expected.len());
@@ -48,7 +53,8 @@ fn weighted_labels_are_scored_and_divided_as_in_torch() {
     let mut micro = texts();
     micro.labelled.rows = vec![0, 1];
     micro.labelled.labels = LABELS.to_vec();
-    let pass = Pass { weights: Some(&WEIGHTS), ..Pass::default() };
+    let scoring = Scoring { weights: Some(&WEIGHTS), ..Scoring::default() };
+    let pass = Pass { scoring, ..Pass::default() };
     check("oracle/bert-classify/adapter", micro, pass, "weighted");
 }
 
@@ -56,4 +62,16 @@ fn weighted_labels_are_scored_and_divided_as_in_torch() {
 fn numbers_are_learned_by_the_mean_squared_error_of_torch() {
     let micro = MicroBatch { numbers: NUMBERS.to_vec(), ..texts() };
     check("label_losses/adapter", micro, Pass::default(), "numbers");
+}
+
+#[test]
+fn smoothed_labels_are_scored_as_in_torch() {
+    let cases = ["bert-classify", "bert-tokens", "llama-lm-head", "llama-modules-to-save", "t5"];
+    for name in cases {
+        let case = Case::open(name);
+        let weights = (name == "bert-classify").then_some(&WEIGHTS[..]);
+        let pass = Pass { scoring: Scoring { label_smoothing: 0.1, weights }, ..Pass::default() };
+        let found = step_grads(&*case.base.model, &case.adapter(), std::slice::from_ref(&case.micro), pass);
+        compare(&found.expect("gradients"), &format!("smoothed_losses/{name}.safetensors"));
+    }
 }

@@ -19,6 +19,7 @@ mod oracle_cases;
 mod peft_reads;
 mod program_eval;
 mod program_generate;
+mod program_guards;
 mod program_labels;
 mod program_merge;
 mod program_models;

@@ -6,24 +6,24 @@ use std::path::PathBuf;
 
 use candle_core::{D, DType, Tensor};
 use taper_base::{Adapter, Base, Task};
-use taper_kernels::Labelled;
+use taper_kernels::{Labelled, Scoring};
 use taper_lora::LoraAdapter;
 use taper_train::{AdamW, AdamWConfig, MicroBatch, Pass, step_grads};
 
 use crate::support::{LOGITS, Tolerance, assert_close, assert_gradient, fixtures, open, tensors, values};
 
 /// A case: the base, where its adapter lies, its batch without padding, and what PyTorch makes of them.
-struct Case {
-    base: Base,
+pub(crate) struct Case {
+    pub(crate) base: Base,
     dir: PathBuf,
-    micro: MicroBatch,
+    pub(crate) micro: MicroBatch,
     /// Rows of the padded logits that are of tokens, or of sequences.
     rows: Vec<u32>,
     expected: BTreeMap<String, Tensor>,
 }
 
 impl Case {
-    fn open(name: &str) -> Self {
+    pub(crate) fn open(name: &str) -> Self {
         let dir = fixtures().join("oracle").join(name);
         let (base, expected) = (open(&dir.join("model")), tensors(&dir.join("expected.safetensors")));
         let (micro, rows) = match (&base.task, base.model.decoder_start()) {
@@ -88,7 +88,7 @@ impl Case {
         (micro, rows)
     }
 
-    fn adapter(&self) -> LoraAdapter {
+    pub(crate) fn adapter(&self) -> LoraAdapter {
         LoraAdapter::load_trainable(&self.dir.join("adapter"), &self.base)
             .expect("the adapter that PEFT saved")
     }
@@ -116,7 +116,9 @@ fn logits_and_loss(case: &Case) {
     assert_close("adapter logits", &case.logits(&adapter), &case.unpadded("adapter_logits"), LOGITS);
     let hidden = case.base.model.hidden(&case.micro.batch, &mut [], &adapter).expect("hidden states");
     let Labelled { labels, .. } = &case.micro.labelled;
-    let sum = adapter.cross_entropy(case.base.model.head(), &hidden, &case.micro.labelled).expect("a loss");
+    let sum = adapter
+        .cross_entropy(case.base.model.head(), &hidden, &case.micro.labelled, Scoring::default())
+        .expect("a loss");
     let mean = sum.to_scalar::<f32>().expect("a scalar") / labels.len() as f32;
     assert_close(
         "loss",

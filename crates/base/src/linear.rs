@@ -1,7 +1,7 @@
 //! The frozen parts of a base, and the one seam at which an adapter meets them.
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Adapted, Gradients, Labelled, Weight};
+use taper_kernels::{Adapted, Gradients, Labelled, Scoring, Weight};
 
 use crate::{Head, LayerNorm, RmsNorm};
 
@@ -45,13 +45,19 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// Summed cross-entropy of the head's output on the labelled rows of `hidden` `(N, D)`: `linear`, then the loss, without
-    /// the logits of a whole batch.
-    fn cross_entropy(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Result<Tensor> {
-        taper_kernels::linear_cross_entropy(hidden, head.weight(), None, labelled)
+    /// Summed cross-entropy of the head's output on the labelled rows of `hidden` `(N, D)`, scored as `scoring` says:
+    /// `linear`, then the loss, without the logits of a whole batch.
+    fn cross_entropy(
+        &self,
+        head: &Head,
+        hidden: &Tensor,
+        labelled: &Labelled,
+        scoring: Scoring<'_>,
+    ) -> Result<Tensor> {
+        taper_kernels::linear_cross_entropy(hidden, head.weight(), None, labelled, scoring)
     }
 
-    /// The loss of each labelled row in nats, without gradients.
+    /// The loss of each labelled row in nats, neither smoothed nor weighted, without gradients.
     fn nll(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Result<Vec<f32>> {
         taper_kernels::linear_nll(hidden, head.weight(), None, labelled)
     }

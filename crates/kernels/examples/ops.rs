@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var};
 use taper_kernels::{
-    AttentionShape, CacheDtype, CacheRows, CachedSegment, Dropout, Labelled, LowRank, RopeTable, Weight,
-    add_bias, attention, attention_cached, linear, linear_cross_entropy, pool, rms_norm, rope, swiglu,
+    AttentionShape, CacheDtype, CacheRows, CachedSegment, Dropout, Labelled, LowRank, RopeTable, Scoring,
+    Weight, add_bias, attention, attention_cached, linear, linear_cross_entropy, pool, rms_norm, rope,
+    swiglu,
 };
 
 /// Tokens.
@@ -190,10 +191,10 @@ fn head() {
     let labelled =
         Labelled { rows: (0..N as u32).collect(), labels: (0..N as u32).map(|i| i * 37).collect() };
     bench("linear_cross_entropy", (2.0 * gf(N, D, V), 0.), || {
-        linear_cross_entropy(&x, (&w).into(), None, &labelled).unwrap()
+        linear_cross_entropy(&x, (&w).into(), None, &labelled, Scoring::default()).unwrap()
     });
     let detached = x.detach();
     bench("linear_cross_entropy, no gradient", (gf(N, D, V), 0.), || {
-        linear_cross_entropy(&detached, (&w).into(), None, &labelled).unwrap()
+        linear_cross_entropy(&detached, (&w).into(), None, &labelled, Scoring::default()).unwrap()
     });
 }

@@ -52,7 +52,7 @@ pub use gradients::Gradients;
 pub use heap::keep_freed;
 pub use layer_norm::layer_norm;
 pub use linear::{LowRank, linear};
-pub use loss::{HeadWeight, Labelled, cross_entropy, linear_cross_entropy, linear_nll};
+pub use loss::{HeadWeight, Labelled, Scoring, cross_entropy, linear_cross_entropy, linear_nll};
 pub use low_rank::add_low_rank;
 pub use norm::rms_norm;
 pub use product::Kernels;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result as Tensors, Tensor, Var};
 use taper_base::{Adapter, Effect, Embedding, Head, Linear};
-use taper_kernels::{Adapted, Dropout, Gradients, Labelled, LowRank};
+use taper_kernels::{Adapted, Dropout, Gradients, Labelled, LowRank, Scoring};
 
 use crate::embedding::EmbeddingLora;
 use crate::head::TrainedHead;
@@ -253,14 +253,16 @@ impl LoraAdapter {
         &self,
         head: &Head,
         x: &Tensor,
-        labelled: &Labelled,
+        (labelled, scoring): (&Labelled, Scoring<'_>),
         dropout: Option<Dropout>,
     ) -> Tensors<Tensor> {
         match self.head_loss(head, dropout)? {
             HeadLoss::Fused(low_rank) => {
-                taper_kernels::linear_cross_entropy(x, head.weight(), low_rank, labelled)
+                taper_kernels::linear_cross_entropy(x, head.weight(), low_rank, labelled, scoring)
             }
-            HeadLoss::InChunks => self.with_head(head, dropout, |head| head.cross_entropy(x, labelled)),
+            HeadLoss::InChunks => {
+                self.with_head(head, dropout, |head| head.cross_entropy(x, labelled, scoring))
+            }
         }
     }
 
@@ -290,8 +292,14 @@ impl Adapter for LoraAdapter {
         self.whole.get(path)
     }
 
-    fn cross_entropy(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Tensors<Tensor> {
-        self.loss(head, hidden, labelled, None)
+    fn cross_entropy(
+        &self,
+        head: &Head,
+        hidden: &Tensor,
+        labelled: &Labelled,
+        scoring: Scoring<'_>,
+    ) -> Tensors<Tensor> {
+        self.loss(head, hidden, (labelled, scoring), None)
     }
 
     fn nll(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {
@@ -356,8 +364,14 @@ impl Adapter for Training<'_> {
         self.adapter.param(path)
     }
 
-    fn cross_entropy(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Tensors<Tensor> {
-        self.adapter.loss(head, hidden, labelled, self.dropout(&head.linear.path))
+    fn cross_entropy(
+        &self,
+        head: &Head,
+        hidden: &Tensor,
+        labelled: &Labelled,
+        scoring: Scoring<'_>,
+    ) -> Tensors<Tensor> {
+        self.adapter.loss(head, hidden, (labelled, scoring), self.dropout(&head.linear.path))
     }
 
     fn nll(&self, head: &Head, hidden: &Tensor, labelled: &Labelled) -> Tensors<Vec<f32>> {

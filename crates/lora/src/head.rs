@@ -1,7 +1,7 @@
 //! The loss of a head that is more than a frozen weight with factors: its logits in chunks of rows, none of them kept.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, Var, bail};
-use taper_kernels::Labelled;
+use taper_kernels::{Labelled, Scoring};
 
 /// Logits held at once, in values.
 const CHUNK: usize = 1 << 24;
@@ -17,13 +17,18 @@ pub(crate) struct TrainedHead<'a> {
 }
 
 impl TrainedHead<'_> {
-    /// Summed cross-entropy in nats of the labelled rows of `hidden` `(N, D)`.
+    /// Summed cross-entropy in nats of the labelled rows of `hidden` `(N, D)`, scored as `scoring` says.
     ///
     /// Each chunk's gradients are formed with its loss, so that nothing but sums of gradients waits for backward.
-    pub(crate) fn cross_entropy(&self, hidden: &Tensor, labelled: &Labelled) -> Result<Tensor> {
+    pub(crate) fn cross_entropy(
+        &self,
+        hidden: &Tensor,
+        labelled: &Labelled,
+        scoring: Scoring<'_>,
+    ) -> Result<Tensor> {
         let tracked: Vec<&Tensor> =
             self.tensors.iter().copied().filter(|tensor| tensor.is_variable()).collect();
-        let mut sums = Sums::new(hidden, tracked)?;
+        let mut sums = Sums::new(hidden, tracked, scoring)?;
         for (i, (rows, labels)) in self.chunks(labelled)?.enumerate() {
             sums.add(self, hidden, (i as u64, rows, labels))?;
         }
@@ -66,6 +71,7 @@ fn log_sum_exp(logits: &[f32]) -> f32 {
 
 /// Loss and gradients so far.
 struct Sums<'a> {
+    scoring: Scoring<'a>,
     loss: f64,
     /// `(N, D)`; none where nobody wants it.
     hidden: Option<Vec<f32>>,
@@ -74,11 +80,11 @@ struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    fn new(hidden: &Tensor, tracked: Vec<&'a Tensor>) -> Result<Self> {
+    fn new(hidden: &Tensor, tracked: Vec<&'a Tensor>, scoring: Scoring<'a>) -> Result<Self> {
         hidden.dims2()?;
         let rows = hidden.track_op().then(|| vec![0.0; hidden.elem_count()]);
         let gradients = vec![None; tracked.len()];
-        Ok(Self { loss: 0.0, hidden: rows, tracked, gradients })
+        Ok(Self { scoring, loss: 0.0, hidden: rows, tracked, gradients })
     }
 
     fn add(
@@ -91,7 +97,7 @@ impl<'a> Sums<'a> {
         if self.hidden.is_some() {
             x = Var::from_tensor(&x)?.into_inner();
         }
-        let loss = taper_kernels::cross_entropy(&(head.logits)(&x, i)?, labels)?;
+        let loss = taper_kernels::cross_entropy(&(head.logits)(&x, i)?, labels, self.scoring)?;
         self.loss += f64::from(loss.to_scalar::<f32>()?);
         if !loss.track_op() {
             return Ok(());

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use taper_base::{Adapter, Network};
-use taper_kernels::{Gradients, Labelled};
+use taper_kernels::{Gradients, Scoring};
 use taper_lora::{LoraAdapter, Training};
 
 use crate::Error;
@@ -14,7 +14,7 @@ use crate::packing::MicroBatch;
 pub struct StepGrads {
     /// Gradient of the mean loss over the step's labels, for every trainable parameter.
     pub grads: Grads,
-    /// Loss summed over the step's labels, each times its weight, in nats; of numbers, the squared errors.
+    /// Loss summed over the step's labels, scored as the pass says, in nats; of numbers, the squared errors.
     pub loss_sum: f64,
     /// Labels of the step, each counted by its weight.
     pub labels: f64,
@@ -34,9 +34,9 @@ pub struct Pass<'a> {
     pub seed: u64,
     /// So many blocks, the first ones, are run again in backward instead of being kept.
     pub recomputed_blocks: usize,
-    /// One weight a label of the head: the loss is then the weighted mean, `Σ w·loss / Σ w`, as in torch's
-    /// `CrossEntropyLoss`. Every label counts the same when none.
-    pub weights: Option<&'a [f32]>,
+    /// How labels are smoothed and weighted. The loss is then the sum over the weights of its labels, `Σ loss / Σ w`, as in
+    /// torch's `CrossEntropyLoss`.
+    pub scoring: Scoring<'a>,
 }
 
 /// Gradient of the mean loss over every label of a step, however the step is cut into micro-batches.
@@ -53,7 +53,7 @@ pub fn step_grads(
     let (adapter, of_factors) = (adapter.between_updates(), Gradients::default());
     for (index, batch) in micro.iter().enumerate() {
         let training = adapter.training(mix(pass.seed, index as u64)).recomputing(pass.recomputed_blocks);
-        let scored = Scored { model, batch, weights: pass.weights };
+        let scored = Scored { model, batch, scoring: pass.scoring };
         sum.loss_sum += scored.add(training.summing(&of_factors), (adapter.params(), &mut sum.grads))?;
         sum.labels += scored.weight();
     }
@@ -89,7 +89,7 @@ fn add(grads: &mut Grads, name: &str, values: Vec<f32>) {
 struct Scored<'a> {
     model: &'a dyn Network,
     batch: &'a MicroBatch,
-    weights: Option<&'a [f32]>,
+    scoring: Scoring<'a>,
 }
 
 impl Scored<'_> {
@@ -117,37 +117,17 @@ impl Scored<'_> {
             let wanted = Tensor::new(self.batch.numbers.as_slice(), hidden.device())?.unsqueeze(1)?;
             return (head.forward(hidden, adapter)? - wanted)?.sqr()?.sum_all();
         }
-        let Some(weights) = self.weights else { return adapter.cross_entropy(head, hidden, labelled) };
-        let mut sum: Option<Tensor> = None;
-        for (label, &weight) in weights.iter().enumerate() {
-            let of_label = only(labelled, label as u32);
-            if of_label.labels.is_empty() {
-                continue;
-            }
-            let loss = (adapter.cross_entropy(head, hidden, &of_label)? * f64::from(weight))?;
-            sum = Some(match sum {
-                None => loss,
-                Some(sum) => (sum + loss)?,
-            });
-        }
-        sum.map_or_else(|| adapter.cross_entropy(head, hidden, labelled), Ok)
+        adapter.cross_entropy(head, hidden, labelled, self.scoring)
     }
 
     /// Labels of the micro-batch, each counted by its weight.
     fn weight(&self) -> f64 {
         let labels = &self.batch.labelled.labels;
-        match self.weights {
+        match self.scoring.weights {
             None => self.batch.labels() as f64,
             Some(weights) => labels.iter().map(|&label| f64::from(weights[label as usize])).sum(),
         }
     }
-}
-
-/// The rows with one label.
-fn only(labelled: &Labelled, wanted: u32) -> Labelled {
-    let rows = labelled.rows.iter().zip(&labelled.labels).filter(|(_, label)| **label == wanted);
-    let (rows, labels) = rows.unzip();
-    Labelled { rows, labels }
 }
 
 /// A seed for use number `index` of `seed`: splitmix64's output function (Steele et al. 2014).

@@ -80,6 +80,12 @@ pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
             base.model_type()
         )));
     }
+    if recipe.label_smoothing > 0.0 && base.task.labels() == Some(&Labels::Number) {
+        return Err(Error::recipe(format!(
+            "`label_smoothing` is {}, but the labels are numbers, which have no others to be smoothed over: leave it out",
+            recipe.label_smoothing
+        )));
+    }
     Ok(Recipe { task: Some(opened), ..recipe.clone() })
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use taper_base::{Adapter, Base};
-use taper_kernels::pool;
+use taper_kernels::{Scoring, pool};
 use taper_lora::LoraAdapter;
 
 use crate::checkpoint::{Checkpoints, Origin, Progress, State};
@@ -156,7 +156,10 @@ impl<'a> Run<'a> {
         let pass = Pass {
             seed,
             recomputed_blocks: self.summary.recomputed_blocks,
-            weights: self.weights.as_deref(),
+            scoring: Scoring {
+                label_smoothing: self.recipe.label_smoothing as f32,
+                weights: self.weights.as_deref(),
+            },
         };
         let mut sum = step_grads(&*self.base.model, &self.adapter, &step.micro, pass).map_err(in_step)?;
         let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;

@@ -64,6 +64,9 @@ struct Fields {
     /// How much each label counts: `balanced`, or label=weight with commas between [default: all the same]
     #[arg(long, help_heading = "Data", value_name = "WEIGHTS")]
     class_weights: Option<String>,
+    /// Share of each label that is spread over all labels, or all tokens; evaluations count labels whole [default: 0]
+    #[arg(long, help_heading = "Data", value_name = "SHARE")]
+    label_smoothing: Option<f64>,
     /// Rank of the low-rank update [default: 16]
     #[arg(long, help_heading = "Adapter", value_name = "R")]
     rank: Option<usize>,

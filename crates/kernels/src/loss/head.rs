@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
-use super::{Labelled, scale};
+use super::scoring::Targets;
+use super::{Labelled, Scoring, scale};
 use crate::linear::add_to_rows;
 use crate::low_rank::Term;
 use crate::operand::{Held, output, values};
@@ -37,7 +38,7 @@ impl<'a> From<&'a Weight> for HeadWeight<'a> {
 }
 
 /// [`cross_entropy`](crate::cross_entropy) of the head's output on the labelled rows of `hidden` `(N, D)`, a scalar sum
-/// in nats.
+/// in nats, scored as `scoring` says.
 ///
 /// Runs over chunks of rows; each chunk's logits are turned into their gradient in place, so that at most one chunk of
 /// `(rows, V)` values exists. Gradients reach `hidden` and the low-rank factors; a tracked `bias` is refused. The mask of
@@ -47,13 +48,14 @@ pub fn linear_cross_entropy(
     head: HeadWeight<'_>,
     low_rank: Option<LowRank<'_>>,
     labelled: &Labelled,
+    scoring: Scoring<'_>,
 ) -> Result<Tensor> {
     if head.bias.is_some_and(Tensor::track_op) {
         candle_core::bail!(
             "{OP}: gives a bias no gradient: use linear and cross_entropy for one that is trained"
         );
     }
-    let frozen = Frozen::new(hidden, head, labelled)?;
+    let frozen = Frozen::new(hidden, head, labelled, scoring)?;
     let wanted = |tensor: Option<&Tensor>| tensor.is_some_and(Tensor::track_op);
     let factors = (low_rank.map(|f| f.a), low_rank.map(|f| f.b));
     let wanted = Wanted { hidden: wanted(Some(hidden)), a: wanted(factors.0), b: wanted(factors.1) };
@@ -74,7 +76,7 @@ pub fn linear_nll(
     low_rank: Option<LowRank<'_>>,
     labelled: &Labelled,
 ) -> Result<Vec<f32>> {
-    let frozen = Frozen::new(hidden, head, labelled)?;
+    let frozen = Frozen::new(hidden, head, labelled, Scoring::default())?;
     let hidden = Held::new(OP, hidden)?;
     let mut losses = Vec::new();
     let mut take = |mut chunk: Chunk<'_>| losses.extend(chunk.losses());
@@ -96,6 +98,7 @@ struct Frozen {
     bias: Option<Tensor>,
     cap: Option<f32>,
     labelled: Labelled,
+    targets: Targets,
 }
 
 /// A low-rank term's values.
@@ -118,10 +121,11 @@ struct Chunk<'a> {
     dropped: Cow<'a, [f32]>,
     u: Vec<f32>,
     cap: Option<f32>,
+    targets: &'a Targets,
 }
 
 impl Frozen {
-    fn new(hidden: &Tensor, head: HeadWeight<'_>, labelled: &Labelled) -> Result<Self> {
+    fn new(hidden: &Tensor, head: HeadWeight<'_>, labelled: &Labelled, scoring: Scoring<'_>) -> Result<Self> {
         let HeadWeight { weight: head, bias, cap } = head;
         let (rows, width) = hidden.dims2()?;
         if width != head.cols() || head.rows() == 0 {
@@ -137,7 +141,9 @@ impl Frozen {
             candle_core::bail!("{OP}: bias {:?} against a head of {} rows", bias.shape(), head.rows());
         }
         labelled.check(OP, rows, head.rows())?;
-        Ok(Self { head: head.clone(), bias: bias.map(Tensor::detach), cap, labelled: labelled.clone() })
+        let targets = Targets::new(OP, scoring, head.rows())?;
+        let bias = bias.map(Tensor::detach);
+        Ok(Self { head: head.clone(), bias, cap, labelled: labelled.clone(), targets })
     }
 
     /// Runs `task` on one chunk after the other.
@@ -168,6 +174,7 @@ impl Frozen {
                 dropped: Cow::Borrowed(&[]),
                 u: Vec::new(),
                 cap: self.cap,
+                targets: &self.targets,
             };
             if let Some(factors) = factors {
                 chunk.dropped = factors.term.dropped(&x, first);
@@ -205,17 +212,18 @@ impl Chunk<'_> {
 
     /// The loss of each row.
     fn losses(&mut self) -> Vec<f32> {
-        self.for_each_row(|row, label| softmax(row, label).0)
+        let targets = self.targets;
+        self.for_each_row(|row, label| targets.loss(row, label).0)
     }
 
-    /// The loss of each row; the logits become their gradient, `softmax - onehot`, times `1 - (logit/c)²` under a cap.
+    /// The loss of each row; the logits become their gradient, `Σt·softmax - t`, times `1 - (logit/c)²` under a cap.
     fn turn_to_gradient(&mut self) -> Vec<f32> {
-        let cap = self.cap;
+        let (cap, targets) = (self.cap, self.targets);
         self.for_each_row(|row, label| {
             let capped = cap.map(|cap| (row.to_vec(), 1.0 / cap));
-            let (loss, sum) = softmax(row, label);
-            scale(row, 1.0 / sum);
-            row[label] -= 1.0;
+            let (loss, sum) = targets.loss(row, label);
+            scale(row, targets.mass(label) / sum);
+            targets.take_from(row, label);
             if let Some((capped, inverse)) = capped {
                 vector::wide(
                     #[inline(always)]
@@ -225,14 +233,6 @@ impl Chunk<'_> {
             loss
         })
     }
-}
-
-/// A row's loss, and the sum of what its logits become, `exp(logit - max)`.
-fn softmax(row: &mut [f32], label: usize) -> (f32, f32) {
-    let maximum = vector::max(row);
-    let scored = row[label] - maximum;
-    let sum = vector::exp_sub_sum(row, maximum);
-    (sum.ln() - scored, sum)
 }
 
 /// Which arguments get a gradient.

@@ -3,13 +3,16 @@
 mod head;
 #[cfg(test)]
 mod head_tests;
+mod scoring;
 
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 pub use head::{HeadWeight, linear_cross_entropy, linear_nll};
+pub use scoring::Scoring;
 
+use self::scoring::Targets;
 use crate::operand::{Held, gradient, output, values};
 use crate::{parts, pool, vector};
 
@@ -44,18 +47,20 @@ fn check_labels(op: &str, labels: &[u32], classes: usize) -> Result<()> {
     }
 }
 
-/// `Σ -log softmax(logits)[label]` in nats, a scalar: `logits` `(L, V)` against `labels` `(L,)`.
-pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+/// `Σ -log softmax(logits)[label]` in nats, or what `scoring` makes of it, a scalar: `logits` `(L, V)` against `labels` `(L,)`.
+pub fn cross_entropy(logits: &Tensor, labels: &[u32], scoring: Scoring<'_>) -> Result<Tensor> {
     let (rows, classes) = logits.dims2()?;
     if rows != labels.len() || classes == 0 {
         candle_core::bail!("{OP}: logits {:?} against {} labels", logits.shape(), labels.len());
     }
     check_labels(OP, labels, classes)?;
-    logits.apply_op1(CrossEntropy { labels: labels.to_vec(), classes, log_sums: OnceLock::new() })
+    let targets = Targets::new(OP, scoring, classes)?;
+    logits.apply_op1(CrossEntropy { labels: labels.to_vec(), targets, classes, log_sums: OnceLock::new() })
 }
 
 struct CrossEntropy {
     labels: Vec<u32>,
+    targets: Targets,
     classes: usize,
     /// `log Σ exp(logit)` `(L,)`.
     log_sums: OnceLock<Vec<f32>>,
@@ -81,16 +86,20 @@ impl CustomOp1 for CrossEntropy {
                 *log_sum = maximum + vector::exp_sub_sum(&mut weights, maximum).ln();
             }
         });
-        let scored =
-            logits.chunks_exact(self.classes).zip(&self.labels).map(|(row, label)| row[*label as usize]);
-        let loss: f64 =
-            log_sums.iter().zip(scored).map(|(sum, logit)| f64::from(*sum) - f64::from(logit)).sum();
+        let rows = logits.chunks_exact(self.classes).zip(&self.labels).zip(&log_sums);
+        let loss: f64 = rows
+            .map(|((row, label), log_sum)| {
+                let (mass, wanted) =
+                    (self.targets.mass(*label as usize), self.targets.wanted(row, *label as usize));
+                f64::from(mass) * f64::from(*log_sum) - f64::from(wanted)
+            })
+            .sum();
         // Each call of `cross_entropy` makes its own operation, so that nothing is there yet.
         let _ = self.log_sums.set(log_sums);
         Ok(output(vec![loss as f32], ()))
     }
 
-    /// `g · (softmax(logits) - onehot(label))`.
+    /// `g · (Σt·softmax(logits) - t)`: without smoothing and weights `t` is `onehot(label)`.
     fn bwd(&self, logits: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let g = g.to_scalar::<f32>()?;
         let log_sums =
@@ -101,8 +110,10 @@ impl CustomOp1 for CrossEntropy {
             let mut d = held.values().to_vec();
             pool::for_each_chunk(&mut d, rows * self.classes, |i, d| {
                 for (j, row) in d.chunks_exact_mut(self.classes).enumerate() {
+                    let label = self.labels[i * rows + j] as usize;
                     vector::exp_sub_sum(row, log_sums[i * rows + j]);
-                    row[self.labels[i * rows + j] as usize] -= 1.0;
+                    scale(row, self.targets.mass(label));
+                    self.targets.take_from(row, label);
                     scale(row, g);
                 }
             });
@@ -124,6 +135,8 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, check, constant, flat, tensor, var};
 
+    const PLAIN: Scoring<'_> = Scoring { label_smoothing: 0.0, weights: None };
+
     fn reference(logits: &[f64], labels: &[u32]) -> Vec<f64> {
         let rows = logits.chunks(logits.len() / labels.len()).zip(labels);
         vec![rows.map(|(row, l)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[*l as usize]).sum()]
@@ -132,16 +145,20 @@ mod tests {
     #[test]
     fn matches_the_reference() {
         let labels = [3, 0, 10, 3];
-        check(&[var(&[4, 11])], |a| cross_entropy(&a[0], &labels), |a| reference(&a[0], &labels));
-        check(&[var(&[1, 1])], |a| cross_entropy(&a[0], &[0]), |a| reference(&a[0], &[0]));
+        check(&[var(&[4, 11])], |a| cross_entropy(&a[0], &labels, PLAIN), |a| reference(&a[0], &labels));
+        check(&[var(&[1, 1])], |a| cross_entropy(&a[0], &[0], PLAIN), |a| reference(&a[0], &[0]));
         let labels: Vec<u32> = (0..700).map(|i| i * 37 % 90).collect();
-        check(&[constant(&[700, 90])], |a| cross_entropy(&a[0], &labels), |a| reference(&a[0], &labels));
+        check(
+            &[constant(&[700, 90])],
+            |a| cross_entropy(&a[0], &labels, PLAIN),
+            |a| reference(&a[0], &labels),
+        );
     }
 
     #[test]
     fn the_upstream_gradient_scales_it() {
         let labels = [2, 5];
-        let halved = |a: &[Tensor]| cross_entropy(&a[0], &labels)?.affine(0.5, 0.0);
+        let halved = |a: &[Tensor]| cross_entropy(&a[0], &labels, PLAIN)?.affine(0.5, 0.0);
         check(&[var(&[2, 6])], halved, |a| vec![0.5 * reference(&a[0], &labels)[0]]);
     }
 
@@ -150,13 +167,13 @@ mod tests {
         let logits = (tensor(1, &[3, 8]) * 1e4).unwrap();
         let plain: Vec<f64> = flat(&logits).into_iter().map(f64::from).collect();
         let expected = plain.chunks(8).map(|row| row.iter().copied().fold(f64::MIN, f64::max) - row[1]).sum();
-        assert_close("loss", &flat(&cross_entropy(&logits, &[1, 1, 1]).unwrap()), &[expected], 1e-6);
+        assert_close("loss", &flat(&cross_entropy(&logits, &[1, 1, 1], PLAIN).unwrap()), &[expected], 1e-6);
     }
 
     #[test]
     fn labels_outside_the_classes_are_refused() {
-        let error = cross_entropy(&tensor(1, &[2, 3]), &[0, 3]).unwrap_err().to_string();
+        let error = cross_entropy(&tensor(1, &[2, 3]), &[0, 3], PLAIN).unwrap_err().to_string();
         assert!(error.contains("label 3 is not one of 3"), "{error}");
-        assert!(cross_entropy(&tensor(1, &[2, 3]), &[0]).is_err());
+        assert!(cross_entropy(&tensor(1, &[2, 3]), &[0], PLAIN).is_err());
     }
 }

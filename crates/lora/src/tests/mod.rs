@@ -11,7 +11,7 @@ mod oracle;
 
 use candle_core::{Device, Tensor, Var};
 use taper_base::{Adapter, Embedding, Head, Linear, Module, RmsNorm};
-use taper_kernels::{Labelled, Weight};
+use taper_kernels::{Labelled, Scoring, Weight};
 
 use crate::{BaseModules, Bias, LoraAdapter, LoraConfig, Names};
 
@@ -80,7 +80,7 @@ impl Toy {
     }
 
     pub(crate) fn loss(&self, adapter: &dyn Adapter) -> Tensor {
-        adapter.cross_entropy(&self.head, &self.hidden(adapter), &labelled()).unwrap()
+        adapter.cross_entropy(&self.head, &self.hidden(adapter), &labelled(), Scoring::default()).unwrap()
     }
 
     /// An adapter whose every parameter has been moved off its start.

@@ -134,7 +134,7 @@ fn loss_and_gradients_are_pefts() {
         let expected = Checkpoint::open_files(&[case.join("expected.safetensors")]).unwrap();
         let (batch, labelled) = batch(&expected);
         let hidden = base.model.hidden(&batch, &mut [], &adapter).unwrap();
-        let loss = adapter.cross_entropy(base.model.head(), &hidden, &labelled).unwrap();
+        let loss = adapter.cross_entropy(base.model.head(), &hidden, &labelled, Scoring::default()).unwrap();
         let mean = loss.to_scalar::<f32>().unwrap() / labelled.rows.len() as f32;
         assert_close(&format!("{name}: loss"), &[mean], &flat(&expected.tensor("loss", &[1]).unwrap()), 1e-5);
         let gradients = (loss / labelled.rows.len() as f64).unwrap().backward().unwrap();

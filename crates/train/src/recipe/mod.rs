@@ -42,6 +42,9 @@ pub struct Recipe {
     /// Of `classify` and `tag`: how much each label counts in the loss, by its name; `balanced` is rows / (labels × rows
     /// with the label). Labels that are not named count 1. Default: every label counts 1.
     pub class_weights: Option<ClassWeights>,
+    /// Share ε of each label that is spread evenly over all labels, or all tokens: a step's loss is that of
+    /// `(1-ε)·label + ε/V`, as torch's `label_smoothing`. Evaluations count the labels as they are. Default 0.
+    pub label_smoothing: f64,
     /// Row format. Default: detected from the rows.
     pub format: Option<String>,
     /// Columns of the rows under other names: from the format's key to the file's. Default none.
@@ -140,6 +143,7 @@ impl Default for Recipe {
             task: None,
             problem_type: None,
             class_weights: None,
+            label_smoothing: 0.0,
             format: None,
             column: BTreeMap::new(),
             rank: None,

@@ -117,7 +117,7 @@ fn relative(path: &Path, from: &Path) -> PathBuf {
 }
 
 /// Names of other programs for a recipe's fields.
-const SYNONYMS: [(&str, &str); 18] = [
+const SYNONYMS: [(&str, &str); 19] = [
     ("r", "rank"),
     ("lora_r", "rank"),
     ("lora_rank", "rank"),
@@ -129,6 +129,7 @@ const SYNONYMS: [(&str, &str); 18] = [
     ("lr_scheduler_type", "schedule"),
     ("num_train_epochs", "epochs"),
     ("num_epochs", "epochs"),
+    ("label_smoothing_factor", "label_smoothing"),
     ("iters", "max_steps"),
     ("per_device_train_batch_size", "batch_size"),
     ("max_seq_length", "max_length"),
