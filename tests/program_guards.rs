@@ -55,3 +55,24 @@ fn numbers_are_not_smoothed() {
     train(&room, &data, "out", &["--label-smoothing", "1"]).bad(&["`label_smoothing` is 1", "below 1"]);
     assert!(!room.path("out").exists(), "a refused run writes nothing");
 }
+
+#[test]
+fn labels_tags_numbers_and_answers_have_range_tests_too() {
+    let room = Room::new();
+    let number = |i: u32| json!({"text": "a".repeat(1 + i as usize), "label": f64::from(i) + 0.5});
+    let tags = json!({"tokens": ["a", "zz", "ba"], "tags": ["O", "B-Z", "O"]});
+    let answer = json!({"prompt": "a b", "completion": "c"});
+    let sets = [
+        ("bert-classify", kinds(12)),
+        ("bert-classify", (0..4).map(number).collect()),
+        ("bert-tokens", vec![tags.clone(), tags]),
+        ("t5", vec![answer.clone(), answer]),
+    ];
+    for (at, (case, rows)) in sets.iter().enumerate() {
+        let data = room.rows("rows.jsonl", rows);
+        let (model, out) = (room.model(case), room.arg(&format!("out-{at}")));
+        let run = taper(&["train", "--model", &model, "--data", &data, "--out", &out, "--find-lr"]).good();
+        assert!(run.out.contains("try --lr"), "{case}: {}", run.out);
+        assert_eq!(room.names(&format!("out-{at}")), ["lr.svg"]);
+    }
+}

@@ -287,3 +287,38 @@ fn early_stopping_keeps_the_best() {
     let found = eval["loss"].as_f64().expect("a loss");
     assert!((found - best).abs() < 1e-9 * best, "{found} is kept, {best} was the best");
 }
+
+#[test]
+fn a_range_test_finds_rates_draws_them_and_leaves_nothing_else() {
+    let room = Room::new();
+    let data = colours(&room);
+    let run = train_with(&room, &data, "out", &["--find-lr"]).good();
+    assert_eq!(room.names("out"), ["lr.svg"]);
+    for word in ["rate", "smoothed", "the loss falls fastest at", "try --lr", "lr.svg"] {
+        assert!(run.out.contains(word), "`{word}` is not in: {}", run.out);
+    }
+    let svg = room.read("out/lr.svg");
+    assert!(svg.trim_start().starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
+    let again = train_with(&room, &data, "again", &["--find-lr=100", "--quiet"]).good();
+    assert_eq!((again.out.as_str(), again.err.as_str()), ("", ""));
+    assert_eq!(room.read("again/lr.svg"), svg, "the same test draws the same picture");
+
+    // What was found trains: the loss falls, where it was said to fall.
+    let rate =
+        run.out.split("falls fastest at ").nth(1).and_then(|rest| rest.split(',').next()).expect("a rate");
+    let (model, out) = (room.arg("llama-model"), room.arg("out"));
+    let flags = ["train", "--model", &model, "--data", &data, "--out", &out, "--rank", "4", "--lr", rate];
+    taper(&[&flags[..], &["--epochs", "30", "--quiet"]].concat()).good();
+    let steps = room.events("out/metrics.jsonl", "step");
+    let loss = |step: &Value| step["loss"].as_f64().expect("a loss");
+    assert!(loss(&steps[steps.len() - 1]) < 0.7 * loss(&steps[0]), "{rate}: {}", steps[steps.len() - 1]);
+
+    // An adapter that is there stays what it is.
+    let before = room.bytes("out/adapter_model.safetensors");
+    train_with(&room, &data, "out", &["--find-lr=20"]).good();
+    assert_eq!(room.bytes("out/adapter_model.safetensors"), before);
+    for other in ["--resume", "--force"] {
+        let run = train_with(&room, &data, "out", &["--find-lr", other]);
+        assert!(run.code == Some(2) && run.err.contains("cannot be used with"), "{run:?}");
+    }
+}

@@ -16,7 +16,9 @@ mod error;
 mod evaluate;
 mod events;
 mod files;
+mod find_lr;
 mod gradients;
+mod learner;
 mod memory;
 pub mod metrics;
 mod open;
@@ -37,6 +39,7 @@ pub use evaluate::{Evaluation, evaluate};
 pub use events::{
     Best, DoneReport, Ending, EvalReport, Event, SavedReport, SplitResult, StepReport, Summary,
 };
+pub use find_lr::{RATES, RangeTest, Tried, find_lr};
 pub use gradients::{Pass, StepGrads, step_grads};
 pub use memory::{available_bytes, peak_rss_bytes};
 pub use open::open_base;

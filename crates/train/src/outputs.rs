@@ -59,11 +59,16 @@ pub(crate) fn check(out: &Path, start: Start) -> Result<(), Error> {
     }
 }
 
+/// Makes the folder where it is none.
+pub(crate) fn make_folder(out: &Path) -> Result<(), Error> {
+    fs::create_dir_all(out).map_err(Error::io(out))
+}
+
 /// Makes the folder ready: removes what killed runs left, and with [`Start::Force`] what earlier runs wrote; writes
 /// `recipe.toml`, which shows whether it can be written to at all.
 pub(crate) fn prepare(recipe: &Recipe, start: Start) -> Result<(), Error> {
     let out = &recipe.out;
-    fs::create_dir_all(out).map_err(Error::io(out))?;
+    make_folder(out)?;
     let checkpoints = Checkpoints::new(out);
     clean(out)?;
     clean(checkpoints.dir())?;

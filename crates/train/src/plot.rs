@@ -1,8 +1,11 @@
 //! `loss.svg`: the loss of every step, its running mean, and the evaluations, drawn from `metrics.jsonl`.
 
+mod rates;
+
 use plotters::prelude::*;
 
 use crate::Error;
+pub(crate) use rates::draw_rates;
 
 /// Size of the picture.
 const SIZE: (u32, u32) = (900, 520);

@@ -4,24 +4,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use taper_base::{Adapter, Base};
-use taper_kernels::{Scoring, pool};
+use taper_kernels::pool;
 use taper_lora::LoraAdapter;
 
 use crate::checkpoint::{Checkpoints, Origin, Progress, State};
 use crate::files::write_whole;
-use crate::gradients::mix;
-use crate::optim::{AdamW, AdamWConfig, clip_grad_norm};
+use crate::learner::{self, Learner};
 use crate::outputs::{self, Metrics, Start};
-use crate::packing::{Epoch, PackOptions, Plan};
-use crate::prepare::{self, Prepared, Rows};
+use crate::prepare::{self, Rows};
 use crate::schedule::Schedule;
 use crate::{
-    Asked, Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Pass, Recipe,
-    SavedReport, SplitResult, StepReport, Summary, card, evaluate, peak_rss_bytes, step_grads,
+    Asked, Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Recipe, SavedReport,
+    SplitResult, StepReport, Summary, card, evaluate, peak_rss_bytes,
 };
-
-/// Random stream of dropout; fresh factors and the order of rows have their own from the same seed.
-const DROPOUT: u64 = 0x6472_6f70_6f75_7421;
 
 /// Trains an adapter on `base` as `recipe` says and writes it to the recipe's `out`.
 ///
@@ -66,14 +61,8 @@ struct Run<'a> {
     recipe: Recipe,
     summary: Summary,
     origin: Origin,
-    adapter: LoraAdapter,
-    optim: AdamW,
-    /// The weight of each label, where they differ.
-    weights: Option<Vec<f32>>,
+    learner: Learner<'a>,
     schedule: Schedule,
-    plan: Plan<'a>,
-    /// The epoch under way and its order of rows.
-    epoch: (usize, Epoch<'a>),
     progress: Progress,
     /// The last evaluation of this process, and the step it was made at.
     last: Option<(usize, Evaluation)>,
@@ -96,23 +85,21 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let began = Instant::now();
         let prepared = prepare::prepare(base, recipe, rows, start)?;
-        let plan = Plan::new(&rows.train.examples, pack_options(&prepared.recipe));
-        let summary = prepare::summary(base, &prepared, rows, plan.steps_per_epoch());
-        let Prepared { recipe, adapter, origin, state, .. } = prepared;
+        let steps_per_epoch = learner::plan(&prepared.recipe, rows).steps_per_epoch();
+        let summary = prepare::summary(base, &prepared, rows, steps_per_epoch);
+        let (recipe, origin) = (prepared.recipe.clone(), prepared.origin.clone());
+        let state = prepared.state.clone();
+        let mut learner = Learner::new(base, prepared, rows)?;
         on_event(&Event::Plan(Box::new(summary.clone())));
         outputs::prepare(&recipe, start)?;
         let metrics = Metrics::open(&recipe.out, state.as_ref().map_or(0, |state| state.metrics_bytes))?;
         let checkpoints = Checkpoints::new(&recipe.out);
-        let mut optim = AdamW::new(adapter.params(), adamw_config(&recipe));
         if let Some(state) = &state {
-            checkpoints.restore(state.progress.step, &mut optim)?;
+            checkpoints.restore(state.progress.step, &mut learner.optim)?;
         }
         let progress = state.as_ref().map(|state| state.progress).unwrap_or_default();
         let schedule = Schedule::new(recipe.lr, recipe.schedule, recipe.warmup_ratio, summary.steps);
-        let number = progress.step / summary.steps_per_epoch;
-        let epoch = (number, plan.epoch(number));
         let watched = recipe.watched()?;
-        let weights = prepare::class_weights(base, &recipe, rows)?;
         let saved = state.as_ref().filter(|state| state.due).map(|state| state.progress.step);
         let mut run = Self {
             base,
@@ -120,12 +107,8 @@ impl<'a> Run<'a> {
             recipe,
             summary,
             origin,
-            adapter,
-            optim,
-            weights,
+            learner,
             schedule,
-            plan,
-            epoch,
             progress,
             last: None,
             watched,
@@ -141,40 +124,23 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// One update: its gradient, clipped, at the rate that the schedule gives.
+    /// One update, at the rate that the schedule gives.
     fn step(&mut self) -> Result<(), Error> {
         let start = Instant::now();
         let done = self.progress.step;
-        let (number, index) = (done / self.summary.steps_per_epoch, done % self.summary.steps_per_epoch);
-        if self.epoch.0 != number {
-            self.epoch = (number, self.plan.epoch(number));
-        }
-        let step = self.epoch.1.step(index);
         let lr = self.schedule.lr_at(done);
-        let seed = mix(self.recipe.seed ^ DROPOUT, done as u64);
-        let in_step = |error| at_step(error, done + 1);
-        let pass = Pass {
-            seed,
-            recomputed_blocks: self.summary.recomputed_blocks,
-            scoring: Scoring {
-                label_smoothing: self.recipe.label_smoothing as f32,
-                weights: self.weights.as_deref(),
-            },
-        };
-        let mut sum = step_grads(&*self.base.model, &self.adapter, &step.micro, pass).map_err(in_step)?;
-        let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
-        self.optim.step(self.adapter.params(), &sum.grads, lr)?;
+        let update = self.learner.update(done, lr)?;
         self.progress.step += 1;
         let seconds = start.elapsed().as_secs_f64();
         self.report(&Event::Step(StepReport {
             step: self.progress.step,
             epoch: self.epochs(),
-            loss: sum.loss(),
+            loss: update.loss,
             lr,
-            grad_norm,
-            tokens: step.tokens,
+            grad_norm: update.grad_norm,
+            tokens: update.tokens,
             seconds,
-            tokens_per_s: step.tokens as f64 / seconds,
+            tokens_per_s: update.tokens as f64 / seconds,
             peak_rss_bytes: peak_rss_bytes(),
         }))
     }
@@ -182,7 +148,7 @@ impl<'a> Run<'a> {
     /// Looks at the validation rows, if there are any; says whether it is the best evaluation so far.
     fn evaluate(&mut self) -> Result<bool, Error> {
         let Some(valid) = &self.rows.valid else { return Ok(false) };
-        let adapter = self.adapter.frozen();
+        let adapter = self.learner.adapter.frozen();
         let mut result = self.loss_on(&adapter, valid)?;
         result.metrics = self.watched.scores(self.base, &adapter, valid)?;
         let step = self.progress.step;
@@ -208,7 +174,7 @@ impl<'a> Run<'a> {
     /// Writes a checkpoint; one that is due is told of.
     fn save(&mut self, due: bool) -> Result<(), Error> {
         let state = State::new(self.progress, self.metrics.sync()?, due, self.origin.clone());
-        self.checkpoints.save(&state, &self.adapter, &self.optim)?;
+        self.checkpoints.save(&state, &self.learner.adapter, &self.learner.optim)?;
         self.saved = Some(self.progress.step);
         if due { self.report(&self.saved_event()) } else { Ok(()) }
     }
@@ -234,7 +200,7 @@ impl<'a> Run<'a> {
         let kept = self.progress.best.filter(|_| self.recipe.early_stopping.is_some());
         let kept = kept.map_or(self.progress.step, |best| best.step);
         let adapter = if kept == self.progress.step {
-            self.adapter.frozen()
+            self.learner.adapter.frozen()
         } else {
             LoraAdapter::load(&self.checkpoints.folder(kept), self.base)?
         };
@@ -313,32 +279,6 @@ impl<'a> Run<'a> {
         let out = self.recipe.out.canonicalize().unwrap_or_else(|_| self.recipe.out.clone());
         let name = out.file_name().unwrap_or_default().to_string_lossy();
         format!("{name}: LoRA on {}", self.summary.model)
-    }
-}
-
-fn pack_options(recipe: &Recipe) -> PackOptions {
-    PackOptions {
-        rows: recipe.step_rows(),
-        micro_batch_tokens: recipe.micro_batch_tokens.unwrap_or(1),
-        shuffle: recipe.shuffle,
-        seed: recipe.seed,
-    }
-}
-
-fn adamw_config(recipe: &Recipe) -> AdamWConfig {
-    AdamWConfig {
-        weight_decay: recipe.weight_decay,
-        no_decay: recipe.no_decay.clone(),
-        lora_plus_ratio: recipe.lora_plus_ratio,
-        ..AdamWConfig::default()
-    }
-}
-
-/// Says at which step a run failed.
-fn at_step(error: Error, step: usize) -> Error {
-    match error {
-        Error::Training { what } => Error::training(format!("step {step}: {what}")),
-        error => error,
     }
 }
 

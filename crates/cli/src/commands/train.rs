@@ -10,7 +10,7 @@ use taper_base::{Base, GenerationOptions};
 use taper_kernels::pool;
 use taper_lora::LoraAdapter;
 use taper_train::{
-    DataFiles, DoneReport, Ending, Event, Recipe, Split, SplitResult, Start, StepReport, Summary,
+    DataFiles, DoneReport, Ending, Event, RangeTest, Recipe, Split, SplitResult, Start, StepReport, Summary,
 };
 
 use super::train_args::TrainArgs;
@@ -19,6 +19,9 @@ use crate::output::{bytes, count, on_terminal, print, say, table};
 /// Rows whose answers are shown at the end, and the longest answer.
 const SAMPLES: usize = 4;
 const SAMPLE_TOKENS: usize = 64;
+
+/// Rates that are printed of a range test, at most.
+const LINES: usize = 20;
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let recipe = Recipe::load(args.recipe.as_deref(), args.overrides()?)?;
@@ -33,12 +36,57 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     };
     let interrupt = interrupt()?;
     let mut screen = Screen::new(args.quiet, recipe.log_every);
+    if let Some(rates) = args.find_lr {
+        return find_lr((&base, &recipe), rates as usize, &mut screen, &interrupt);
+    }
     let done = taper_train::train(&base, &recipe, start, &mut |event| screen.show(event), &interrupt)?;
     screen.finish();
     if done.ending == Ending::Interrupted {
         bail!("stopped after step {}; the same command with --resume goes on from there", done.step);
     }
     if args.quiet { Ok(()) } else { conclude(&base, &recipe, &done) }
+}
+
+/// Tries learning rates, and says which to take.
+fn find_lr(
+    (base, recipe): (&Base, &Recipe),
+    rates: usize,
+    screen: &mut Screen,
+    interrupt: &AtomicBool,
+) -> anyhow::Result<()> {
+    let found = taper_train::find_lr(base, recipe, rates, &mut |event| screen.show(event), interrupt)?;
+    screen.finish();
+    let Some(test) = found else { bail!("stopped; nothing was written") };
+    if screen.quiet { Ok(()) } else { Ok(print(suggestion(&test))?) }
+}
+
+/// The course of the loss in a few lines, and the rates to take.
+fn suggestion(test: &RangeTest) -> String {
+    let mut rows = vec![["rate", "loss", "smoothed"].map(ToOwned::to_owned).to_vec()];
+    let every = test.tried.len().div_ceil(LINES).max(1);
+    rows.extend(test.tried.iter().step_by(every).map(|tried| {
+        vec![format!("{:.1e}", tried.lr), format!("{:.4}", tried.loss), format!("{:.4}", tried.smoothed)]
+    }));
+    let last = test.tried.last().map_or(0.0, |tried| tried.lr);
+    let mut lines = vec![table(&rows), String::new()];
+    if test.diverged {
+        lines.push(format!("beyond {last:.1e} the loss breaks out"));
+    }
+    match (test.steepest, test.tenth_of_lowest) {
+        (Some(steepest), Some(tenth)) => lines.extend([
+            format!(
+                "the loss falls fastest at {steepest:.1e}, and is lowest at {:.1e}, a tenth of which is {tenth:.1e}",
+                10.0 * tenth
+            ),
+            format!("try --lr {:.0e} to {:.0e}", steepest.min(tenth), steepest.max(tenth)),
+        ]),
+        _ => lines.push(
+            "the loss never fell: more rows a step (--batch-size) make it less noisy, more rates (--find-lr=300) train longer"
+                .into(),
+        ),
+    }
+    lines.push(format!("the picture is {}", test.picture.display()));
+    lines.join("\n")
 }
 
 /// A flag that the first Ctrl-C sets; the second ends the process.

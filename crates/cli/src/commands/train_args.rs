@@ -29,6 +29,11 @@ pub(crate) struct TrainArgs {
     /// Replace an adapter that is already in the output folder
     #[arg(long)]
     pub(crate) force: bool,
+    /// Learn nothing, but try N learning rates from 1e-7 to 10, one a step, print which to take and draw lr.svg in the output
+    /// folder
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "100")]
+    #[arg(value_parser = clap::value_parser!(u32).range(20..), conflicts_with_all = ["resume", "force"])]
+    pub(crate) find_lr: Option<u32>,
     /// Print nothing but errors
     #[arg(long)]
     pub(crate) quiet: bool,
