@@ -76,3 +76,64 @@ fn labels_tags_numbers_and_answers_have_range_tests_too() {
         assert_eq!(room.names(&format!("out-{at}")), ["lr.svg"]);
     }
 }
+
+#[test]
+fn rows_are_changed_by_the_seed_and_only_those_that_are_learned() {
+    let room = Room::new();
+    let data = room.rows("rows.jsonl", &kinds(12));
+    let flags = ["--eval-data", &data, "--epochs", "4", "--batch-size", "5"];
+    let changes = ["--augment", "token_dropout=0.2,word_swap=0.3,word_deletion=0.1"];
+    train(&room, &data, "plain", &flags).good();
+    train(&room, &data, "one", &[&flags[..], &changes].concat()).good();
+    let recipe = room.read("one/recipe.toml");
+    assert!(recipe.contains("[augment]\ntoken_dropout = 0.2\n"), "{recipe}");
+    assert!(!room.read("plain/recipe.toml").contains("augment"), "nothing is changed unasked");
+    std::fs::create_dir(room.path("again")).expect("a folder");
+    taper(&["train", &room.write("again/recipe.toml", recipe), "--quiet"]).good();
+    let adapter = |out: &str| room.bytes(&format!("{out}/adapter_model.safetensors"));
+    assert_eq!(adapter("one"), adapter("again"), "a recipe and its seed give the same rows");
+    assert_ne!(adapter("one"), adapter("plain"));
+    // What is evaluated is what stands in the file: the base has one loss, whatever is done to the rows to learn.
+    let base = |out: &str| room.json(&format!("{out}/eval.json"))["splits"]["valid"]["base"]["loss"].clone();
+    assert_eq!(base("one"), base("plain"));
+    // Each epoch's first step sees the same number of rows, but not the same.
+    let tokens = |out: &str| -> Vec<u64> {
+        let steps = room.events(&format!("{out}/metrics.jsonl"), "step");
+        let of_epoch =
+            steps.chunks(3).map(|epoch| epoch.iter().filter_map(|step| step["tokens"].as_u64()).sum());
+        of_epoch.collect()
+    };
+    let (plain, changed) = (tokens("plain"), tokens("one"));
+    assert!(plain.iter().all(|count| *count == plain[0]), "{plain:?}");
+    assert!(changed.iter().any(|count| *count != changed[0]), "{changed:?}");
+}
+
+#[test]
+fn what_cannot_be_changed_is_refused_and_what_is_can_be_looked_at() {
+    let room = Room::new();
+    let tags = room.rows("tags.jsonl", &[json!({"tokens": ["a", "b"], "tags": ["O", "B-X"]})]);
+    let texts = room.rows("texts.jsonl", &[json!({"prompt": "a b", "completion": "c"})]);
+    let swap = ["--augment", "word_swap=0.1"];
+    for (case, data, task) in [("bert-tokens", &tags, "tag"), ("llama", &texts, "causal-lm")] {
+        let (model, out) = (room.model(case), room.arg("out"));
+        let args = ["train", "--model", &model, "--data", data, "--out", &out];
+        taper(&[&args[..], &swap].concat()).bad(&["`word_swap` of `augment`", task, "leave it out"]);
+        taper(&[&args[..], &["--augment", "token_dropout=0.1", "--max-steps", "1", "--force"]].concat())
+            .good();
+    }
+    let data = room.rows("rows.jsonl", &kinds(4));
+    train(&room, &data, "bad", &["--augment", "word_swap=1.5"]).bad(&["`word_swap` of `augment` is 1.5"]);
+    train(&room, &data, "bad", &["--augment", "swap=0.1"]).bad(&["swap", "word_swap"]);
+    let show = |more: &[&str]| {
+        let args = ["data", "show", "--data", &data, "--row", "4", "--count", "1", "--json"];
+        taper(&[&args[..], more].concat()).json()["rows"][0]["tokens"].clone()
+    };
+    assert_ne!(show(&swap), show(&[]));
+    assert_eq!(show(&swap), show(&[&swap[..], &["--seed", "0"]].concat()));
+    let text = |tokens: &Value| -> String {
+        tokens.as_array().expect("tokens").iter().filter_map(|token| token["text"].as_str()).collect()
+    };
+    let (plain, swapped) = (text(&show(&[])), text(&show(&swap)));
+    let words: Vec<&str> = plain.split(' ').rev().collect();
+    assert_eq!(swapped, words.join(" "), "two words have one way to swap");
+}

@@ -8,9 +8,9 @@ use serde_json::Value;
 use crate::program_train::colours;
 use crate::support::{Room, end, start, taper, wait_until};
 
-/// Long enough to be caught in the middle, with everything in it that has a state: moments, an order of rows, dropout, the
-/// schedule, evaluations.
-const FLAGS: [&str; 18] = [
+/// Long enough to be caught in the middle, with everything in it that has a state: moments, an order of rows, dropout, changed rows,
+/// the schedule, evaluations.
+const FLAGS: [&str; 20] = [
     "--rank",
     "4",
     "--lr",
@@ -19,6 +19,8 @@ const FLAGS: [&str; 18] = [
     "3",
     "--dropout",
     "0.1",
+    "--augment",
+    "token_dropout=0.1",
     "--schedule",
     "cosine",
     "--warmup-ratio",

@@ -25,6 +25,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
+    unk: Option<u32>,
+    mask: Option<u32>,
 }
 
 impl Tokenizer {
@@ -42,11 +44,11 @@ impl Tokenizer {
             inner.with_post_processor(Some(wrapping));
         }
         let id = |role: &str| settings.special.get(role).and_then(|token| inner.token_to_id(token));
-        let (bos, pad) = (id("bos_token"), id("pad_token"));
+        let (bos, pad, unk, mask) = (id("bos_token"), id("pad_token"), id("unk_token"), id("mask_token"));
         let eos = id("eos_token").or(configured_eos(dir)?.filter(|&id| inner.id_to_token(id).is_some()));
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
-        Ok(Self { special, chat: settings.chat_template(dir)?, bos, eos, pad, inner })
+        Ok(Self { special, chat: settings.chat_template(dir)?, bos, eos, pad, unk, mask, inner })
     }
 
     /// Ids of `text` with whatever the post-processor adds (a BOS, an EOS), as `tokenizer(text)` in transformers.
@@ -113,6 +115,16 @@ impl Tokenizer {
     /// Id of the padding token.
     pub fn pad(&self) -> Option<u32> {
         self.pad
+    }
+
+    /// Id of the token that stands for what the vocabulary lacks.
+    pub fn unk(&self) -> Option<u32> {
+        self.unk
+    }
+
+    /// Id of the token that an encoder learned to fill in.
+    pub fn mask(&self) -> Option<u32> {
+        self.mask
     }
 }
 

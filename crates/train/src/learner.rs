@@ -5,11 +5,12 @@ use taper_base::Base;
 use taper_kernels::Scoring;
 use taper_lora::LoraAdapter;
 
+use crate::augment::Augmenter;
 use crate::gradients::mix;
 use crate::optim::{AdamW, AdamWConfig, clip_grad_norm};
-use crate::packing::{Epoch, PackOptions, Plan};
+use crate::packing::{Epoch, PackOptions, Plan, Step};
 use crate::prepare::{self, Prepared, Rows};
-use crate::{Error, Pass, Recipe, step_grads};
+use crate::{Error, Example, Pass, Recipe, step_grads};
 
 /// Random stream of dropout; fresh factors and the order of rows have their own from the same seed.
 const DROPOUT: u64 = 0x6472_6f70_6f75_7421;
@@ -23,6 +24,7 @@ pub(crate) struct Learner<'a> {
     /// The weight of each label, where they differ.
     weights: Option<Vec<f32>>,
     recomputed_blocks: usize,
+    augmenter: Option<Augmenter<'a>>,
     plan: Plan<'a>,
     /// The epoch under way and its order of rows.
     epoch: (usize, Epoch<'a>),
@@ -46,8 +48,10 @@ impl<'a> Learner<'a> {
         let plan = plan(&recipe, rows);
         let optim = AdamW::new(adapter.params(), adamw_config(&recipe));
         let weights = prepare::class_weights(base, &recipe, rows)?;
+        let augmenter = Augmenter::new(recipe.augment, &base.tokenizer, recipe.seed)
+            .map(|changes| changes.within(base.model.sizes().vocab_size, recipe.max_length));
         let (recomputed_blocks, epoch) = (memory.recomputed_blocks, (0, plan.epoch(0)));
-        Ok(Self { base, recipe, adapter, optim, weights, recomputed_blocks, plan, epoch })
+        Ok(Self { base, recipe, adapter, optim, weights, recomputed_blocks, augmenter, plan, epoch })
     }
 
     /// The update after `done` others, at the rate `lr`.
@@ -57,7 +61,7 @@ impl<'a> Learner<'a> {
         if self.epoch.0 != number {
             self.epoch = (number, self.plan.epoch(number));
         }
-        let step = self.epoch.1.step(index);
+        let step = self.step(number, index)?;
         let in_step = |error| at_step(error, done + 1);
         let scoring =
             Scoring { label_smoothing: self.recipe.label_smoothing as f32, weights: self.weights.as_deref() };
@@ -67,6 +71,15 @@ impl<'a> Learner<'a> {
         let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
         self.optim.step(self.adapter.params(), &sum.grads, lr)?;
         Ok(Update { loss: sum.loss(), grad_norm, tokens: step.tokens })
+    }
+
+    /// The rows of a step, changed where the recipe says so.
+    fn step(&self, epoch: usize, index: usize) -> Result<Step, Error> {
+        let Some(augmenter) = &self.augmenter else { return Ok(self.epoch.1.step(index)) };
+        let examples = self.epoch.1.examples(index);
+        let drawn: Vec<Example> =
+            examples.into_iter().map(|row| augmenter.draw(row, epoch)).collect::<Result<_, _>>()?;
+        Ok(Step::new(drawn.iter().collect(), self.recipe.micro_batch_tokens.unwrap_or(1)))
     }
 }
 

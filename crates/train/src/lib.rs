@@ -8,6 +8,7 @@
 //! `outputs` write what remains. `trainer` is the loop that calls them.
 
 mod answering;
+mod augment;
 mod budget;
 mod card;
 mod checkpoint;
@@ -48,6 +49,6 @@ pub use outputs::Start;
 pub use packing::*;
 pub use predicting::{Prediction, Question, default_metrics, predict};
 pub use prepare::data_options;
-pub use recipe::{ClassWeights, Dtype, Init, NoDecay, ProblemType, Recipe, Size, Targets, Task};
+pub use recipe::{Augment, ClassWeights, Dtype, Init, NoDecay, ProblemType, Recipe, Size, Targets, Task};
 pub use schedule::{Schedule, Shape};
 pub use trainer::train;

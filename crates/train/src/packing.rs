@@ -121,27 +121,34 @@ pub struct Epoch<'a> {
     order: Vec<u32>,
 }
 
-impl Epoch<'_> {
+impl<'a> Epoch<'a> {
     /// Indices of the examples in this epoch's order.
     pub fn order(&self) -> &[u32] {
         &self.order
     }
 
-    /// Step `index`, from 0; empty beyond the epoch's end.
-    pub fn step(&self, index: usize) -> Step {
+    /// The examples of step `index`, from 0; none beyond the epoch's end.
+    pub fn examples(&self, index: usize) -> Vec<&'a Example> {
         let size = self.plan.options.rows.max(1);
         let rows = self.order.chunks(size).nth(index).unwrap_or_default();
-        let mut examples: Vec<&Example> = rows.iter().map(|&row| &self.plan.examples[row as usize]).collect();
+        rows.iter().map(|&row| &self.plan.examples[row as usize]).collect()
+    }
+
+    /// Step `index`, from 0; empty beyond the epoch's end.
+    pub fn step(&self, index: usize) -> Step {
+        Step::new(self.examples(index), self.plan.options.micro_batch_tokens)
+    }
+}
+
+impl Step {
+    /// The step of `examples`, cut into micro-batches of `micro_batch_tokens` tokens.
+    pub fn new(mut examples: Vec<&Example>, micro_batch_tokens: usize) -> Self {
+        let rows = examples.len();
         let tokens = examples.iter().map(|example| example.run_length()).sum();
         let labels = examples.iter().map(|example| example.labels()).sum();
         // Longest first, equals in the order of the epoch: the fewest micro-batches without a search.
         examples.sort_by_key(|example| std::cmp::Reverse(example.run_length()));
-        Step {
-            micro: fill(&examples, self.plan.options.micro_batch_tokens),
-            rows: rows.len(),
-            tokens,
-            labels,
-        }
+        Self { micro: fill(&examples, micro_batch_tokens), rows, tokens, labels }
     }
 }
 
@@ -184,10 +191,13 @@ pub(crate) fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(epoch);
     for last in (1..order.len()).rev() {
-        // The high half of a 64-bit product is uniform over 0..=last to within 2^-32 of itself.
-        let at = ((u128::from(random.next_u64()) * (last as u128 + 1)) >> 64) as usize;
-        order.swap(last, at);
+        order.swap(last, below(&mut random, last + 1));
     }
+}
+
+/// A number below `end`, each as likely as another to within 2^-32 of itself: the high half of a 64-bit product.
+pub(crate) fn below(random: &mut ChaCha8Rng, end: usize) -> usize {
+    ((u128::from(random.next_u64()) * end as u128) >> 64) as usize
 }
 
 #[cfg(test)]

@@ -31,7 +31,8 @@ impl Rows {
         let options = data_options(base, recipe);
         let load = |files: &[_]| DataSet::load(files, &base.tokenizer, &options);
         let files = DataFiles::named(&recipe.data)?;
-        let mut train = load(files.first(&[Split::Train])?)?;
+        let texts = DataOptions { texts: recipe.augment.changes_words(), ..options.clone() };
+        let mut train = DataSet::load(files.first(&[Split::Train])?, &base.tokenizer, &texts)?;
         let valid = match (&recipe.eval_data, files.get(Split::Valid), recipe.eval_split) {
             (None, None, Some(share)) => Some(train.split_off(share, recipe.seed)?),
             (Some(_), _, Some(_)) | (None, Some(_), Some(_)) => {
@@ -98,6 +99,7 @@ pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
         columns: recipe.column.clone(),
         max_length: Some(max_length(base, recipe)),
         decoder_start: base.model.decoder_start(),
+        texts: false,
         threads: pool::threads(),
     }
 }

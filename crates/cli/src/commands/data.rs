@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use clap::{Args, Subcommand};
 use taper_base::{ModelDir, ModelSource, Tokenizer};
-use taper_train::{DataFiles, DataOptions, DataReport, ShownRow, ShownToken, Split, SplitReport};
+use taper_train::{Augment, DataFiles, DataOptions, DataReport, ShownRow, ShownToken, Split, SplitReport};
 
 use crate::output::{count, print, table};
 
@@ -37,6 +37,12 @@ enum Action {
         /// Number of rows to show
         #[arg(long, value_name = "N", default_value_t = 3)]
         count: usize,
+        /// Show the rows as this changes them in the first epoch: token_dropout=0.1, word_swap=0.1, word_deletion=0.1
+        #[arg(long, value_name = "KEY=SHARE", value_delimiter = ',', value_parser = share)]
+        augment: Vec<(String, f64)>,
+        /// Seed of the changes
+        #[arg(long, value_name = "N", default_value_t = 0, requires = "augment")]
+        seed: u64,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -88,6 +94,16 @@ pub(crate) fn column(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), name.to_owned()))
 }
 
+pub(crate) fn share(text: &str) -> Result<(String, f64), String> {
+    let (key, share) = text.split_once('=').ok_or("expected KEY=SHARE")?;
+    Ok((key.to_owned(), share.parse().map_err(|_| format!("{share} is no number"))?))
+}
+
+/// Shares by their key, as in a recipe.
+pub(crate) fn shares(given: &[(String, f64)]) -> toml::Table {
+    given.iter().map(|(key, share)| (key.clone(), (*share).into())).collect()
+}
+
 pub(crate) fn run(args: &DataArgs) -> anyhow::Result<()> {
     match &args.action {
         Action::Check { rows, json } => {
@@ -95,11 +111,13 @@ pub(crate) fn run(args: &DataArgs) -> anyhow::Result<()> {
             let report = DataReport::of(&files, &tokenizer, &options)?;
             if *json { Ok(print(serde_json::to_string(&report)?)?) } else { Ok(print(describe(&report))?) }
         }
-        Action::Show { rows, row, count, json } => {
+        Action::Show { rows, row, count, augment, seed, json } => {
             let (files, tokenizer, options) = open(rows)?;
             let first = row.get() - 1;
+            let augment = Augment::try_from(shares(augment))?;
             let files = files.first(&Split::ALL)?;
-            let shown = taper_train::show(files, &tokenizer, &options, first..first + count)?;
+            let shown =
+                taper_train::show(files, &tokenizer, &options, first..first + count, (augment, *seed))?;
             if *json {
                 return print(serde_json::to_string(&serde_json::json!({ "rows": shown }))?);
             }

@@ -20,6 +20,10 @@ pub(crate) struct TrainArgs {
     /// A column of the rows under another name, as format's=file's: prompt=question; may be repeated
     #[arg(long, help_heading = "What", value_name = "KEY=COLUMN", value_parser = super::data::column)]
     column: Vec<(String, String)>,
+    /// How training rows are changed, anew each epoch: token_dropout=0.1, of classify also word_swap=0.1 and
+    /// word_deletion=0.1; several with commas between [default: not at all]
+    #[arg(long, help_heading = "Data", value_name = "KEY=SHARE", value_delimiter = ',', value_parser = super::data::share)]
+    augment: Vec<(String, f64)>,
     /// Take the rows in the order of the file
     #[arg(long)]
     no_shuffle: bool,
@@ -181,6 +185,9 @@ impl TrainArgs {
         if !self.column.is_empty() {
             let columns = self.column.iter().map(|(key, name)| (key.clone(), name.clone().into()));
             table.insert("column".into(), columns.collect::<Table>().into());
+        }
+        if !self.augment.is_empty() {
+            table.insert("augment".into(), super::data::shares(&self.augment).into());
         }
         if self.no_shuffle {
             table.insert("shuffle".into(), false.into());

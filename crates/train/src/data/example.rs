@@ -16,6 +16,9 @@ pub struct Example {
     pub source: Option<Vec<u32>>,
     /// What is learned.
     pub learn: Learn,
+    /// The text or the pair that a label is of, where the rows are to be changed word by word
+    /// ([`DataOptions::texts`](super::DataOptions)).
+    pub texts: Vec<String>,
     /// Tokens that were cut off.
     pub cut: usize,
     /// Where the row stood: its line in the file, or its number, from 1.
@@ -164,6 +167,8 @@ pub(super) struct Encoder<'a> {
     pub(super) labels: Option<Cow<'a, Labels>>,
     /// Tokens at which a row with labels is cut.
     pub(super) max_length: Option<usize>,
+    /// Whether a row with one label keeps its text.
+    pub(super) texts: bool,
     /// What the post-processor puts before a text, usually nothing or a BOS.
     before: Vec<u32>,
     /// What a completion begins with that is written from its prompt: see [`DataOptions`](super::DataOptions).
@@ -174,7 +179,8 @@ impl<'a> Encoder<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Result<Self, taper_base::Error> {
         let (whole, bare) = (tokenizer.encode("a")?, tokenizer.encode_bare("a")?);
         let at = whole.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
-        Ok(Self { tokenizer, labels: None, max_length: None, before: whole[..at].to_vec(), start: None })
+        let before = whole[..at].to_vec();
+        Ok(Self { tokenizer, labels: None, max_length: None, texts: false, before, start: None })
     }
 
     /// As it is for an encoder-decoder, where `start` is given.

@@ -122,7 +122,9 @@ fn check_and_show_read_a_folder() {
     let report = DataReport::of(&files, &gpt2, &two_threads()).unwrap();
     assert_eq!(report.splits.iter().map(|split| split.stats.rows).collect::<Vec<_>>(), [1000, 100, 100]);
     assert!(report.splits[0].learned > 0.9);
-    let rows = show(files.get(Split::Test).unwrap(), &gpt2, &two_threads(), 3..5).unwrap();
+    let rows =
+        show(files.get(Split::Test).unwrap(), &gpt2, &two_threads(), 3..5, (crate::Augment::default(), 0))
+            .unwrap();
     assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [4, 5]);
     let text: String = rows[0].tokens.iter().map(|token| token.text.as_str()).collect();
     assert!(text.starts_with("table: "), "{text}");

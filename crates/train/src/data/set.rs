@@ -31,6 +31,8 @@ pub struct DataOptions {
     /// The token that begins what is written from a prompt, where the base is an encoder-decoder
     /// ([`Network::decoder_start`](taper_base::Network::decoder_start)). Source and text keep `max_length` tokens each.
     pub decoder_start: Option<u32>,
+    /// Whether rows with one label keep their texts ([`Example::texts`]).
+    pub texts: bool,
     /// Threads that encode; 0 counts as 1. The result does not depend on it.
     pub threads: usize,
 }
@@ -210,7 +212,7 @@ impl<'a> Source<'a> {
             (None, _) => None,
         };
         let mut encoder = Encoder::new(tokenizer)?.writing_from(options.decoder_start);
-        (encoder.labels, encoder.max_length) = (labels, options.max_length);
+        (encoder.labels, encoder.max_length, encoder.texts) = (labels, options.max_length, options.texts);
         let builder = Builder { encoder, format, files };
         Ok(Self { builder, columns: &options.columns, file: 0, rows, first })
     }

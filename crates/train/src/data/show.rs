@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use taper_base::Tokenizer;
 
-use super::DataOptions;
 use super::set::Source;
-use crate::Error;
+use super::{DataOptions, task_of};
+use crate::augment::Augmenter;
+use crate::{Augment, Error};
 
 /// A token of a row.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -40,7 +41,8 @@ pub struct ShownRow {
     pub cut: usize,
 }
 
-/// Rows `rows` of `files` (counted over all of them, from 0), as tokens.
+/// Rows `rows` of `files` (counted over all of them, from 0), as tokens: changed as `augment` and a seed change them in the first
+/// epoch.
 ///
 /// # Errors
 /// As [`DataSet::load`](super::DataSet::load), for the rows that are read.
@@ -49,7 +51,12 @@ pub fn show(
     tokenizer: &Tokenizer,
     options: &DataOptions,
     rows: Range<usize>,
+    augment: (Augment, u64),
 ) -> Result<Vec<ShownRow>, Error> {
+    augment.0.check(Some(task_of(files, options)?))?;
+    let options = &DataOptions { texts: true, ..options.clone() };
+    let augmenter = Augmenter::new(augment.0, tokenizer, augment.1);
+    let augmenter = augmenter.map(|changes| changes.within(usize::MAX, options.max_length));
     let mut source = Source::open(files, tokenizer, options)?;
     let mut shown = Vec::new();
     for at in 0..rows.end {
@@ -61,12 +68,14 @@ pub fn show(
         if let Some(length) = options.max_length {
             example.cut(length);
         }
+        let drawn = augmenter.as_ref().map(|changes| changes.draw(&example, 0)).transpose()?;
+        let fed = drawn.as_ref().unwrap_or(&example);
         shown.push(ShownRow {
             path: files[row.file].clone(),
             line: row.line,
             format: source.builder.format.name,
-            source: tokens(tokenizer, example.source.as_deref().unwrap_or_default(), |_| false)?,
-            tokens: tokens(tokenizer, &example.tokens, |at| example.learned(at))?,
+            source: tokens(tokenizer, fed.source.as_deref().unwrap_or_default(), |_| false)?,
+            tokens: tokens(tokenizer, &fed.tokens, |at| example.learned(at))?,
             labels: example.labels(),
             cut: example.cut,
         });
@@ -113,13 +122,14 @@ mod tests {
             "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"a b\",\"completion\":\"ü\"}\n",
         )
         .unwrap();
+        let plain = (Augment::default(), 0);
         let options = DataOptions { max_length: Some(5), ..DataOptions::default() };
-        let rows = show(std::slice::from_ref(&path), &sample::plain(), &options, 1..9).unwrap();
+        let rows = show(std::slice::from_ref(&path), &sample::plain(), &options, 1..9, plain).unwrap();
         let [row] = rows.as_slice() else { panic!("one row") };
         assert_eq!((row.line, row.format, row.labels, row.cut), (2, "prompt-completion", 2, 1));
         let shown: Vec<_> = row.tokens.iter().map(|token| (token.text.as_str(), token.learned)).collect();
         assert_eq!(shown, [("a", false), (" ", false), ("b", false), ("Ã", true), ("¼", true)]);
-        let whole = show(&[path], &sample::plain(), &DataOptions::default(), 0..1).unwrap();
+        let whole = show(&[path], &sample::plain(), &DataOptions::default(), 0..1, plain).unwrap();
         assert_eq!(whole[0].tokens[2].text, "<|eos|>");
     }
 }

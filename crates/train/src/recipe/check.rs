@@ -11,6 +11,7 @@ impl Recipe {
     pub fn check(&self) -> Result<(), Error> {
         self.check_files()?;
         self.check_adapter()?;
+        self.augment.check(self.task)?;
         self.check_optimiser()?;
         self.check_metrics()?;
         self.check_counts()

@@ -2,6 +2,7 @@
 //!
 //! The defaults stand in [`Recipe::default`] and nowhere else. Reading and merging is `read`'s, checking is `check`'s.
 
+mod augment;
 mod check;
 mod read;
 mod size;
@@ -17,6 +18,7 @@ use taper_lora::Names;
 
 use crate::schedule::Shape;
 use crate::{Asked, Error};
+pub use augment::Augment;
 pub use size::Size;
 
 /// A recipe. Every field may be left out of the file.
@@ -45,6 +47,9 @@ pub struct Recipe {
     /// Share ε of each label that is spread evenly over all labels, or all tokens: a step's loss is that of
     /// `(1-ε)·label + ε/V`, as torch's `label_smoothing`. Evaluations count the labels as they are. Default 0.
     pub label_smoothing: f64,
+    /// How training rows are changed, anew in each epoch. Default: not at all.
+    #[serde(skip_serializing_if = "Augment::is_off")]
+    pub augment: Augment,
     /// Row format. Default: detected from the rows.
     pub format: Option<String>,
     /// Columns of the rows under other names: from the format's key to the file's. Default none.
@@ -144,6 +149,7 @@ impl Default for Recipe {
             problem_type: None,
             class_weights: None,
             label_smoothing: 0.0,
+            augment: Augment::default(),
             format: None,
             column: BTreeMap::new(),
             rank: None,

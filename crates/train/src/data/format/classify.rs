@@ -26,20 +26,20 @@ fn build(fields: &Fields, encoder: &Encoder<'_>) -> Result<Example, String> {
         ),
         Labels::Names(_) => Learn::Class(labels::id(known, &label)?),
     };
-    let input = input(fields, encoder)?;
-    Ok(Example::labelled_input(input, learn))
+    let (first, second) = texts(fields)?;
+    let example = Example::labelled_input(encoder.input(first, second)?, learn);
+    let texts = || std::iter::once(first).chain(second).map(str::to_owned).collect();
+    Ok(Example { texts: if encoder.texts { texts() } else { Vec::new() }, ..example })
 }
 
-/// The text or the pair of a row, framed for a model.
-fn input(fields: &Fields, encoder: &Encoder<'_>) -> Result<taper_base::Input, String> {
+/// The text or the pair of a row.
+fn texts(fields: &Fields) -> Result<(&str, Option<&str>), String> {
     let full = |key: &str| match text(fields, key)? {
         blank if blank.trim().is_empty() => Err(format!("`{key}` is empty, and a label needs a text")),
-        full => Ok(full.to_owned()),
+        full => Ok(full),
     };
-    let (first, second) = if fields.contains_key("text") {
-        (full("text")?, None)
-    } else {
-        (full("text_a")?, Some(full("text_b")?))
-    };
-    encoder.input(&first, second.as_deref())
+    if fields.contains_key("text") {
+        return Ok((full("text")?, None));
+    }
+    Ok((full("text_a")?, Some(full("text_b")?)))
 }
