@@ -137,3 +137,51 @@ fn what_cannot_be_changed_is_refused_and_what_is_can_be_looked_at() {
     let words: Vec<&str> = plain.split(' ').rev().collect();
     assert_eq!(swapped, words.join(" "), "two words have one way to swap");
 }
+
+#[test]
+fn the_best_by_a_metric_is_what_is_kept() {
+    let room = Room::new();
+    let data = room.rows("rows.jsonl", &kinds(24));
+    // A rate so high that training is soon worse than it was.
+    let flags = ["--eval-split", "0.25", "--eval-every", "1", "--max-steps", "12", "--schedule", "constant"];
+    let more = ["--metric-for-best", "accuracy", "--metrics", "accuracy,mcc"];
+    train(&room, &data, "out", &[&flags[..], &more].concat()).good();
+    let evals = room.events("out/metrics.jsonl", "eval");
+    let accuracy = |row: &Value| row["metrics"]["accuracy"]["value"].as_f64().expect("an accuracy");
+    let most = evals.iter().map(accuracy).fold(0.0, f64::max);
+    let first = evals.iter().find(|row| accuracy(row) >= most).expect("an evaluation");
+    let done = &room.events("out/metrics.jsonl", "done")[0];
+    assert_eq!((&done["kept_step"], &done["best"]["score"]), (&first["step"], &json!(most)), "{done}");
+    let eval = room.json("out/eval.json");
+    assert_eq!(eval["step"], first["step"], "{eval}");
+    let adapted = &eval["splits"]["valid"]["adapted"];
+    assert_eq!(adapted["metrics"]["accuracy"]["value"], json!(most));
+    assert!(adapted["metrics"]["mcc"]["value"].is_f64(), "{eval}");
+    assert!((loss(adapted) - loss(first)).abs() < 1e-9, "{adapted} {first}");
+}
+
+#[test]
+fn rows_set_aside_are_of_the_seed_and_of_every_class() {
+    let room = Room::new();
+    let data = room.rows("rows.jsonl", &kinds(24));
+    let split = |out: &str, seed: &str| {
+        let flags = ["--eval-split", "0.25", "--max-steps", "1", "--batch-size", "24", "--seed", seed];
+        train(&room, &data, out, &[&flags[..], &["--metrics", "accuracy"]].concat()).good();
+        let step = room.events(&format!("{out}/metrics.jsonl"), "step")[0].clone();
+        (room.json(&format!("{out}/eval.json"))["splits"]["valid"].clone(), step["tokens"].clone())
+    };
+    let (one, again, other) = (split("one", "0"), split("again", "0"), split("other", "1"));
+    assert_eq!(one, again);
+    assert_ne!(one.1, other.1, "the rest, all in one step, is another: it has other lengths");
+    // A quarter of sixteen and of eight; a head of zeros calls them all by the label of the eight, the first in order.
+    for (found, _) in [one, other] {
+        assert_eq!(
+            (&found["examples"], &found["base"]["metrics"]["accuracy"]["value"]),
+            (&json!(6), &json!(2.0 / 6.0))
+        );
+    }
+    let (model, out) = (room.model("bert-classify"), room.arg("two"));
+    let args = ["train", "--model", &model, "--data", &data, "--out", &out, "--eval-data", &data];
+    taper(&[&args[..], &["--eval-split", "0.1"]].concat())
+        .bad(&["`eval_split` is set", "leave one of them out"]);
+}

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Room, taper};
+use crate::support::{Room, taper, taper_with};
 
 /// Rows whose completion says what the prompt asks for.
 fn rows(room: &Room) -> String {
@@ -59,4 +59,12 @@ fn rows_are_shown_as_source_and_what_is_written() {
     let show = ["data", "show", "--model", &model, "--data", &data, "--count", "1"];
     let shown = taper(&show).good().out;
     assert!(shown.contains("\n→ ") && shown.contains("«r|e|d|!"), "{shown}");
+}
+
+#[test]
+fn a_conversation_is_refused_before_it_begins() {
+    let room = Room::new();
+    let model = room.model("t5");
+    taper_with("hello\n", &["chat", "--model", &model])
+        .bad(&["writes one text from another", "taper generate"]);
 }

@@ -197,7 +197,8 @@ impl<'a> Run<'a> {
     /// where they are, everything is.
     fn finish(self) -> Result<DoneReport, Error> {
         let ending = if self.is_stale() { Ending::EarlyStopping } else { Ending::Finished };
-        let kept = self.progress.best.filter(|_| self.recipe.early_stopping.is_some());
+        let chosen = self.recipe.early_stopping.is_some() || self.recipe.metric_for_best.is_some();
+        let kept = self.progress.best.filter(|_| chosen);
         let kept = kept.map_or(self.progress.step, |best| best.step);
         let adapter = if kept == self.progress.step {
             self.learner.adapter.frozen()

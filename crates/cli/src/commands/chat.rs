@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, stdin};
 
+use anyhow::bail;
 use clap::Args;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -36,6 +37,13 @@ pub(crate) struct ChatArgs {
 
 pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let base = sources::open_writer(&args.model, &args.adapters.adapter)?;
+    if base.model.decoder_start().is_some() {
+        bail!(
+            "a {} writes one text from another and holds no conversation: use taper generate, or taper predict for the lines of a \
+             file",
+            base.model_type()
+        );
+    }
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let mut talk = Talk {
         base: &base,

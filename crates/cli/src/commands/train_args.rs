@@ -164,7 +164,7 @@ struct Fields {
     /// Stop after N evaluations without a better one, and keep the best
     #[arg(long, help_heading = "Watching", value_name = "N")]
     early_stopping: Option<usize>,
-    /// Metric of the answers that makes an evaluation the best [default: the loss]
+    /// Metric of the answers that makes an evaluation the best; the run ends with the best adapter [default: the loss]
     #[arg(long, help_heading = "Watching", value_name = "METRIC")]
     metric_for_best: Option<String>,
     /// Metrics of base and adapter when training is done: bleu, rougeL, chrf and others

@@ -76,8 +76,11 @@ impl Recipe {
                 "a share above 0 and below 1, such as 0.1",
             )?;
         }
-        self.asked()?;
-        self.watched()?;
+        // Which metrics there are is known with the task; where the rows decide it, they are checked when those are read.
+        if self.task.is_some() {
+            self.asked()?;
+            self.watched()?;
+        }
         match self.metric_for_best.as_deref() {
             Some(name @ ("length" | "length_ratio")) => Err(Error::recipe(format!(
                 "`metric_for_best` is {name}: no length is the best, give another metric"
@@ -122,7 +125,8 @@ mod tests {
     use super::*;
 
     fn good() -> Recipe {
-        Recipe { data: "rows.jsonl".into(), out: "out".into(), ..Recipe::default() }
+        let task = Some(Task::CausalLm);
+        Recipe { data: "rows.jsonl".into(), out: "out".into(), task, ..Recipe::default() }
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub struct Recipe {
     /// the last. Default none.
     pub early_stopping: Option<usize>,
     /// Metric of the answers that makes an evaluation the best, instead of the lowest loss: the higher, the better. The model
-    /// answers the validation rows at each evaluation. Default none.
+    /// answers the validation rows at each evaluation, and the run ends with the best adapter. Default none.
     pub metric_for_best: Option<String>,
     /// Metrics of the answers of base and adapter, when training is done: `bleu`, `rougeL`, `exact_match` and others. Default
     /// none.
