@@ -68,3 +68,17 @@ fn a_conversation_is_refused_before_it_begins() {
     taper_with("hello\n", &["chat", "--model", &model])
         .bad(&["writes one text from another", "taper generate"]);
 }
+
+#[test]
+fn labels_are_refused_with_what_to_do_instead() {
+    let room = Room::new();
+    let (model, out) = (room.model("t5"), room.arg("out"));
+    let labels = [json!({"text": "a", "label": "x"}), json!({"text": "b", "label": "y"})];
+    let data = room.rows("labels.jsonl", &labels);
+    taper(&["train", "--model", &model, "--data", &data, "--out", &out]).bad(&[
+        "a t5 has no head for labels",
+        "bert",
+        "`prompt` and `completion`",
+    ]);
+    assert!(!room.path("out").exists(), "a refused run writes nothing");
+}

@@ -153,7 +153,8 @@ mod tests {
             let moved = found.iter().zip(&all).filter(|(a, b)| a != b).count();
             assert!((2..=4).contains(&moved), "{swapped}");
             assert!(swapped.contains("  ") && swapped.contains('\n'), "{swapped}");
-            (found.sort_unstable(), all.sort_unstable());
+            found.sort_unstable();
+            all.sort_unstable();
             assert_eq!(found, all);
         }
         let delete = augmenter(Augment { word_deletion: 0.3, ..Augment::default() }, &tokenizer);

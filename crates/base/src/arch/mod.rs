@@ -47,7 +47,8 @@ pub(crate) fn build(
     match task {
         Task::CausalLm => writer(config, checkpoint, compute),
         Task::Classify(_) | Task::Tag(_) if config["model_type"] == "t5" => Err(unsupported(
-            "a t5 writes texts here, and gives no labels: use a model with an encoder or a decoder alone"
+            "a t5 has no head for labels, it writes texts: use an encoder (bert, roberta, distilbert) or a decoder, or give rows \
+             with `prompt` and `completion`, the label as a text"
                 .into(),
         )),
         Task::Classify(_) | Task::Tag(_) => {

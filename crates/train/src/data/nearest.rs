@@ -69,7 +69,8 @@ pub(super) fn missing(format: &Format, fields: &Fields) -> String {
         wanted.iter().filter(|key| !fields.contains_key(**key)).map(|key| format!("`{key}`")).collect();
     let hint = renames(wanted, fields).filter(|renames| !renames.is_empty());
     let hint = hint.map(|renames| format!(": {}", rename(&renames))).unwrap_or_default();
-    format!("{} is missing, the row has {}{hint}", lacking.join(" and "), keys(fields))
+    let verb = if lacking.len() > 1 { "are" } else { "is" };
+    format!("{} {verb} missing, the row has {}{hint}", lacking.join(" and "), keys(fields))
 }
 
 /// About a row that fits no format for `task`.
