@@ -1,5 +1,7 @@
 //! The training loop.
 
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -40,18 +42,23 @@ pub fn train(
         pool::set_threads(threads);
     }
     let rows = Rows::load(base, recipe)?;
-    let mut run = Run::begin(base, recipe, &rows, start, on_event)?;
-    while run.progress.step < run.schedule.steps && !run.is_stale() {
-        run.step()?;
-        let new_best = run.is_due(run.recipe.eval_every) && run.evaluate()?;
-        if new_best || run.is_due(run.recipe.save_every) {
-            run.save(true)?;
+    let run = Run::begin(base, recipe, &rows, start, on_event)?;
+    run.complete(interrupt).map_err(|error| with_advice(error, &recipe.out))
+}
+
+/// Where the disk is full and a checkpoint stands, how to go on from it.
+fn with_advice(error: Error, out: &Path) -> Error {
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(found) = cause {
+        let full = found.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::StorageFull);
+        if full && let Ok(Some(step)) = Checkpoints::new(out).steps().map(|mut steps| steps.pop()) {
+            return Error::output(format!(
+                "{error}: make room, and the same command with --resume goes on after step {step}"
+            ));
         }
-        if interrupt.load(Ordering::Relaxed) && run.progress.step < run.schedule.steps {
-            return run.interrupted();
-        }
+        cause = found.source();
     }
-    run.finish()
+    error
 }
 
 /// A run under way.
@@ -122,6 +129,21 @@ impl<'a> Run<'a> {
             run.report(&run.saved_event())?;
         }
         Ok(run)
+    }
+
+    /// Runs all steps that are left, or as many as nobody interrupts.
+    fn complete(mut self, interrupt: &AtomicBool) -> Result<DoneReport, Error> {
+        while self.progress.step < self.schedule.steps && !self.is_stale() {
+            self.step()?;
+            let new_best = self.is_due(self.recipe.eval_every) && self.evaluate()?;
+            if new_best || self.is_due(self.recipe.save_every) {
+                self.save(true)?;
+            }
+            if interrupt.load(Ordering::Relaxed) && self.progress.step < self.schedule.steps {
+                return self.interrupted();
+            }
+        }
+        self.finish()
     }
 
     /// One update, at the rate that the schedule gives.

@@ -37,7 +37,7 @@ enum Action {
         /// Number of rows to show
         #[arg(long, value_name = "N", default_value_t = 3)]
         count: usize,
-        /// Show the rows as this changes them in the first epoch: token_dropout=0.1, word_swap=0.1, word_deletion=0.1
+        /// Show the rows as this changes them in the first epoch: `token_dropout=0.1,word_swap=0.1,word_deletion=0.1`
         #[arg(long, value_name = "KEY=SHARE", value_delimiter = ',', value_parser = share)]
         augment: Vec<(String, f64)>,
         /// Seed of the changes

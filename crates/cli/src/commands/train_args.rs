@@ -20,8 +20,8 @@ pub(crate) struct TrainArgs {
     /// A column of the rows under another name, as format's=file's: prompt=question; may be repeated
     #[arg(long, help_heading = "What", value_name = "KEY=COLUMN", value_parser = super::data::column)]
     column: Vec<(String, String)>,
-    /// How training rows are changed, anew each epoch: token_dropout=0.1, of classify also word_swap=0.1 and
-    /// word_deletion=0.1; several with commas between [default: not at all]
+    /// How training rows are changed, anew each epoch: `token_dropout=0.1`, of classify also `word_swap=0.1` and
+    /// `word_deletion=0.1`; several with commas between [default: not at all]
     #[arg(long, help_heading = "Data", value_name = "KEY=SHARE", value_delimiter = ',', value_parser = super::data::share)]
     augment: Vec<(String, f64)>,
     /// Take the rows in the order of the file

@@ -290,3 +290,15 @@ fn a_loss_that_is_not_finite_ends_the_run_and_names_the_step() {
     let error = bench.train(&recipe, Start::New).unwrap_err().to_string();
     assert!(error.starts_with("step 2: the loss is") || error.starts_with("step 3: the loss is"), "{error}");
 }
+
+#[test]
+fn a_full_disk_names_the_step_to_go_on_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = || Error::io(dir.path())(std::io::ErrorKind::StorageFull.into());
+    assert_eq!(with_advice(full(), dir.path()).to_string(), full().to_string(), "nothing to go on from");
+    std::fs::create_dir_all(dir.path().join("checkpoints/step-40")).unwrap();
+    let advice = with_advice(full(), dir.path()).to_string();
+    assert!(advice.contains("make room") && advice.contains("--resume goes on after step 40"), "{advice}");
+    let other = Error::training("the loss is NaN");
+    assert_eq!(with_advice(other, dir.path()).to_string(), "the loss is NaN");
+}
