@@ -5,6 +5,9 @@
 //! bytes on every run and on every platform. The words live in text files beside the data sets; this crate only reads them.
 //! Training on the rows is left to `taper`.
 
+pub mod clock;
+pub mod code;
+pub mod dialogue;
 pub mod draw;
 pub mod english;
 pub mod grammar;
@@ -82,7 +85,8 @@ mod tests {
     fn the_committed_files_are_what_the_generators_make() {
         let sets = [
             ("sentiment", sentiment::splits(sentiment::SEED)),
-            ("requests", requests::splits(requests::SEED)),
+            ("dialogue", dialogue::splits(dialogue::SEED)),
+            ("code", code::splits(code::SEED)),
             ("style", style::splits(style::SEED)),
         ];
         for (folder, splits) in sets {

@@ -13,9 +13,11 @@ use crate::{Error, Result};
 /// The seed of the committed files.
 pub const SEED: u64 = 11;
 /// Rows of train, valid and test.
-pub const COUNTS: [usize; 3] = [1500, 150, 201];
+pub const COUNTS: [usize; 3] = [3600, 150, 300];
 /// The classes.
 pub const LABELS: [&str; 3] = ["positive", "negative", "mixed"];
+/// Bytes of the longest review of the data set: what a base of a million parameters can weigh.
+const LONGEST: usize = 80;
 /// Share of (aspect, adjective) pairs, in percent, that only test holds.
 const HELD_OUT: u64 = 10;
 
@@ -91,12 +93,14 @@ pub fn has_held_out_pair(text: &Text, said: &str) -> bool {
 pub fn splits(seed: u64) -> Result<Splits> {
     let grammar = grammar()?;
     Splits::fill(COUNTS, LABELS.len(), &mut Draw::new(seed), |draw| {
-        let review = review(&grammar, draw)?;
+        let review = loop {
+            let review = review(&grammar, draw)?;
+            if review.text.len() <= LONGEST {
+                break review;
+            }
+        };
         Ok(Row {
-            json: json!({
-                "prompt": format!("Review: {}\nSentiment:", review.text),
-                "completion": format!(" {}", review.label),
-            }),
+            json: json!({"text": &review.text, "label": review.label}),
             input: review.text,
             class: review.label.to_owned(),
             held_out: review.held_out,
@@ -113,7 +117,7 @@ mod tests {
         let splits = splits(SEED).unwrap();
         assert_eq!(splits, super::splits(SEED).unwrap());
         assert_eq!(splits.lengths(), COUNTS);
-        assert!(splits.classes().values().all(|count| *count == 617));
+        assert!(splits.classes().values().all(|count| *count == 1350));
     }
 
     #[test]

@@ -11,15 +11,20 @@ use crate::english::{capital, polish};
 use crate::grammar::Grammar;
 use crate::splits::{Row, Splits};
 use crate::text::Text;
+use crate::tiny::{self, EOS};
 
 /// The seed of the committed files.
 pub const SEED: u64 = 13;
 /// Rows of train, valid and test.
-pub const COUNTS: [usize; 3] = [1500, 150, 200];
+pub const COUNTS: [usize; 3] = [1000, 100, 150];
 /// The kinds of plain sentences, rules `plain_…` of the grammar.
 pub const KINDS: [&str; 4] = ["statement", "question", "order", "cry"];
-/// Share of (subject, object) pairs, in percent, that only test holds.
+/// Share of (subject, object) pairs, in percent, that the corpus leaves out, and of heroes whose tales only test holds.
 const HELD_OUT: u64 = 12;
+/// What stands between phrases.
+const MARKS: [char; 7] = ['.', '?', '!', '"', ',', ';', ':'];
+/// Bytes of the longest tale.
+const LONGEST_TALE: usize = 300;
 /// Words in the longest phrase of the table.
 const LONGEST: usize = 3;
 
@@ -64,19 +69,11 @@ impl Style {
         Ok(Pair { kind, pirate: self.rewrite(&plain), plain, held_out })
     }
 
-    /// `plain` as a pirate says it.
+    /// The sentence `plain` as a pirate says it.
     pub fn rewrite(&self, plain: &str) -> String {
         let (body, mark) = plain.split_at(plain.len() - usize::from(plain.ends_with(['.', '?', '!'])));
         let order = body.strip_prefix("Please ");
-        let words: Vec<&str> = order.unwrap_or(body).split(' ').collect();
-        let mut said = Vec::new();
-        let mut at = 0;
-        while at < words.len() {
-            let (spoken, used) = self.speak(&words[at..]);
-            said.push(spoken);
-            at += used;
-        }
-        let said = said.join(" ");
+        let said = self.speak(&self.small(order.unwrap_or(body)));
         match (order, mark) {
             (Some(_), _) => format!("Avast! {}, or walk th' plank!", capital(&said)),
             (None, "?") => format!("Ahoy! {}, matey?", capital(&said)),
@@ -85,30 +82,58 @@ impl Style {
         }
     }
 
+    /// The text `plain` as a pirate tells it: what stands between marks in his words, with an opening.
+    pub fn tell(&self, plain: &str) -> String {
+        let mut told = String::from("Arr, ");
+        let mut rest = plain;
+        while !rest.is_empty() {
+            let (words, after) = rest.split_at(rest.find(MARKS).unwrap_or(rest.len()));
+            let bare = words.trim();
+            let said = self.speak(&self.small(bare));
+            let opens = bare.starts_with(char::is_uppercase) && rest.len() < plain.len();
+            told += &words.replace(bare, &if opens { capital(&said) } else { said });
+            let (marks, next) = after.split_at(after.find(|c| !MARKS.contains(&c)).unwrap_or(after.len()));
+            told += marks;
+            rest = next;
+        }
+        // `sound` takes the first of two, and the corpus that `tiny` was trained on has it so.
+        told.replace("in'ing", "ingin'")
+    }
+
+    /// `text` with a small letter first, unless a name stands there.
+    fn small(&self, text: &str) -> String {
+        let first = text.split([' ', ',']).next().unwrap_or_default();
+        if first == "I" || self.is_name(first) {
+            return text.to_owned();
+        }
+        let mut letters = text.chars();
+        letters.next().map_or_else(String::new, |letter| letter.to_lowercase().chain(letters).collect())
+    }
+
+    /// The pirate's words for `plain`, words with a space between: those of the longest known phrase at each place.
+    fn speak(&self, plain: &str) -> String {
+        let words: Vec<&str> = plain.split(' ').collect();
+        let mut said = Vec::new();
+        let mut at = 0;
+        while at < words.len() {
+            let (spoken, used) = self.phrase(&words[at..]);
+            said.push(spoken);
+            at += used;
+        }
+        said.join(" ")
+    }
+
     /// The pirate's words for the longest known phrase at the start of `words`, and its length.
-    fn speak(&self, words: &[&str]) -> (String, usize) {
+    fn phrase(&self, words: &[&str]) -> (String, usize) {
         for length in (1..=LONGEST.min(words.len())).rev() {
             let phrase = words[..length].join(" ");
             let (phrase, comma) =
                 phrase.strip_suffix(',').map_or((phrase.as_str(), ""), |phrase| (phrase, ","));
-            // Names keep their capital; the first word of a sentence loses it.
-            let small =
-                phrase.strip_prefix("I ").map_or_else(|| phrase.to_lowercase(), |rest| format!("I {rest}"));
-            if let Some(spoken) = self.table.get(small.as_str()) {
+            if let Some(spoken) = self.table.get(phrase) {
                 return (format!("{spoken}{comma}"), length);
             }
         }
-        (self.sound(words[0]), 1)
-    }
-
-    /// A word outside the table: `-ing` loses its g, and a capital that only opens a sentence is dropped.
-    fn sound(&self, word: &str) -> String {
-        let bare = word.trim_end_matches(',');
-        let is_name = bare == "I" || self.is_name(bare);
-        let word = if is_name { word.to_owned() } else { word.to_lowercase() };
-        let short =
-            ["thing", "ring", "king", "sing", "bring", "morning"].contains(&bare.to_lowercase().as_str());
-        if bare.to_lowercase().ends_with("ing") && !short { word.replacen("ing", "in'", 1) } else { word }
+        (sound(words[0]), 1)
     }
 
     fn is_name(&self, word: &str) -> bool {
@@ -120,18 +145,27 @@ impl Style {
     }
 }
 
-/// The data set.
+/// A word outside the table: `-ing` loses its g.
+fn sound(word: &str) -> String {
+    let bare = word.trim_end_matches(',').to_lowercase();
+    let short = ["thing", "ring", "king", "sing", "bring", "morning"].contains(&bare.as_str());
+    if bare.ends_with("ing") && !short { word.replacen("ing", "in'", 1) } else { word.to_owned() }
+}
+
+/// The data set: tales of the corpus's grammar as the pirate tells them.
 pub fn splits(seed: u64) -> Result<Splits> {
-    let style = Style::new()?;
-    Splits::fill(COUNTS, KINDS.len(), &mut Draw::new(seed), |draw| {
-        let pair = style.pair(draw)?;
-        let (prompt, completion) = (format!("{}\nPirate:", pair.plain), format!(" {}", pair.pirate));
-        Ok(Row {
-            json: json!({"prompt": prompt, "completion": completion}),
-            input: pair.plain,
-            class: pair.kind.to_owned(),
-            held_out: pair.held_out,
-        })
+    let (style, tales) = (Style::new()?, tiny::grammar()?);
+    Splits::fill(COUNTS, 1, &mut Draw::new(seed), |draw| {
+        loop {
+            let mut text = Text::new(&tales, draw);
+            let plain = polish(&text.expand("tale")?, true);
+            if plain.len() <= LONGEST_TALE {
+                let held_out = held_out(&[text.bound("s").unwrap_or_default()], HELD_OUT);
+                let told = style.tell(&plain);
+                let json = json!({"text": format!("{told}{EOS}")});
+                return Ok(Row { json, input: told, class: "tale".to_owned(), held_out });
+            }
+        }
     })
 }
 
@@ -140,19 +174,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_deterministic_and_kinds_balanced() {
+    fn rows_are_deterministic() {
         let splits = splits(SEED).unwrap();
         assert_eq!(splits, super::splits(SEED).unwrap());
-        let counts = splits.classes();
-        assert!(counts.len() == 4 && counts.values().all(|count| (450..480).contains(count)), "{counts:?}");
+        assert_eq!(splits.lengths(), COUNTS);
     }
 
     #[test]
-    fn the_pirate_never_says_it_plainly() {
-        for row in splits(SEED).unwrap().rows.iter().flatten() {
-            let said = row.json["completion"].as_str().unwrap().trim();
-            assert!(!row.json["prompt"].as_str().unwrap().contains(said));
-        }
+    fn a_tale_keeps_its_names_and_marks() {
+        let told = Style::new().unwrap().tell(
+            "Once there was a boy called Tom. \"Where is my hat?\" he asked. The king, who was singing, looked at Tom.",
+        );
+        assert_eq!(
+            told,
+            "Arr, once thar was a lad called Tom. \"Whar be me hat?\" he asked. Th' cap'n, who was singin', looked at Tom."
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::sentiment;
 use crate::splits::write_lines;
 use crate::style::Style;
 use crate::text::Text;
-use crate::{Error, Result};
+use crate::{Error, Result, clock};
 
 /// The seed of the corpus of the built-in base.
 pub const SEED: u64 = 10;
@@ -86,16 +86,6 @@ impl Corpus {
     /// The committed grammars.
     pub fn new() -> Result<Self> {
         let people = include_str!("../words/people.txt");
-        let mut plain = Grammar::parse(&[
-            people,
-            include_str!("../tiny/grammar/words.txt"),
-            include_str!("../tiny/grammar/sentences.txt"),
-            include_str!("../tiny/grammar/stories.txt"),
-            include_str!("../tiny/grammar/facts.txt"),
-            include_str!("../tiny/grammar/talk.txt"),
-            include_str!("../tiny/grammar/topics.txt"),
-        ])?;
-        requests::add_clock(&mut plain);
         let reviews = Grammar::parse(&[
             people,
             include_str!("../sentiment/grammar.txt"),
@@ -103,7 +93,7 @@ impl Corpus {
         ])?;
         let requests = requests::grammar()?;
         let kinds = requests::kinds(&requests);
-        Ok(Self { plain, reviews, requests, kinds, style: Style::new()? })
+        Ok(Self { plain: grammar()?, reviews, requests, kinds, style: Style::new()? })
     }
 
     /// One document, without its end token.
@@ -203,6 +193,21 @@ impl Corpus {
         }
         Ok(splits)
     }
+}
+
+/// The rules of sentences, stories, facts and talk, with the clock.
+pub fn grammar() -> Result<Grammar> {
+    let mut plain = Grammar::parse(&[
+        include_str!("../words/people.txt"),
+        include_str!("../tiny/grammar/words.txt"),
+        include_str!("../tiny/grammar/sentences.txt"),
+        include_str!("../tiny/grammar/stories.txt"),
+        include_str!("../tiny/grammar/facts.txt"),
+        include_str!("../tiny/grammar/talk.txt"),
+        include_str!("../tiny/grammar/topics.txt"),
+    ])?;
+    clock::add_to(&mut plain);
+    Ok(plain)
 }
 
 /// One turn of each side, as the chat template of `tiny` renders it.

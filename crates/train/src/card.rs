@@ -3,7 +3,11 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::metrics::Score;
 use crate::{DoneReport, Recipe, SplitResult, Summary, Task};
+
+/// Of an adapter of `tiny`.
+const INSIDE: &str = "The base is inside the program; `taper merge` writes it with the adapter as a folder that transformers reads.\n";
 
 /// The card's text.
 pub(crate) fn card(recipe: &Recipe, summary: &Summary, done: &DoneReport) -> String {
@@ -85,7 +89,29 @@ fn results(results: &[SplitResult]) -> String {
         }
         text.push('\n');
     }
-    text + "\nLoss is in nats per label.\n\n"
+    text += "\nLoss is in nats per label.\n\n";
+    text + &scores(results)
+}
+
+/// The metrics of base and adapter on each split, with the intervals that other rows could have given.
+fn scores(results: &[SplitResult]) -> String {
+    let mut text = String::new();
+    for SplitResult { split, base, adapted } in results {
+        for (before, after) in base.metrics.0.iter().zip(&adapted.metrics.0) {
+            let _ = writeln!(text, "| {split} | {} | {} | {} |", before.name, cell(before), cell(after));
+        }
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!(
+        "| split | metric | base | adapted |\n|---|---|---|---|\n{text}\nIn brackets: 95 % of bootstrap samples.\n\n"
+    )
+}
+
+fn cell(score: &Score) -> String {
+    let interval = score.interval.map_or_else(String::new, |[low, high]| format!(" [{low:.4}, {high:.4}]"));
+    format!("{:.4}{interval}", score.value)
 }
 
 fn usage(name: &str, model: &str, task: Task) -> String {
@@ -101,8 +127,7 @@ fn usage(name: &str, model: &str, task: Task) -> String {
          {chat}```\n\n"
     );
     if model == "tiny" {
-        return taper
-            + "The base is inside the program; `taper merge` writes it with the adapter as a folder that transformers reads.\n";
+        return taper + INSIDE;
     }
     taper
         + &format!(
@@ -116,12 +141,19 @@ fn usage(name: &str, model: &str, task: Task) -> String {
 
 /// For labels, which `config.json` of the folder names for transformers.
 fn labelling(name: &str, model: &str, task: Task) -> String {
+    let taper = format!(
+        "## Use\n\nWith taper:\n\n```sh\ntaper predict --model {model} --adapter {name} --input texts.txt\n```\n\n"
+    );
+    if model == "tiny" {
+        return taper + INSIDE;
+    }
     let class = if task == Task::Tag { "TokenClassification" } else { "SequenceClassification" };
-    format!(
-        "## Use\n\nWith taper:\n\n```sh\ntaper predict --model {model} --adapter {name} --input texts.txt\n```\n\nWith PEFT, the \
-         labels from this folder's `config.json`:\n\n```python\nfrom peft import PeftModel\nfrom transformers import \
-         AutoConfig, AutoModelFor{class}, AutoTokenizer\n\nconfig = AutoConfig.from_pretrained(\"{name}\")\nbase = \
-         AutoModelFor{class}.from_pretrained(\"{model}\", config=config, ignore_mismatched_sizes=True)\nmodel = \
-         PeftModel.from_pretrained(base, \"{name}\")\ntokenizer = AutoTokenizer.from_pretrained(\"{model}\")\n```\n"
-    )
+    taper
+        + &format!(
+            "With PEFT, the labels from this folder's `config.json`:\n\n```python\nfrom peft import PeftModel\nfrom \
+             transformers import AutoConfig, AutoModelFor{class}, AutoTokenizer\n\nconfig = \
+             AutoConfig.from_pretrained(\"{name}\")\nbase = AutoModelFor{class}.from_pretrained(\"{model}\", \
+             config=config, ignore_mismatched_sizes=True)\nmodel = PeftModel.from_pretrained(base, \"{name}\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{model}\")\n```\n"
+        )
 }

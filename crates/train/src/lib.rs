@@ -47,7 +47,7 @@ pub use open::open_base;
 pub use optim::{AdamW, AdamWConfig, Grads, Params, clip_grad_norm};
 pub use outputs::Start;
 pub use packing::*;
-pub use predicting::{Prediction, Question, default_metrics, predict};
+pub use predicting::{Known, Prediction, Question, default_metrics, known, predict};
 pub use prepare::data_options;
 pub use recipe::{Augment, ClassWeights, Dtype, Init, NoDecay, ProblemType, Recipe, Size, Targets, Task};
 pub use schedule::{Schedule, Shape};

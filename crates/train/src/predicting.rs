@@ -1,12 +1,14 @@
 //! What a base that labels makes of texts: labels with their probabilities, numbers, tags; and how good they are.
 
+use std::path::PathBuf;
+
 use candle_core::{Result as Tensors, Tensor};
 use taper_base::{Adapter, Base, Labels, Network, Task};
 
-use crate::data::Words;
+use crate::data::{Words, first_examples};
 use crate::metrics::{Metric, Predictions, Scores, score};
 use crate::packing::micro_batches;
-use crate::{Error, Example, Learn, MicroBatch};
+use crate::{DataOptions, Error, Example, Learn, MicroBatch};
 
 /// What is to be labelled.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +62,41 @@ impl Question {
         let example = Example { tokens: input.ids, learn, ..Example::default() };
         Ok(Self { example, words: words.to_vec() })
     }
+}
+
+/// A question whose answer is known, to show what a model makes of it.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// What is asked.
+    pub question: Question,
+    /// Its text, as the tokens have it.
+    pub text: String,
+    /// The label or number of its row.
+    pub label: String,
+}
+
+/// The first `count` rows of `files` that have a label or a number; none where words are tagged or text is written.
+///
+/// # Errors
+/// As [`DataSet::load`](crate::DataSet::load), for the rows that are read.
+pub fn known(
+    base: &Base,
+    files: &[PathBuf],
+    options: &DataOptions,
+    count: usize,
+) -> Result<Vec<Known>, Error> {
+    let Task::Classify(labels) = &base.task else { return Ok(Vec::new()) };
+    let names = labels.names();
+    let known = |example: Example| {
+        let label = match example.learn {
+            Learn::Class(label) => names[label as usize].clone(),
+            Learn::Number(value) => value.to_string(),
+            Learn::Tokens(_) | Learn::Tags(_) => String::new(),
+        };
+        let text = base.tokenizer.decode(&example.tokens)?;
+        Ok(Known { question: Question { example, words: Vec::new() }, text, label })
+    };
+    first_examples(files, &base.tokenizer, options, count)?.into_iter().map(known).collect()
 }
 
 /// Tokens that a base takes at most.

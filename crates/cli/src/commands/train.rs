@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use taper_base::{Base, GenerationOptions};
+use taper_base::{Base, GenerationOptions, Labels};
 use taper_kernels::pool;
 use taper_lora::LoraAdapter;
 use taper_train::{
-    DataFiles, DoneReport, Ending, Event, RangeTest, Recipe, Split, SplitResult, Start, StepReport, Summary,
+    DataFiles, DoneReport, Ending, Event, Known, Prediction, Question, RangeTest, Recipe, Split, SplitResult,
+    Start, StepReport, Summary,
 };
 
 use super::train_args::TrainArgs;
@@ -19,6 +20,8 @@ use crate::output::{bytes, count, on_terminal, print, say, table};
 /// Rows whose answers are shown at the end, and the longest answer.
 const SAMPLES: usize = 4;
 const SAMPLE_TOKENS: usize = 64;
+/// Tokens of those rows that are labelled at a time, unless a row is longer.
+const SAMPLE_BUDGET: usize = 1024;
 
 /// Rates that are printed of a range test, at most.
 const LINES: usize = 20;
@@ -281,11 +284,16 @@ fn results(results: &[SplitResult]) -> String {
     table(&rows)
 }
 
-/// Answers of base and adapter to the first rows that have a prompt and an answer, from the test split if there is one.
+/// Answers of base and adapter to the first rows that have a label, or a prompt and an answer, from the test split if there is
+/// one.
 fn show_samples(base: &Base, recipe: &Recipe) -> anyhow::Result<()> {
     let files = DataFiles::named(&recipe.data)?;
     let options = taper_train::data_options(base, recipe);
     let files = files.first(&[Split::Test, Split::Valid, Split::Train])?;
+    let known = taper_train::known(base, files, &options, SAMPLES)?;
+    if !known.is_empty() {
+        return show_labels(base, recipe, &known);
+    }
     let samples = taper_train::samples(files, &base.tokenizer, &options, SAMPLES)?;
     if samples.is_empty() {
         return Ok(());
@@ -301,6 +309,29 @@ fn show_samples(base: &Base, recipe: &Recipe) -> anyhow::Result<()> {
         print(format_args!("  expected  {}", one_line(&sample.answer)))?;
         print(format_args!("  base      {}", one_line(&before.text)))?;
         print(format_args!("  adapter   {}", one_line(&after.text)))?;
+    }
+    Ok(())
+}
+
+/// What base and adapter make of rows whose label is known.
+fn show_labels(base: &Base, recipe: &Recipe, known: &[Known]) -> anyhow::Result<()> {
+    let adapter = LoraAdapter::load(Path::new(&recipe.out), base)?;
+    let names = base.task.labels().map(Labels::names).unwrap_or_default();
+    let label = |prediction: &Prediction| match prediction {
+        Prediction::Label(label, shares) => {
+            format!("{} ({:.0} %)", names[*label as usize], 100.0 * shares[*label as usize])
+        }
+        Prediction::Number(value) => format!("{value:.3}"),
+        Prediction::Tags(_) => String::new(),
+    };
+    let questions: Vec<Question> = known.iter().map(|known| known.question.clone()).collect();
+    let before = taper_train::predict(base, &(), &questions, SAMPLE_BUDGET)?;
+    let after = taper_train::predict(base, &adapter, &questions, SAMPLE_BUDGET)?;
+    for ((known, before), after) in known.iter().zip(&before).zip(&after) {
+        print(format_args!("\n{}", one_line(&known.text)))?;
+        print(format_args!("  expected  {}", known.label))?;
+        print(format_args!("  base      {}", label(before)))?;
+        print(format_args!("  adapter   {}", label(after)))?;
     }
     Ok(())
 }

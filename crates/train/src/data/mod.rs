@@ -30,6 +30,7 @@ pub use files::{DataFiles, Split};
 pub use format::{FORMATS, Format, alpaca_prompt};
 pub use labels::labels;
 pub(crate) use nearest::closest;
+pub(crate) use samples::first_examples;
 pub use samples::{Sample, samples};
 pub use set::{DataOptions, DataSet, DataStats, task_of};
 pub use show::{ShownRow, ShownToken, show};

@@ -40,6 +40,23 @@ pub fn samples(
     Ok(samples)
 }
 
+/// The first `count` rows of `files` as examples, not cut.
+pub(crate) fn first_examples(
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+    count: usize,
+) -> Result<Vec<Example>, Error> {
+    let mut source = Source::open(files, tokenizer, options)?;
+    let mut examples = Vec::new();
+    while examples.len() < count
+        && let Some(row) = source.next()?
+    {
+        examples.push(source.builder.build(&row)?);
+    }
+    Ok(examples)
+}
+
 fn sample(tokenizer: &Tokenizer, example: &Example) -> Result<Option<Sample>, Error> {
     let Some(span) = example.spans().first() else { return Ok(None) };
     let answer = tokenizer.decode(&example.tokens[span.clone()])?;

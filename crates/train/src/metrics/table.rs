@@ -109,7 +109,7 @@ fn unknown(name: &str, task: Task) -> Error {
     if there.is_empty() {
         return Error::recipe(format!("{name} is not a metric for {task}: there are none but the loss"));
     }
-    Error::recipe(format!("{name} is not a metric for {task}: {near}There are {}", there.join(", ")))
+    Error::recipe(format!("{name} is not a metric for {task}: {near}there are {}", there.join(", ")))
 }
 
 fn bleu((texts, references): Texts<'_>) -> Value<'_> {
