@@ -1,8 +1,8 @@
 //! The corpus of the built-in base `tiny`: simple English of many kinds, mixed in fixed shares.
 //!
-//! The words of the three task data sets occur here, their tasks do not: reviews have no labels, requests are answered in
-//! plain words, plain sentences and pirates' words stand in different documents. Combinations that a task holds out for its test split are
-//! left out here too.
+//! Words of the task data sets occur here, their tasks do not: reviews have no labels, requests are answered in plain words,
+//! plain sentences and pirates' words stand in different documents. The pairs that `sentiment` holds out for its test split
+//! are left out here too.
 
 use std::collections::BTreeSet;
 use std::path::Path;
