@@ -72,8 +72,8 @@ pub fn step_grads(
         return Err(Error::training(format!("no gradient reached {}", without.join(", "))));
     }
     let share = (1.0 / sum.labels.max(f64::MIN_POSITIVE)) as f32;
-    for grad in sum.grads.values_mut() {
-        grad.iter_mut().for_each(|g| *g *= share);
+    for g in sum.grads.values_mut().flatten() {
+        *g *= share;
     }
     Ok(sum)
 }

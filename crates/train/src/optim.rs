@@ -269,8 +269,8 @@ pub fn clip_grad_norm(grads: &mut Grads, max_norm: f64) -> Result<f64, Error> {
     let norm = total.sqrt();
     let scale = (max_norm / (norm + 1e-6)) as f32;
     if max_norm > 0.0 && scale < 1.0 {
-        for grad in grads.values_mut() {
-            grad.iter_mut().for_each(|g| *g *= scale);
+        for g in grads.values_mut().flatten() {
+            *g *= scale;
         }
     }
     Ok(norm)
