@@ -48,7 +48,15 @@ fn a_classifier_learns_is_saved_for_peft_and_predicts() {
     for (case, head) in heads {
         let room = Room::new();
         let data = rows(&room);
-        train(&room, case, &data, &["--epochs", "20", "--batch-size", "4"]).good();
+        let run = train(&room, case, &data, &["--epochs", "20", "--batch-size", "4"]).good();
+        for words in ["\nzzz z\n  expected  high\n  base      ", "\n  adapter   high ("] {
+            assert!(run.out.contains(words), "{case}: {}", run.out);
+        }
+        let card = std::fs::read_to_string(room.path("out/README.md")).expect("a card");
+        assert!(
+            card.contains("| test | accuracy |") && card.contains("| 1.0000 [1.0000, 1.0000] |"),
+            "{card}"
+        );
         let eval = config(&room, "out/eval.json");
         assert_eq!(eval["task"], "classify");
         assert_eq!(eval["splits"]["test"]["adapted"]["metrics"]["accuracy"]["value"], 1.0, "{case}: {eval}");
