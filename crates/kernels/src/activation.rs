@@ -45,10 +45,10 @@ impl Activation {
 /// `f(x)`, value by value, in the shape of `x`.
 pub fn activate(x: &Tensor, f: Activation) -> Result<Tensor> {
     match f {
-        Activation::Silu => x.apply_op1(Alone(silu)),
-        Activation::Gelu => x.apply_op1(Alone(gelu)),
-        Activation::GeluTanh => x.apply_op1(Alone(gelu_tanh)),
-        Activation::Relu => x.apply_op1(Alone(relu)),
+        Activation::Silu => x.apply_op1(Alone(Silu)),
+        Activation::Gelu => x.apply_op1(Alone(Gelu)),
+        Activation::GeluTanh => x.apply_op1(Alone(GeluTanh)),
+        Activation::Relu => x.apply_op1(Alone(Relu)),
     }
 }
 
@@ -59,58 +59,85 @@ pub fn gated(gate: &Tensor, up: &Tensor, f: Activation) -> Result<Tensor> {
     }
     match f {
         Activation::Silu => swiglu(gate, up),
-        Activation::Gelu => gate.apply_op2(up, Gate(gelu)),
-        Activation::GeluTanh => gate.apply_op2(up, Gate(gelu_tanh)),
-        Activation::Relu => gate.apply_op2(up, Gate(relu)),
+        Activation::Gelu => gate.apply_op2(up, Gate(Gelu)),
+        Activation::GeluTanh => gate.apply_op2(up, Gate(GeluTanh)),
+        Activation::Relu => gate.apply_op2(up, Gate(Relu)),
     }
 }
 
 /// `c·tanh(x/c)`, value by value, in the shape of `x`: logits under a soft cap `c > 0` (arXiv:2408.00118 §2).
 pub fn soft_cap(x: &Tensor, cap: f32) -> Result<Tensor> {
-    x.apply_op1(Alone(
-        #[inline(always)]
-        move |x: f32| {
-            let t = vector::tanh(x / cap);
-            (cap * t, 1.0 - t * t)
-        },
-    ))
+    x.apply_op1(Alone(SoftCap(cap)))
 }
 
-/// `f(x)` and `f'(x)`.
-trait Curve: Fn(f32) -> (f32, f32) + Copy + Send + Sync + 'static {}
-
-impl<F: Fn(f32) -> (f32, f32) + Copy + Send + Sync + 'static> Curve for F {}
-
-#[inline(always)]
-fn silu(x: f32) -> (f32, f32) {
-    let sigma = vector::sigmoid(x);
-    let y = x * sigma;
-    (y, sigma + y * (1.0 - sigma))
+/// A function of one value, as a type of its own: a loop over one is compiled with its body inside. (A function handed over
+/// as a value is called, value by value, for want of the instructions that the loop has.)
+trait Curve: Copy + Send + Sync + 'static {
+    /// `f(x)` and `f'(x)`. Always inlined.
+    fn at(self, x: f32) -> (f32, f32);
 }
 
-/// `xΦ(x)`, `Φ(x) + xφ(x)`.
-#[inline(always)]
-fn gelu(x: f32) -> (f32, f32) {
-    const FACTOR: f32 = 0.5 * FRAC_1_SQRT_2 * FRAC_2_SQRT_PI; // 1/√(2π)
-    let share = 0.5 * vector::erfc(-x * FRAC_1_SQRT_2);
-    (x * share, share + x * FACTOR * vector::exp(-0.5 * x * x))
+#[derive(Clone, Copy)]
+struct Silu;
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        let sigma = vector::sigmoid(x);
+        let y = x * sigma;
+        (y, sigma + y * (1.0 - sigma))
+    }
 }
 
-/// With `u` the argument of tanh and `σ = sigmoid(2u)`: `xσ`, `σ + 2x σ(1-σ) u'`.
-#[inline(always)]
-fn gelu_tanh(x: f32) -> (f32, f32) {
-    const ROOT: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2; // √(2/π)
-    const CUBIC: f32 = 0.044_715;
-    let square = CUBIC * x * x;
-    let sigma = vector::sigmoid(2.0 * ROOT * x * (1.0 + square));
-    let slope = 2.0 * ROOT * (1.0 + 3.0 * square);
-    (x * sigma, sigma + x * sigma * (1.0 - sigma) * slope)
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Curve for Gelu {
+    /// `xΦ(x)`, `Φ(x) + xφ(x)`.
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        const FACTOR: f32 = 0.5 * FRAC_1_SQRT_2 * FRAC_2_SQRT_PI; // 1/√(2π)
+        let share = 0.5 * vector::erfc(-x * FRAC_1_SQRT_2);
+        (x * share, share + x * FACTOR * vector::exp(-0.5 * x * x))
+    }
 }
 
-/// PyTorch's: no slope at 0.
-#[inline(always)]
-fn relu(x: f32) -> (f32, f32) {
-    if x > 0.0 { (x, 1.0) } else { (if x.is_nan() { x } else { 0.0 }, 0.0) }
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Curve for GeluTanh {
+    /// With `u` the argument of tanh and `σ = sigmoid(2u)`: `xσ`, `σ + 2x σ(1-σ) u'`.
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        const ROOT: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2; // √(2/π)
+        const CUBIC: f32 = 0.044_715;
+        let square = CUBIC * x * x;
+        let sigma = vector::sigmoid(2.0 * ROOT * x * (1.0 + square));
+        let slope = 2.0 * ROOT * (1.0 + 3.0 * square);
+        (x * sigma, sigma + x * sigma * (1.0 - sigma) * slope)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Relu;
+
+impl Curve for Relu {
+    /// PyTorch's: no slope at 0.
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        if x > 0.0 { (x, 1.0) } else { (if x.is_nan() { x } else { 0.0 }, 0.0) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SoftCap(f32);
+
+impl Curve for SoftCap {
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        let t = vector::tanh(x / self.0);
+        (self.0 * t, 1.0 - t * t)
+    }
 }
 
 /// `y = f(x, z)`, value by value.
@@ -142,7 +169,7 @@ impl<F: Curve> CustomOp1 for Alone<F> {
                 x,
                 x,
                 #[inline(always)]
-                move |x, _| f(x).0,
+                move |x, _| f.at(x).0,
             ),
             layout.shape(),
         ))
@@ -157,7 +184,7 @@ impl<F: Curve> CustomOp1 for Alone<F> {
                 xs.values(),
                 gs.values(),
                 #[inline(always)]
-                move |x, g| g * f(x).1,
+                move |x, g| g * f.at(x).1,
             )
         })
     }
@@ -178,7 +205,7 @@ impl<F: Curve> Gate<F> {
                 || {
                     let inputs = gate.iter().zip(up).zip(g);
                     for ((dgate, dup), ((&x, &up), &g)) in dgate.iter_mut().zip(dup).zip(inputs) {
-                        let (y, slope) = f(x);
+                        let (y, slope) = f.at(x);
                         (*dgate, *dup) = (g * up * slope, g * y);
                     }
                 },
@@ -207,7 +234,7 @@ impl<F: Curve> CustomOp2 for Gate<F> {
                 gate,
                 up,
                 #[inline(always)]
-                move |x, up| f(x).0 * up,
+                move |x, up| f.at(x).0 * up,
             ),
             l1.shape(),
         ))
