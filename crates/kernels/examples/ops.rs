@@ -9,9 +9,8 @@ use std::time::Instant;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var};
 use taper_kernels::{
-    AttentionShape, CacheDtype, CacheRows, CachedSegment, Dropout, Labelled, LowRank, RopeTable, Scoring,
-    Weight, add_bias, attention, attention_cached, linear, linear_cross_entropy, pool, rms_norm, rope,
-    swiglu,
+    Activation, AttentionShape, CacheDtype, CacheRows, CachedSegment, Dropout, Labelled, LowRank, RopeTable, Scoring,
+    Weight, add_bias, attention, attention_cached, gated, linear, linear_cross_entropy, pool, rms_norm, rope,
 };
 
 /// Tokens.
@@ -155,7 +154,7 @@ fn rows() {
     let q = var(&[N, Q]);
     bench("rope q", (0., 0.), || rope(&q, &table, SHAPE.head_dim).unwrap());
     let (gate, up) = (var(&[N, INNER]), var(&[N, INNER]));
-    bench("swiglu", (0., 0.), || swiglu(&gate, &up).unwrap());
+    bench("swiglu", (0., 0.), || gated(&gate, &up, Activation::Silu).unwrap());
     bench("candle add", (0., 0.), || (&gate + &up).unwrap());
     let bias = t(&[INNER]);
     bench("add_bias", (0., 0.), || add_bias(&gate, &bias).unwrap());

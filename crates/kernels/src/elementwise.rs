@@ -1,21 +1,10 @@
-//! Row-wise operations without weights of their own.
+//! A vector on the columns of every row, added or multiplied.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use crate::buffers::zeros;
 use crate::operand::{Held, gradient, output, values};
-use crate::{parts, pool, vector};
-
-/// Values to a task.
-const CHUNK: usize = 16 * 1024;
-
-/// `silu(gate) ⊙ up`, both `(N, F)`.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.shape() != up.shape() {
-        candle_core::bail!("swiglu: gate {:?} and up {:?} differ in shape", gate.shape(), up.shape());
-    }
-    gate.apply_op2(up, SwiGlu)
-}
+use crate::{parts, pool};
 
 /// `x + bias`: `x` `(N, D)`, `bias` `(D,)`; the bias gets a gradient where it is tracked.
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
@@ -36,102 +25,6 @@ fn check_columns(op: &str, x: &Tensor, row: &Tensor) -> Result<()> {
         candle_core::bail!("{op}: rows of {width} values against a vector of {size}");
     }
     Ok(())
-}
-
-/// `y = silu(gate) ⊙ up`.
-pub(crate) fn swiglu_into(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    pool::for_each_chunk(y, CHUNK, |i, y| {
-        let part = i * CHUNK..i * CHUNK + y.len();
-        let (gate, up) = (&gate[part.clone()], &up[part]);
-        vector::wide(
-            #[inline(always)]
-            || {
-                for ((y, &x), up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = x * vector::sigmoid(x) * up;
-                }
-            },
-        );
-    });
-}
-
-/// Turns `gate` and `up` into their gradients, and the gradient `g` of [`swiglu`]'s result into that result.
-pub(crate) fn swiglu_pull_back(gate: &mut [f32], up: &mut [f32], g: &mut [f32]) {
-    let runs = gate.chunks_mut(CHUNK).zip(up.chunks_mut(CHUNK)).zip(g.chunks_mut(CHUNK));
-    let mut parts: Vec<_> = runs.collect();
-    parts::for_each(&mut parts, |((gate, up), g)| {
-        vector::wide(
-            #[inline(always)]
-            || {
-                for ((gate, up), g) in gate.iter_mut().zip(up.iter_mut()).zip(g.iter_mut()) {
-                    (*gate, *up, *g) = pulled_back(*gate, *up, *g);
-                }
-            },
-        );
-    });
-}
-
-/// `dgate`, `dup` and `silu(gate)·up`: with `σ = sigmoid(gate)`, the gradients are `g·up·σ(1 + gate(1 - σ))` and `g·gate·σ`.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "compiled inside the function that enables its instructions")]
-fn pulled_back(gate: f32, up: f32, g: f32) -> (f32, f32, f32) {
-    let sigma = vector::sigmoid(gate);
-    let silu = gate * sigma;
-    (g * up * (sigma + silu * (1.0 - sigma)), g * silu, silu * up)
-}
-
-struct SwiGlu;
-
-impl SwiGlu {
-    /// `(dgate, dup)`.
-    fn gradients(gate: &[f32], up: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let (mut dgate, mut dup) = (zeros(gate.len()), zeros(gate.len()));
-        parts::for_each_pair(&mut dgate, &mut dup, (CHUNK, CHUNK), |i, dgate, dup| {
-            let part = i * CHUNK..i * CHUNK + dgate.len();
-            let (gate, up, g) = (&gate[part.clone()], &up[part.clone()], &g[part]);
-            vector::wide(
-                #[inline(always)]
-                || {
-                    let inputs = gate.iter().zip(up).zip(g);
-                    for ((dgate, dup), ((&x, &up), &g)) in dgate.iter_mut().zip(dup).zip(inputs) {
-                        (*dgate, *dup, _) = pulled_back(x, up, g);
-                    }
-                },
-            );
-        });
-        (dgate, dup)
-    }
-}
-
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (values("swiglu", s1, l1)?, values("swiglu", s2, l2)?);
-        let mut y = zeros(gate.len());
-        swiglu_into(gate, up, &mut y);
-        Ok(output(y, l1.shape()))
-    }
-
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let g = g.contiguous()?;
-        let held = [Held::new("swiglu", gate)?, Held::new("swiglu", up)?, Held::new("swiglu", &g)?];
-        let (dgate, dup) = Self::gradients(held[0].values(), held[1].values(), held[2].values());
-        Ok((gradient(gate, || dgate)?, gradient(up, || dup)?))
-    }
 }
 
 /// `y = f(x, row)`, row by row.
@@ -234,23 +127,6 @@ mod tests {
     use super::*;
     use crate::testing::{check, constant, tensor, var};
 
-    #[test]
-    fn swiglu_matches_the_reference() {
-        let reference = |a: &[Vec<f64>]| {
-            a[0].iter().zip(&a[1]).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect::<Vec<_>>()
-        };
-        let shape = [3, 7];
-        for (gate, up) in
-            [(var(&shape), var(&shape)), (var(&shape), constant(&shape)), (constant(&shape), var(&shape))]
-        {
-            // Four times the values, towards the flat ends.
-            let scaled = |a: &[Vec<f64>]| reference(&[a[0].iter().map(|g| g * 4.0).collect(), a[1].clone()]);
-            check(&[gate, up], |a| swiglu(&(&a[0] * 4.0)?, &a[1]), scaled);
-        }
-        let big = [40, 1000];
-        check(&[constant(&big), constant(&big)], |a| swiglu(&a[0], &a[1]), reference);
-    }
-
     fn rows(a: &[Vec<f64>], f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
         a[0].iter().zip(a[1].iter().cycle()).map(|(x, r)| f(*x, *r)).collect()
     }
@@ -274,7 +150,6 @@ mod tests {
 
     #[test]
     fn mismatched_shapes_are_refused() {
-        assert!(swiglu(&tensor(1, &[2, 3]), &tensor(2, &[3, 2])).is_err());
         assert!(add_bias(&tensor(1, &[2, 3]), &tensor(2, &[2])).is_err());
         assert!(scale_columns(&tensor(1, &[2, 3]), &tensor(2, &[4])).is_err());
     }

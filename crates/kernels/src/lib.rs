@@ -46,7 +46,7 @@ pub use block::{Adapted, Block, BlockPass, Projection, block, block_cached};
 pub use cache::{CacheDtype, CacheRows};
 pub use columns::{Columns, columns};
 pub use dropout::Dropout;
-pub use elementwise::{add_bias, scale_columns, swiglu};
+pub use elementwise::{add_bias, scale_columns};
 pub use error::Error;
 pub use gradients::Gradients;
 pub use heap::keep_freed;

@@ -7,7 +7,7 @@ use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
 use crate::attention::Plan;
 use crate::attention::backward::{Gradients, Inputs, run};
 use crate::buffers::{copied, zeros};
-use crate::elementwise::swiglu_pull_back;
+use crate::activation::{Activation, Function};
 use crate::norm::{pull_back, pull_back_beside};
 
 impl Layer<'_> {
@@ -51,7 +51,7 @@ impl Layer<'_> {
             let pulled = self.pull(DOWN, [Cow::Borrowed(g)], [output], dgains);
             let mut inner = pulled.input_gradient(self);
             // Now they are gradients, and `inner` is what it was in forward.
-            swiglu_pull_back(&mut gate, &mut up, &mut inner);
+            Activation::Silu.pull_back(&mut gate, Some(&mut up), &mut inner);
             pulled.factor_gradients(self, &inner, &saved.u);
         }
         let mut normed = zeros(saved.middle.len());

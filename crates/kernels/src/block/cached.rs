@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor};
 use super::{Block, BlockPass, DOWN, GATE_UP, Layer, O, Projection, QKV, terms};
 use crate::attention::attend;
 use crate::buffers::zeros;
-use crate::elementwise::swiglu_into;
+use crate::activation::{Activation, Function};
 use crate::operand::Held;
 use crate::product::targets::{Rest, Target};
 use crate::product::{Matrix, Prepared};
@@ -56,7 +56,7 @@ impl Layer<'_> {
         self.norm(1, &middle, &mut normed);
         let [gate, up] = self.project_cached(GATE_UP, &normed, None);
         let mut inner = zeros(gate.len());
-        swiglu_into(&gate, &up, &mut inner);
+        Activation::Silu.apply(&gate, Some(&up), &mut inner);
         let [y] = self.project_cached(DOWN, &inner, Some(&middle));
         y
     }

@@ -6,7 +6,7 @@ use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
 use crate::attention::Plan;
 use crate::attention::forward::{Inputs, run};
 use crate::buffers::{copied, zeros};
-use crate::elementwise::swiglu_into;
+use crate::activation::{Activation, Function};
 use crate::norm::normalise;
 
 impl Layer<'_> {
@@ -33,7 +33,7 @@ impl Layer<'_> {
     /// The result `(N, D)`; keeps the last `u`.
     pub(super) fn finish(&self, saved: &mut Saved) -> Vec<f32> {
         let mut inner = zeros(saved.gate.len());
-        swiglu_into(&saved.gate, &saved.up, &mut inner);
+        Activation::Silu.apply(&saved.gate, Some(&saved.up), &mut inner);
         let [y] = self.project(DOWN, &inner, Some(&saved.middle), &mut saved.u);
         y
     }

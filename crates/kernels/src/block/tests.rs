@@ -4,8 +4,8 @@ use candle_core::Var;
 
 use super::*;
 use crate::testing::{WeightedSum, assert_close, flat, mapped, tensor, values};
+use crate::{Activation, gated, rms_norm, rope, scale_columns};
 use crate::{CacheDtype, CacheRows, Compute, Dropout, Stored, add_bias, attention, decode, encode, linear};
-use crate::{rms_norm, rope, scale_columns, swiglu};
 
 const HIDDEN: usize = 24;
 const INNER: usize = 40;
@@ -115,7 +115,7 @@ fn in_parts(
     }
     let middle = (x + project(3, &attention(&q, &k, &v, &pass.segments, block.shape)?)?)?;
     let normed = norm(&middle, &block.gains[1])?;
-    &middle + project(6, &swiglu(&project(4, &normed)?, &project(5, &normed)?)?)?
+    &middle + project(6, &gated(&project(4, &normed)?, &project(5, &normed)?, Activation::Silu)?)?
 }
 
 /// The value, and the gradients of x, of the factors and of the gains, where there are any.

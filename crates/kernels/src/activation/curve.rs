@@ -1,0 +1,164 @@
+//! The functions themselves, and the loops over slices that apply them and pull gradients back through them.
+
+#![expect(
+    clippy::inline_always,
+    reason = "a body must be compiled inside the function that enables its instructions"
+)]
+
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
+use super::Activation;
+use crate::{parts, pool, vector};
+
+/// Values to a task.
+const CHUNK: usize = 16 * 1024;
+
+/// A function of one value, as a type of its own: a loop over one is compiled with its body inside. (A function handed over
+/// as a value is called, value by value, for want of the instructions that the loop has.)
+trait Curve: Copy + Send + Sync + 'static {
+    /// `f(x)` and `f'(x)`. Always inlined.
+    fn at(self, x: f32) -> (f32, f32);
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        let sigma = vector::sigmoid(x);
+        let y = x * sigma;
+        (y, sigma + y * (1.0 - sigma))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Curve for Gelu {
+    /// `xΦ(x)`, `Φ(x) + xφ(x)`.
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        const FACTOR: f32 = 0.5 * FRAC_1_SQRT_2 * FRAC_2_SQRT_PI; // 1/√(2π)
+        let share = 0.5 * vector::erfc(-x * FRAC_1_SQRT_2);
+        (x * share, share + x * FACTOR * vector::exp(-0.5 * x * x))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Curve for GeluTanh {
+    /// With `u` the argument of tanh and `σ = sigmoid(2u)`: `xσ`, `σ + 2x σ(1-σ) u'`.
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        const ROOT: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2; // √(2/π)
+        const CUBIC: f32 = 0.044_715;
+        let square = CUBIC * x * x;
+        let sigma = vector::sigmoid(2.0 * ROOT * x * (1.0 + square));
+        let slope = 2.0 * ROOT * (1.0 + 3.0 * square);
+        (x * sigma, sigma + x * sigma * (1.0 - sigma) * slope)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Relu;
+
+impl Curve for Relu {
+    /// PyTorch's: no slope at 0.
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        if x > 0.0 { (x, 1.0) } else { (if x.is_nan() { x } else { 0.0 }, 0.0) }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct SoftCap(pub(super) f32);
+
+impl Curve for SoftCap {
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        let t = vector::tanh(x / self.0);
+        (self.0 * t, 1.0 - t * t)
+    }
+}
+
+/// A function on slices, alone or as a gate.
+pub(crate) trait Function: Copy + Send + Sync + 'static {
+    /// `y = f(gate) ⊙ up`, or `y = f(gate)` where there is no `up`.
+    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]);
+
+    /// Turns `gate` and `up` into their gradients, and the gradient `g` of [`Function::apply`]'s result into that result.
+    fn pull_back(self, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]);
+}
+
+impl Function for Activation {
+    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
+        match self {
+            Self::Silu => apply(Silu, gate, up, y),
+            Self::Gelu => apply(Gelu, gate, up, y),
+            Self::GeluTanh => apply(GeluTanh, gate, up, y),
+            Self::Relu => apply(Relu, gate, up, y),
+        }
+    }
+
+    fn pull_back(self, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]) {
+        match self {
+            Self::Silu => pull_back(Silu, gate, up, g),
+            Self::Gelu => pull_back(Gelu, gate, up, g),
+            Self::GeluTanh => pull_back(GeluTanh, gate, up, g),
+            Self::Relu => pull_back(Relu, gate, up, g),
+        }
+    }
+}
+
+impl Function for SoftCap {
+    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
+        apply(self, gate, up, y);
+    }
+
+    fn pull_back(self, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]) {
+        pull_back(self, gate, up, g);
+    }
+}
+
+/// [`Function::apply`].
+fn apply<F: Curve>(f: F, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
+    pool::for_each_chunk(y, CHUNK, |i, y| {
+        let part = i * CHUNK..i * CHUNK + y.len();
+        let (gate, up) = (&gate[part.clone()], up.map(|up| &up[part]));
+        vector::wide(
+            #[inline(always)]
+            || match up {
+                None => y.iter_mut().zip(gate).for_each(|(y, &x)| *y = f.at(x).0),
+                Some(up) => y.iter_mut().zip(gate).zip(up).for_each(|((y, &x), up)| *y = f.at(x).0 * up),
+            },
+        );
+    });
+}
+
+/// [`Function::pull_back`]: the gradients are `g·up·f'(gate)` and `g·f(gate)`.
+fn pull_back<F: Curve>(f: F, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]) {
+    let mut ups = up.unwrap_or_default().chunks_mut(CHUNK);
+    let runs = gate.chunks_mut(CHUNK).zip(g.chunks_mut(CHUNK));
+    let mut parts: Vec<_> = runs.map(|(gate, g)| (gate, ups.next(), g)).collect();
+    parts::for_each(&mut parts, |(gate, up, g)| {
+        vector::wide(
+            #[inline(always)]
+            || match up {
+                None => {
+                    for (gate, g) in gate.iter_mut().zip(g.iter_mut()) {
+                        let (y, slope) = f.at(*gate);
+                        (*gate, *g) = (*g * slope, y);
+                    }
+                }
+                Some(up) => {
+                    for ((gate, up), g) in gate.iter_mut().zip(up.iter_mut()).zip(g.iter_mut()) {
+                        let (y, slope) = f.at(*gate);
+                        (*gate, *up, *g) = (*g * *up * slope, *g * y, y * *up);
+                    }
+                }
+            },
+        );
+    });
+}
