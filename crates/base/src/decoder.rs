@@ -9,7 +9,8 @@ use taper_kernels::{Activation, Adapted, AttentionShape, BlockPass, Columns, Rop
 
 use crate::pass::{Pass, with_caches};
 use crate::rope::Rope;
-use crate::{Adapter, Batch, Effect, Embedding, Head, KvCache, Linear, Module, Network, RmsNorm, Sizes};
+use crate::whole;
+use crate::{Adapter, Batch, Embedding, Head, KvCache, Linear, Module, Network, RmsNorm, Sizes};
 
 /// The facts by which Llama-type models differ, in the terms of config.json.
 #[derive(Clone, Debug)]
@@ -219,8 +220,7 @@ impl Block {
     ) -> Result<Tensor> {
         let Some(fused) = &self.fused else { return self.in_parts(layer, x, rope, pass) };
         let Some(adapted) = self.adapted(pass.adapter)? else { return self.in_parts(layer, x, rope, pass) };
-        let none = || Arc::new(RopeTable { cos: Vec::new(), sin: Vec::new(), half: 0 });
-        let (segments, rope) = (pass.segments.clone(), rope.cloned().unwrap_or_else(none));
+        let (segments, rope) = (pass.segments.clone(), rope.cloned().unwrap_or_default());
         let recompute = layer < pass.adapter.recomputed_blocks();
         let shared = BlockPass { segments, rope, recompute, gradients: pass.adapter.gradients().cloned() };
         if pass.caches.is_empty() {
@@ -230,25 +230,12 @@ impl Block {
         taper_kernels::block_cached(x, fused, &shared, &adapted, &mut caches)
     }
 
-    /// What `adapter` makes of the projections, if it changes nothing else in the block.
+    /// See [`whole::adapted`].
     fn adapted<'a>(&self, adapter: &'a dyn Adapter) -> Result<Option<[Option<Adapted<'a>>; 7]>> {
-        let heads = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
-        let mut norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(heads);
-        if norms.any(|norm| adapter.param(&norm.gain_path).is_some()) {
-            return Ok(None);
-        }
         let Some(layers) = projections(&self.attention, &self.mlp) else { return Ok(None) };
-        let summed = adapter.gradients().is_some();
-        let mut all = [const { None }; 7];
-        for (adapted, layer) in all.iter_mut().zip(layers) {
-            match adapter.effect(layer)? {
-                Effect::Frozen => {}
-                Effect::Adapted(change) if change.low_rank.is_tracked() && !summed => return Ok(None),
-                Effect::Adapted(change) => *adapted = Some(change),
-                Effect::Other => return Ok(None),
-            }
-        }
-        Ok(Some(all))
+        let heads = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+        let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(heads);
+        whole::adapted(adapter, &layers, &norms.map(Module::Norm).collect::<Vec<_>>())
     }
 
     /// The block in its single operations.
@@ -278,7 +265,7 @@ impl Block {
 fn projections<'a>(attention: &'a Attention, mlp: &'a Mlp) -> Option<[&'a Linear; 7]> {
     match (&attention.qkv, &mlp.gate_up) {
         (Qkv::Apart([q, k, v]), GateUp::Apart([gate, up])) => {
-            Some([q, k, v, &attention.o_proj, gate, up, &mlp.down_proj])
+            Some([q, k, v, &attention.o_proj, gate, &mlp.down_proj, up])
         }
         _ => None,
     }

@@ -9,9 +9,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Activation, AttentionShape};
+use taper_kernels::{Activation, BlockPass, attention, attention_across};
 
 use crate::network::{Fresh, rows_at};
+use crate::whole;
 use crate::{Adapter, Batch, Embedding, Head, KvCache, LayerNorm, Linear, Module, Network, Sizes};
 
 /// The facts by which BERT-type models differ.
@@ -93,16 +94,12 @@ struct Embeddings {
 
 #[derive(Debug)]
 struct Block {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    attention_output: Linear,
-    attention_norm: LayerNorm,
-    up: Linear,
-    down: Linear,
-    norm: LayerNorm,
-    shape: AttentionShape,
-    hidden_act: Activation,
+    /// Query, key, value, output of attention, up and down: in the order of [`taper_kernels::Block`].
+    layers: [Linear; 6],
+    /// After attention, and after the feed-forward layer.
+    norms: [LayerNorm; 2],
+    /// The same parts for one operation, with their facts.
+    fused: Arc<taper_kernels::Block>,
 }
 
 /// The head of a task.
@@ -127,13 +124,12 @@ impl Network for Encoder {
         let segments: Arc<[Range<usize>]> = batch.segments().into();
         let mut x = self.embed(batch, adapter)?;
         for (i, block) in self.blocks.iter().enumerate() {
-            let mut attended = block.attend(&x, &segments, adapter)?;
-            if self.top.pooler.is_some() && i + 1 == self.blocks.len() {
+            x = if self.top.pooler.is_some() && i + 1 == self.blocks.len() {
                 // A text is pooled from its first token: nothing reads the other rows.
-                let first = |x: &Tensor| rows_at(x, segments.iter().map(|rows| rows.start));
-                (attended, x) = (first(&attended)?, first(&x)?);
-            }
-            x = block.feed(&attended, &x, adapter)?;
+                block.first_rows(&x, &segments, adapter)?
+            } else {
+                block.forward(i, &x, &segments, adapter)?
+            };
         }
         self.top.pool(x, adapter)
     }
@@ -156,11 +152,11 @@ impl Network for Encoder {
         let mut modules = vec![Module::Embedding(word), Module::Embedding(position)];
         modules.extend(kind.iter().map(Module::Embedding));
         modules.push(Module::LayerNorm(norm));
-        for block in &self.blocks {
-            let Block { query, key, value, attention_output, attention_norm, up, down, norm, .. } = block;
-            modules.extend([query, key, value, attention_output].map(Module::Linear));
+        for Block { layers, norms: [attention_norm, norm], .. } in &self.blocks {
+            let (of_attention, fed) = layers.split_at(4);
+            modules.extend(of_attention.iter().map(Module::Linear));
             modules.push(Module::LayerNorm(attention_norm));
-            modules.extend([up, down].map(Module::Linear));
+            modules.extend(fed.iter().map(Module::Linear));
             modules.push(Module::LayerNorm(norm));
         }
         modules.extend(self.top.pooler.iter().map(|(dense, _)| Module::Linear(dense)));
@@ -168,11 +164,21 @@ impl Network for Encoder {
         modules
     }
 
-    /// A block keeps `10 D + 2 F`: q, k, v and what was attended; two projections, two sums and two norms; the feed-forward
-    /// layer before and after its function.
-    fn kept_per_token(&self, _: bool) -> usize {
+    /// A block keeps
+    ///
+    /// - `7 D + F` as one operation (`taper-kernels`, `block`);
+    /// - `10 D + 2 F` operation by operation: q, k, v and what was attended; two projections, two sums and two norms; the
+    ///   feed-forward layer before and after its function;
+    /// - `3 D` where it is the last one and a text is read from its first token: k, v and what it reads.
+    fn kept_per_token(&self, whole_blocks: bool) -> usize {
         let Sizes { hidden_size, intermediate_size, num_hidden_layers, .. } = self.config.sizes;
-        num_hidden_layers * (10 * hidden_size + 2 * intermediate_size)
+        let block = if whole_blocks {
+            7 * hidden_size + intermediate_size
+        } else {
+            10 * hidden_size + 2 * intermediate_size
+        };
+        let pooled = usize::from(self.top.pooler.is_some() && num_hidden_layers > 0);
+        (num_hidden_layers - pooled) * block + pooled * 3 * hidden_size
     }
 
     fn head_modules(&self) -> &[&'static str] {
@@ -212,20 +218,54 @@ impl Encoder {
 }
 
 impl Block {
-    /// What every row of `x` `(N, D)` makes of its segment: `(N, D)`.
-    fn attend(&self, x: &Tensor, segments: &Arc<[Range<usize>]>, adapter: &dyn Adapter) -> Result<Tensor> {
-        let q = self.query.forward(x, adapter)?;
-        let k = self.key.forward(x, adapter)?;
-        let v = self.value.forward(x, adapter)?;
-        taper_kernels::attention(&q, &k, &v, segments, self.shape)
+    /// Block number `layer` on `x` `(N, D)`, to `(N, D)`: in one operation, where the adapter allows it.
+    fn forward(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        segments: &Arc<[Range<usize>]>,
+        adapter: &dyn Adapter,
+    ) -> Result<Tensor> {
+        let norms = self.norms.each_ref().map(Module::LayerNorm);
+        let Some(adapted) = whole::adapted(adapter, &self.layers.each_ref(), &norms)? else {
+            let [q, k, v] = self.heads([x, x], adapter)?;
+            return self.feed(&attention(&q, &k, &v, segments, self.fused.shape)?, x, adapter);
+        };
+        let pass = BlockPass {
+            segments: segments.clone(),
+            rope: Arc::default(),
+            recompute: layer < adapter.recomputed_blocks(),
+            gradients: adapter.gradients().cloned(),
+        };
+        taper_kernels::block(x, &self.fused, &pass, &adapted)
+    }
+
+    /// The first row of each segment, `(B, D)`, of what [`Block::forward`] gives.
+    fn first_rows(
+        &self,
+        x: &Tensor,
+        segments: &Arc<[Range<usize>]>,
+        adapter: &dyn Adapter,
+    ) -> Result<Tensor> {
+        let first = rows_at(x, segments.iter().map(|rows| rows.start))?;
+        let [q, k, v] = self.heads([&first, x], adapter)?;
+        let queries = (0..segments.len()).map(|row| row..row + 1).collect();
+        let attended = attention_across(&q, &k, &v, [&queries, segments], self.fused.shape)?;
+        self.feed(&attended, &first, adapter)
+    }
+
+    /// The queries of some rows, the keys and values of others.
+    fn heads(&self, [asking, asked]: [&Tensor; 2], adapter: &dyn Adapter) -> Result<[Tensor; 3]> {
+        let [query, key, value, ..] = &self.layers;
+        Ok([query.forward(asking, adapter)?, key.forward(asked, adapter)?, value.forward(asked, adapter)?])
     }
 
     /// The rest of the block, row by row: `attended` and the block's input `x`, both `(N, D)`, to `(N, D)`.
     fn feed(&self, attended: &Tensor, x: &Tensor, adapter: &dyn Adapter) -> Result<Tensor> {
-        let attended = self.attention_output.forward(attended, adapter)?;
-        let x = self.attention_norm.forward(&(attended + x)?, adapter)?;
-        let inner = taper_kernels::activate(&self.up.forward(&x, adapter)?, self.hidden_act)?;
-        self.norm.forward(&(self.down.forward(&inner, adapter)? + x)?, adapter)
+        let ([.., output, up, down], [attention_norm, norm]) = (&self.layers, &self.norms);
+        let x = attention_norm.forward(&(output.forward(attended, adapter)? + x)?, adapter)?;
+        let inner = taper_kernels::activate(&up.forward(&x, adapter)?, self.fused.activation)?;
+        norm.forward(&(down.forward(&inner, adapter)? + x)?, adapter)
     }
 }
 

@@ -37,6 +37,7 @@ mod task;
 mod text_stream;
 mod tiny;
 mod tokenizer;
+mod whole;
 
 pub use base::Base;
 pub use batch::Batch;

@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var};
 use taper_kernels::{
-    Activation, AttentionShape, CacheDtype, CacheRows, CachedSegment, Dropout, Labelled, LowRank, RopeTable, Scoring,
-    Weight, add_bias, attention, attention_cached, gated, linear, linear_cross_entropy, pool, rms_norm, rope,
+    Activation, AttentionShape, CacheDtype, CacheRows, CachedSegment, Dropout, Labelled, LowRank, RopeTable,
+    Scoring, Weight, add_bias, attention, attention_cached, gated, linear, linear_cross_entropy, pool,
+    rms_norm, rope,
 };
 
 /// Tokens.

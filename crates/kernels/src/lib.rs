@@ -20,7 +20,6 @@ mod elementwise;
 mod error;
 mod gradients;
 mod heap;
-mod layer_norm;
 mod linear;
 mod loss;
 mod low_rank;
@@ -42,7 +41,7 @@ pub use attention::{
     AttentionShape, CachedSegment, DistanceBias, attention, attention_across, attention_biased,
     attention_cached,
 };
-pub use block::{Adapted, Block, BlockPass, Projection, block, block_cached};
+pub use block::{Adapted, Block, BlockPass, Norms, Projection, block, block_cached};
 pub use cache::{CacheDtype, CacheRows};
 pub use columns::{Columns, columns};
 pub use dropout::Dropout;
@@ -50,11 +49,10 @@ pub use elementwise::{add_bias, scale_columns};
 pub use error::Error;
 pub use gradients::Gradients;
 pub use heap::keep_freed;
-pub use layer_norm::layer_norm;
 pub use linear::{LowRank, linear};
 pub use loss::{HeadWeight, Labelled, Scoring, cross_entropy, linear_cross_entropy, linear_nll};
 pub use low_rank::add_low_rank;
-pub use norm::rms_norm;
+pub use norm::{Norm, layer_norm, rms_norm};
 pub use product::Kernels;
 pub use quantised::{decode, encode};
 pub use rope::{RopeTable, rope};

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 use crate::buffers::zeros;
 use crate::low_rank::Term;
 use crate::operand::{Held, gradient, output, values};
-use crate::{Dropout, Weight, add_bias, parts, pool};
+use crate::{Dropout, Weight, add_bias, parts, pool, vector};
 
 const OP: &str = "linear";
 
@@ -99,9 +99,7 @@ pub(crate) fn add_to_rows(y: &mut [f32], bias: &[f32]) {
     let chunk = parts::rows_per_task(bias.len()) * bias.len().max(1);
     pool::for_each_chunk(y, chunk, |_, rows| {
         for row in rows.chunks_exact_mut(bias.len()) {
-            for (y, b) in row.iter_mut().zip(bias) {
-                *y += b;
-            }
+            vector::axpy(1.0, bias, row);
         }
     });
 }

@@ -11,7 +11,7 @@ use crate::{parts, pool, vector};
 const OP: &str = "rope";
 
 /// Cosines and sines of a batch's rows, made once per batch: row `n`, frequency `i` at `n · half + i`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RopeTable {
     /// `(N, half)`, scaled by the attention factor of the rope type.
     pub cos: Vec<f32>,

@@ -15,7 +15,8 @@ use pulp::{Arch, Simd, WithSimd};
 const CHAINS: usize = 4;
 
 /// Runs `body` compiled for the widest vectors this machine has. Pass a closure marked `#[inline(always)]`, which calls
-/// only functions marked so, or it may be compiled for the narrowest.
+/// only functions marked so, or it may be compiled for the narrowest: `for` loops, as the standard library's `for_each` over
+/// several slices is a function of its own where its body is large.
 #[inline]
 pub(crate) fn wide<R>(body: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(body)
@@ -139,7 +140,11 @@ pub(crate) fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len());
     wide(
         #[inline(always)]
-        || y.iter_mut().zip(x).for_each(|(y, x)| *y += alpha * x),
+        || {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y += alpha * x;
+            }
+        },
     );
 }
 

@@ -73,7 +73,7 @@ impl Budget {
     /// The budget of a run whose steps have `rows` rows of `set`.
     pub(crate) fn new(base: &Base, adapter: &LoraAdapter, set: &DataSet, rows: usize) -> Self {
         let (sizes, longest) = (base.model.sizes(), set.stats.longest);
-        let whole_blocks = whole_blocks(adapter);
+        let whole_blocks = whole_blocks(base, adapter);
         let blocks = sizes.num_hidden_layers.max(1);
         let ranks: usize = adapter.ranks().iter().map(|(_, rank)| rank).sum();
         Self {
@@ -152,11 +152,13 @@ impl Budget {
     }
 }
 
-/// Whether the decoder's blocks run as one operation each ([`taper_base::Effect`]).
-fn whole_blocks(adapter: &LoraAdapter) -> bool {
+/// Whether blocks run as one operation each ([`taper_base::Effect`]): a head that is trained whole is in none of them.
+fn whole_blocks(base: &Base, adapter: &LoraAdapter) -> bool {
     let lora = adapter.config();
     let dropped = lora.use_dora && lora.lora_dropout > 0.0;
-    !(dropped || lora.lora_bias || lora.bias != Bias::None || !lora.modules_to_save.is_empty())
+    let mut saved = lora.modules_to_save.iter();
+    let head_alone = saved.all(|name| base.model.head_modules().contains(&name.as_str()));
+    !(dropped || lora.lora_bias || lora.bias != Bias::None) && head_alone
 }
 
 /// Bytes of the base's mapped files.

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result as Tensors, Tensor};
-use taper_kernels::{Activation, AttentionShape, Compute, Projection};
+use candle_core::Result as Tensors;
+use taper_kernels::{AttentionShape, Compute, Norms};
 
 use super::{
     Attention, Block, Decoder, DecoderConfig, GateUp, LayerFacts, Mlp, Projections, Qkv, projections,
 };
 use crate::parts::Parts;
-use crate::{Checkpoint, Error, Head, Linear, RmsNorm};
+use crate::whole;
+use crate::{Checkpoint, Error, Head, RmsNorm};
 
 /// Finds the weights that a [`DecoderConfig`] calls for.
 struct Loader<'a> {
@@ -61,23 +62,17 @@ impl Loader<'_> {
         attention: &Attention,
         mlp: &Mlp,
     ) -> Tensors<Option<taper_kernels::Block>> {
-        let plain = !self.config.post_norms && mlp.activation == Activation::Silu;
-        let Some(layers) = projections(attention, mlp).filter(|_| plain) else { return Ok(None) };
-        let values = |tensor: &Tensor| (tensor + self.config.norm_offset)?.to_vec1::<f32>();
-        let projection = |layer: &Linear| -> Tensors<Projection> {
-            let bias = layer.bias.as_ref().map(Tensor::to_vec1).transpose()?;
-            Ok(Projection { weight: layer.weight.clone(), bias })
+        let Some(layers) = projections(attention, mlp).filter(|_| !self.config.post_norms) else {
+            return Ok(None);
         };
-        let [q, k, v, o, gate, up, down] = layers.map(projection);
-        let head_gains = match &attention.qk_norm {
-            None => None,
-            Some((q, k)) => Some([values(&q.gain)?, values(&k.gain)?]),
-        };
+        let norms = Norms::Before([whole::rms_norm(input)?, whole::rms_norm(middle)?]);
+        let of_heads =
+            |(q, k): &(RmsNorm, RmsNorm)| -> Tensors<_> { Ok([whole::rms_norm(q)?, whole::rms_norm(k)?]) };
         Ok(Some(taper_kernels::Block {
-            projections: [q?, k?, v?, o?, gate?, up?, down?],
-            gains: [values(&input.gain)?, values(&middle.gain)?],
-            head_gains,
-            eps: self.config.rms_norm_eps as f32,
+            projections: layers.into_iter().map(whole::projection).collect::<Tensors<_>>()?,
+            norms,
+            head_norms: attention.qk_norm.as_ref().map(of_heads).transpose()?,
+            activation: mlp.activation,
             shape: attention.shape,
             rotates: attention.rope.is_some(),
         }))

@@ -1,9 +1,12 @@
 //! Finds an encoder's parts in its checkpoint.
 
-use taper_kernels::{AttentionShape, Compute, Weight};
+use std::sync::Arc;
+
+use taper_kernels::{AttentionShape, Compute, Norms, Weight};
 
 use super::{Block, Embeddings, Encoder, EncoderConfig, Pooling, Top};
 use crate::network::{Fresh, head_linear};
+use crate::whole;
 use crate::{Checkpoint, Embedding, Error, Head, Labels, LayerNorm, Linear, Task};
 
 /// What encoders that label every token call their head, and what it is in `modules_to_save`.
@@ -57,15 +60,20 @@ impl Loader<'_> {
         let path = |name: &str| format!("{}.{}.{i}.{name}", names.body, names.layers);
         let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
         let linear = |name: &str, input, output| self.linear(&path(name), (input, output));
-        Ok(Block {
-            query: linear(names.query, hidden, hidden)?,
-            key: linear(names.key, hidden, hidden)?,
-            value: linear(names.value, hidden, hidden)?,
-            attention_output: linear(names.attention_output, hidden, hidden)?,
-            attention_norm: self.norm(&path(names.attention_norm))?,
-            up: linear(names.up, hidden, inner)?,
-            down: linear(names.down, inner, hidden)?,
-            norm: self.norm(&path(names.norm))?,
+        let layers = [
+            linear(names.query, hidden, hidden)?,
+            linear(names.key, hidden, hidden)?,
+            linear(names.value, hidden, hidden)?,
+            linear(names.attention_output, hidden, hidden)?,
+            linear(names.up, hidden, inner)?,
+            linear(names.down, inner, hidden)?,
+        ];
+        let norms = [self.norm(&path(names.attention_norm))?, self.norm(&path(names.norm))?];
+        let fused = taper_kernels::Block {
+            projections: layers.iter().map(whole::projection).collect::<Result<_, _>>()?,
+            norms: Norms::After([whole::layer_norm(&norms[0])?, whole::layer_norm(&norms[1])?]),
+            head_norms: None,
+            activation: self.config.hidden_act,
             shape: AttentionShape {
                 heads: sizes.num_attention_heads,
                 kv_heads: sizes.num_attention_heads,
@@ -75,8 +83,9 @@ impl Loader<'_> {
                 window: None,
                 cap: None,
             },
-            hidden_act: self.config.hidden_act,
-        })
+            rotates: false,
+        };
+        Ok(Block { layers, norms, fused: Arc::new(fused) })
     }
 
     fn top(&self, task: &Task, own_head: bool, fresh: &mut Vec<Fresh>) -> Result<Top, Error> {

@@ -130,8 +130,16 @@ fn apply<F: Curve>(f: F, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
         vector::wide(
             #[inline(always)]
             || match up {
-                None => y.iter_mut().zip(gate).for_each(|(y, &x)| *y = f.at(x).0),
-                Some(up) => y.iter_mut().zip(gate).zip(up).for_each(|((y, &x), up)| *y = f.at(x).0 * up),
+                None => {
+                    for (y, &x) in y.iter_mut().zip(gate) {
+                        *y = f.at(x).0;
+                    }
+                }
+                Some(up) => {
+                    for ((y, &x), up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = f.at(x).0 * up;
+                    }
+                }
             },
         );
     });

@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 
 use super::gains::Output;
-use super::{DOWN, GATE_UP, Layer, O, QKV, Saved};
+use super::terms::Pulled;
+use super::{DOWN, GATE, Layer, Norms, O, QKV, Saved, UP};
+use crate::activation::Function;
 use crate::attention::Plan;
 use crate::attention::backward::{Gradients, Inputs, run};
-use crate::buffers::{copied, zeros};
-use crate::activation::{Activation, Function};
-use crate::norm::{pull_back, pull_back_beside};
+use crate::buffers::copied;
+use crate::norm::Normalise;
 
 impl Layer<'_> {
     /// From the gradient `g` of the result `y`: that of `x`, where it is `wanted`, and those of the gains.
@@ -21,72 +22,86 @@ impl Layer<'_> {
     ) -> (Option<Vec<f32>>, [Vec<f32>; 7]) {
         let mut dgains = [const { Vec::new() }; 7];
         let dmiddle = self.pull_back_fed(y, g, &mut saved, &mut dgains);
+        let dmiddle = self.pull_back_after(0, &saved.middle, Cow::Owned(dmiddle));
         let found = self.pull_back_attended(x, &dmiddle, &saved, &mut dgains);
         let pulled = {
-            let (q, k) = (self.projected(QKV, &saved.q), self.projected(QKV + 1, &saved.k));
+            let (q, k) = (self.projected(QKV[0], &saved.q), self.projected(QKV[1], &saved.k));
             let outputs = [&*q, &*k, &saved.v].map(|sum| Output { sum, beneath: None });
-            self.pull(QKV, [found.q, found.k, found.v].map(Cow::Owned), outputs, &mut dgains)
+            let results = [found.q, found.k, found.v].map(Cow::Owned).into_iter().zip(outputs);
+            self.pull(QKV.into_iter().zip(results).map(|(number, (g, y))| (number, g, y)), &mut dgains)
         };
         let Saved { u, .. } = saved;
-
-        let mut normed = zeros(x.len());
-        self.norm(0, x, &mut normed);
-        pulled.factor_gradients(self, &normed, &u);
-        drop(normed);
-        let dx = wanted.then(|| {
-            let mut dx = pulled.input_gradient(self);
-            pull_back_beside(x, &self.block.gains[0], self.block.eps, (&mut dx, &dmiddle));
-            dx
-        });
+        pulled.factor_gradients(self, &self.before(0, x), &u);
+        let dx = wanted.then(|| self.pull_back_before(0, x, (&pulled, &dmiddle)));
         (dx, dgains)
     }
 
-    /// The gradient of `middle`. Uses up gate and up.
+    /// The gradient of what the feed-forward layer reads. Uses up gate and up.
     fn pull_back_fed(&self, y: &[f32], g: &[f32], saved: &mut Saved, dgains: &mut [Vec<f32>; 7]) -> Vec<f32> {
-        let (mut gate, mut up) = (std::mem::take(&mut saved.gate), std::mem::take(&mut saved.up));
-        let gained = |i, values: &[f32]| self.gain(GATE_UP + i).map_or_else(Vec::new, |_| copied(values));
-        let outputs = [gained(0, &gate), gained(1, &up)];
+        let (mut gate, mut up) = (std::mem::take(&mut saved.gate), saved.up.take());
+        let gained = |number, values: &[f32]| self.gain(number).map_or_else(Vec::new, |_| copied(values));
+        let (of_gate, of_up) = (gained(GATE, &gate), up.as_ref().map(|up| gained(UP, up)));
+        let middle = self.after(0, &saved.middle);
+        let sum = saved.sum.as_deref().unwrap_or(y);
+        let g = self.pull_back_after(1, sum, Cow::Borrowed(g));
         {
-            let output = Output { sum: y, beneath: Some(&saved.middle) };
-            let pulled = self.pull(DOWN, [Cow::Borrowed(g)], [output], dgains);
-            let mut inner = pulled.input_gradient(self);
+            let output = Output { sum, beneath: Some(&middle) };
+            let pulled = self.pull([(DOWN, Cow::Borrowed(&*g), output)], dgains);
+            let mut inner = pulled.input_gradient(self, None);
             // Now they are gradients, and `inner` is what it was in forward.
-            Activation::Silu.pull_back(&mut gate, Some(&mut up), &mut inner);
+            self.block.activation.pull_back(&mut gate, up.as_deref_mut(), &mut inner);
             pulled.factor_gradients(self, &inner, &saved.u);
         }
-        let mut normed = zeros(saved.middle.len());
-        self.norm(1, &saved.middle, &mut normed);
-        let outputs = outputs.each_ref().map(|sum| Output { sum, beneath: None });
-        let pulled = self.pull(GATE_UP, [gate, up].map(Cow::Owned), outputs, dgains);
-        pulled.factor_gradients(self, &normed, &saved.u);
-        drop(normed);
-        let mut dmiddle = pulled.input_gradient(self);
-        pull_back_beside(&saved.middle, &self.block.gains[1], self.block.eps, (&mut dmiddle, g));
-        dmiddle
+        let result = |number, g, sum| (number, Cow::Owned(g), Output { sum, beneath: None });
+        let of_up = of_up.as_deref().unwrap_or_default();
+        let results = std::iter::once(result(GATE, gate, &of_gate)).chain(up.map(|up| result(UP, up, of_up)));
+        let pulled = self.pull(results, dgains);
+        pulled.factor_gradients(self, &self.before(1, &middle), &saved.u);
+        self.pull_back_before(1, &middle, (&pulled, &g))
     }
 
-    /// The gradients of what was projected to q, k and v.
+    /// The gradients of what was projected to q, k and v, from that of what attention and `x` sum to.
     fn pull_back_attended(
         &self,
         x: &[f32],
-        dmiddle: &[f32],
+        g: &[f32],
         saved: &Saved,
         dgains: &mut [Vec<f32>; 7],
     ) -> Gradients {
         let output = Output { sum: &saved.middle, beneath: Some(x) };
-        let pulled = self.pull(O, [Cow::Borrowed(dmiddle)], [output], dgains);
+        let pulled = self.pull([(O, Cow::Borrowed(g), output)], dgains);
         pulled.factor_gradients(self, &saved.attended, &saved.u);
-        let g = pulled.input_gradient(self);
+        let g = pulled.input_gradient(self, None);
         let (q, k) = (self.heads(0, &saved.q), self.heads(1, &saved.k));
         let Saved { v, attended: y, log_sums, .. } = saved;
         let inputs = Inputs { q: &q, k: &k, v, y, g: &g, log_sums };
         let mut found = run(&inputs, Plan::within(&self.pass.segments, &self.block.shape));
         self.rotate(&mut found.q, -1.0);
         self.rotate(&mut found.k, -1.0);
-        if let Some([q_gain, k_gain]) = &self.block.head_gains {
-            pull_back(&saved.q, q_gain, self.block.eps, &mut found.q);
-            pull_back(&saved.k, k_gain, self.block.eps, &mut found.k);
+        if let Some([q_norm, k_norm]) = &self.block.head_norms {
+            q_norm.pull_back(&saved.q, &mut found.q);
+            k_norm.pull_back(&saved.k, &mut found.k);
         }
         found
+    }
+
+    /// The gradient of a sum, from the gradient `g` of what [`Layer::after`] makes of it.
+    fn pull_back_after<'g>(&self, i: usize, sum: &[f32], mut g: Cow<'g, [f32]>) -> Cow<'g, [f32]> {
+        if let Norms::After(norms) = &self.block.norms {
+            norms[i].pull_back(sum, g.to_mut());
+        }
+        g
+    }
+
+    /// The gradient of `x`, from those of what projections make of [`Layer::before`] and, `beside`, of `x` as it goes on.
+    fn pull_back_before(&self, i: usize, x: &[f32], (pulled, beside): (&Pulled<'_>, &[f32])) -> Vec<f32> {
+        match &self.block.norms {
+            Norms::Before(norms) => {
+                let mut dx = pulled.input_gradient(self, None);
+                norms[i].pull_back_beside(x, &mut dx, beside);
+                dx
+            }
+            Norms::After(_) => pulled.input_gradient(self, Some(beside)),
+        }
     }
 }

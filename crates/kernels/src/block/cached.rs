@@ -5,10 +5,10 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{Block, BlockPass, DOWN, GATE_UP, Layer, O, Projection, QKV, terms};
+use super::{Block, BlockPass, DOWN, GATE, Layer, O, Projection, QKV, UP, terms};
+use crate::activation::Function;
 use crate::attention::attend;
 use crate::buffers::zeros;
-use crate::activation::{Activation, Function};
 use crate::operand::Held;
 use crate::product::targets::{Rest, Target};
 use crate::product::{Matrix, Prepared};
@@ -47,23 +47,28 @@ pub fn block_cached(
 
 impl Layer<'_> {
     fn run_cached(&self, x: &[f32], caches: &mut [(&mut CacheRows, &mut CacheRows)]) -> Vec<f32> {
-        let mut normed = zeros(x.len());
-        self.norm(0, x, &mut normed);
-        let [q, k, v] = self.project_cached(QKV, &normed, None);
+        let [q, k, v] = self.project_cached(QKV, &self.before(0, x), None);
         let (q, k) = (self.turned(0, q), self.turned(1, k));
         let attended = self.attend(&q, (&k, &v), caches);
-        let [middle] = self.project_cached(O, &attended, Some(x));
-        self.norm(1, &middle, &mut normed);
-        let [gate, up] = self.project_cached(GATE_UP, &normed, None);
+        let [sum] = self.project_cached([O], &attended, Some(x));
+        let middle = self.after(0, &sum);
+        let read = self.before(1, &middle);
+        let (gate, up) = if self.block.is_gated() {
+            let [gate, up] = self.project_cached([GATE, UP], &read, None);
+            (gate, Some(up))
+        } else {
+            let [gate] = self.project_cached([GATE], &read, None);
+            (gate, None)
+        };
         let mut inner = zeros(gate.len());
-        Activation::Silu.apply(&gate, Some(&up), &mut inner);
-        let [y] = self.project_cached(DOWN, &inner, Some(&middle));
-        y
+        self.block.activation.apply(&gate, up.as_deref(), &mut inner);
+        let [sum] = self.project_cached([DOWN], &inner, Some(&middle));
+        self.after(1, &sum).into_owned()
     }
 
     /// The queries (0) or keys (1) that attention sees, of what was projected.
     fn turned(&self, i: usize, mut projected: Vec<f32>) -> Vec<f32> {
-        if self.block.head_gains.is_some() {
+        if self.block.head_norms.is_some() {
             return self.heads(i, &projected).into_owned();
         }
         self.rotate(&mut projected, 1.0);
@@ -85,20 +90,22 @@ impl Layer<'_> {
         attend(q, &segments.collect::<Vec<_>>(), &self.block.shape, None)
     }
 
-    /// `x` through the `G` projections from number `first` on, added to `onto` where that is given.
-    fn project_cached<const G: usize>(&self, first: usize, x: &[f32], onto: Option<&[f32]>) -> [Vec<f32>; G] {
-        let projections = &self.block.projections[first..first + G];
-        let factors = &self.factors[first..first + G];
-        let us: [Vec<f32>; G] = self.down(first, x);
-        let weight = &projections[0].weight;
+    /// `x` through the projections of some `numbers`, added to `onto` where that is given.
+    fn project_cached<const G: usize>(
+        &self,
+        numbers: [usize; G],
+        x: &[f32],
+        onto: Option<&[f32]>,
+    ) -> [Vec<f32>; G] {
+        let us = self.down(numbers, x);
+        let weight = &self.block.projections[numbers[0]].weight;
         let rows = x.len() / weight.cols();
-        let mut ys = std::array::from_fn(|i| zeros(rows * projections[i].weight.rows()));
+        let mut ys = numbers.map(|number| zeros(rows * self.block.projections[number].weight.rows()));
         let mut targets = Vec::with_capacity(G);
-        for (i, y) in ys.iter_mut().enumerate() {
-            let Projection { weight, bias } = &projections[i];
-            let term = factors[i].as_ref().map(|factors| (us[i].as_slice(), factors.b()));
-            let gain = self.gain(first + i);
-            let rest = Rest { term, gain, bias: bias.as_deref(), onto };
+        for ((number, u), y) in numbers.into_iter().zip(&us).zip(&mut ys) {
+            let Projection { weight, bias } = &self.block.projections[number];
+            let term = self.factors[number].as_ref().map(|factors| (u.as_slice(), factors.b()));
+            let rest = Rest { term, gain: self.gain(number), bias: bias.as_deref(), onto };
             targets.push(Target { w: weight.matrix(), rest, y });
         }
         Prepared::new(weight.compute(), x, weight.cols()).targets(&mut targets);
@@ -106,21 +113,21 @@ impl Layer<'_> {
     }
 
     /// `s · x Aᵀ` `(N, R)` of the low-rank terms beside those projections.
-    fn down<const G: usize>(&self, first: usize, x: &[f32]) -> [Vec<f32>; G] {
-        let inputs = self.block.projections[first].weight.cols();
+    fn down<const G: usize>(&self, numbers: [usize; G], x: &[f32]) -> [Vec<f32>; G] {
+        let inputs = self.block.projections[numbers[0]].weight.cols();
         let mut us = [const { Vec::new() }; G];
         let mut targets = Vec::with_capacity(G);
-        for (u, factors) in us.iter_mut().zip(&self.factors[first..]) {
-            let Some(factors) = factors else { continue };
+        for (number, u) in numbers.into_iter().zip(&mut us) {
+            let Some(factors) = &self.factors[number] else { continue };
             let a = factors.a();
             let rank = a.len() / inputs;
             *u = vec![0.0; x.len() / inputs * rank];
             targets.push(Target { w: Matrix::dense(a, rank, inputs), rest: Rest::default(), y: u });
         }
         Prepared::new(Compute::F32, x, inputs).targets(&mut targets);
-        for (u, factors) in us.iter_mut().zip(&self.factors[first..]) {
-            let scaling = factors.as_ref().map_or(1.0, |factors| factors.term().scaling);
-            for u in &mut *u {
+        for (number, u) in numbers.into_iter().zip(&mut us) {
+            let scaling = self.factors[number].as_ref().map_or(1.0, |factors| factors.term().scaling);
+            for u in u {
                 *u *= scaling;
             }
         }

@@ -1,16 +1,19 @@
 //! A whole transformer block as one operation: what it keeps for backward is little, and nothing is copied that need not be.
 //!
-//! With `norm` as in [`rms_norm`](crate::rms_norm) and every `W` a frozen weight with its bias and, perhaps, a low-rank term and
-//! a gain ([`Adapted`]):
+//! With `norm` as in [`rms_norm`](crate::rms_norm) or [`layer_norm`](crate::layer_norm), `f` an [`Activation`] and every `W` a
+//! frozen weight with its bias and, perhaps, a low-rank term and a gain ([`Adapted`]), a block whose norms come before is
 //!
 //! `q, k, v = rope(heads(norm(x) W)),  middle = x + attention(q, k, v) Wₒ,`
-//! `y = middle + (silu(norm(middle) W_gate) ⊙ norm(middle) W_up) W_down`
+//! `y = middle + (f(norm(middle) W_gate) ⊙ norm(middle) W_up) W_down`
 //!
-//! where `heads` normalises the heads of q and k in the models that do so, and leaves v alone, as does `rope`.
+//! where `heads` normalises the heads of q and k in the models that do so, and leaves v alone, as does `rope`; and one whose
+//! norms come after is `middle = norm(x + …)`, `y = norm(middle + …)`, with no other norms. `⊙ … W_up` is left out where
+//! there is no such projection.
 //!
 //! A row keeps `D + 2 H·E + 2 K·E + 2 F + H` values and the low-rank terms' `u = x Aᵀ`: q, k, v, what was attended and its
-//! log-sums, `middle`, gate and up. Backward makes the norms and `silu(gate) ⊙ up` again, and frees what it has used. The
-//! fine-grained operations are the reference that this one is tested against.
+//! log-sums, `middle`, gate and up; F fewer without up, and D more where norms come after, as they cannot be undone. Backward
+//! makes the norms and `f(gate) ⊙ up` again, and frees what it has used. The fine-grained operations are the reference that
+//! this one is tested against.
 
 mod backward;
 mod cached;
@@ -27,17 +30,18 @@ use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
 use crate::attention::check_segments;
 use crate::operand::{Held, output, values};
-use crate::{AttentionShape, Gradients, LowRank, RopeTable, Weight};
+use crate::{Activation, AttentionShape, Gradients, LowRank, Norm, RopeTable, Weight};
 pub use cached::block_cached;
 use terms::{Factors, Slot};
 
 const OP: &str = "block";
 
-/// Where each projection is among the seven, and those that share an input.
-const QKV: usize = 0;
+/// Where each projection is among the seven; q, k and v share an input, as do gate and up.
+const QKV: [usize; 3] = [0, 1, 2];
 const O: usize = 3;
-const GATE_UP: usize = 4;
-const DOWN: usize = 6;
+const GATE: usize = 4;
+const DOWN: usize = 5;
+const UP: usize = 6;
 
 /// A frozen linear layer of a block.
 #[derive(Clone, Debug)]
@@ -61,18 +65,28 @@ pub struct Adapted<'a> {
 /// The frozen parts of a transformer block.
 #[derive(Clone, Debug)]
 pub struct Block {
-    /// q, k, v, o, gate, up and down, computed alike ([`Weight::compute`]).
-    pub projections: [Projection; 7],
-    /// Gains `(D,)` of the norm before attention and of that before the feed-forward layer.
-    pub gains: [Vec<f32>; 2],
-    /// Gains `(E,)` of the norms of q and k heads.
-    pub head_gains: Option<[Vec<f32>; 2]>,
-    /// Added to the mean square in every norm.
-    pub eps: f32,
+    /// q, k, v, o, gate, down and, where the gate is one and has something to open, up; computed alike
+    /// ([`Weight::compute`]).
+    pub projections: Vec<Projection>,
+    /// Of rows.
+    pub norms: Norms,
+    /// Of q and k heads.
+    pub head_norms: Option<[Norm; 2]>,
+    /// Of the gate.
+    pub activation: Activation,
     /// The facts of attention.
     pub shape: AttentionShape,
     /// Whether q and k are rotated.
     pub rotates: bool,
+}
+
+/// Where the norms of attention and of the feed-forward layer are.
+#[derive(Clone, Debug)]
+pub enum Norms {
+    /// `x + f(norm(x))`.
+    Before([Norm; 2]),
+    /// `norm(x + f(x))`.
+    After([Norm; 2]),
 }
 
 /// What the blocks of one forward pass share.
@@ -111,30 +125,18 @@ pub fn block(
 }
 
 impl Block {
+    /// The projections that read what the feed-forward layer reads.
+    fn is_gated(&self) -> bool {
+        self.projections.len() > UP
+    }
+
     fn check(&self, (rows, hidden): (usize, usize), pass: &BlockPass) -> Result<()> {
         self.shape.check()?;
-        let (q, k) = (self.shape.query_width(), self.shape.key_width());
-        let inner = self.projections[GATE_UP].weight.rows();
-        let sizes = [(q, hidden), (k, hidden), (k, hidden), (hidden, q)];
-        let sizes = sizes.into_iter().chain([(inner, hidden), (inner, hidden), (hidden, inner)]);
-        for (i, (projection, (outputs, inputs))) in self.projections.iter().zip(sizes).enumerate() {
-            let Projection { weight, bias } = projection;
-            let fits = (weight.rows(), weight.cols()) == (outputs, inputs)
-                && bias.as_ref().is_none_or(|bias| bias.len() == outputs)
-                && weight.compute() == self.projections[0].weight.compute();
-            if !fits {
-                candle_core::bail!(
-                    "{OP}: projection {i} is {} x {}, computed in {:?}: expected {outputs} x {inputs} in {:?}",
-                    weight.rows(),
-                    weight.cols(),
-                    weight.compute(),
-                    self.projections[0].weight.compute()
-                );
-            }
-        }
-        let heads = self.head_gains.iter().flatten().all(|gain| gain.len() == self.shape.head_dim);
-        if !heads || self.gains.iter().any(|gain| gain.len() != hidden) || hidden == 0 || inner == 0 {
-            candle_core::bail!("{OP}: gains that do not fit rows of {hidden} values, or no values to a row");
+        self.check_projections(hidden)?;
+        let (Norms::Before(norms) | Norms::After(norms)) = &self.norms;
+        let heads = self.head_norms.iter().flatten().all(|norm| norm.fits(self.shape.head_dim));
+        if !heads || !norms.iter().all(|norm| norm.fits(hidden)) || hidden == 0 {
+            candle_core::bail!("{OP}: norms that do not fit rows of {hidden} values, or no values to a row");
         }
         let RopeTable { cos, sin, half } = &*pass.rope;
         let angles = rows * half;
@@ -142,6 +144,36 @@ impl Block {
             candle_core::bail!("{OP}: angles of {} values for {rows} rows of {half}", cos.len());
         }
         check_segments(&pass.segments, rows)
+    }
+
+    fn check_projections(&self, hidden: usize) -> Result<()> {
+        if !(UP..=UP + 1).contains(&self.projections.len()) {
+            candle_core::bail!(
+                "{OP}: {} projections, expected six, or seven with up",
+                self.projections.len()
+            );
+        }
+        let (q, k) = (self.shape.query_width(), self.shape.key_width());
+        let inner = self.projections[GATE].weight.rows();
+        let sizes = [(q, hidden), (k, hidden), (k, hidden), (hidden, q)];
+        let sizes = sizes.into_iter().chain([(inner, hidden), (hidden, inner), (inner, hidden)]);
+        let compute = self.projections[0].weight.compute();
+        for (i, (projection, (outputs, inputs))) in self.projections.iter().zip(sizes).enumerate() {
+            let Projection { weight, bias } = projection;
+            let fits = (weight.rows(), weight.cols()) == (outputs, inputs)
+                && bias.as_ref().is_none_or(|bias| bias.len() == outputs)
+                && weight.compute() == compute
+                && outputs > 0;
+            if !fits {
+                candle_core::bail!(
+                    "{OP}: projection {i} is {} x {}, computed in {:?}: expected {outputs} x {inputs} in {compute:?}",
+                    weight.rows(),
+                    weight.cols(),
+                    weight.compute(),
+                );
+            }
+        }
+        Ok(())
     }
 }
 
@@ -161,9 +193,12 @@ struct Saved {
     v: Vec<f32>,
     attended: Vec<f32>,
     log_sums: Vec<f32>,
+    /// `x` and what attention gave, before a norm that comes after.
     middle: Vec<f32>,
     gate: Vec<f32>,
-    up: Vec<f32>,
+    up: Option<Vec<f32>>,
+    /// The same of the feed-forward layer, where a norm comes after it; the result elsewhere.
+    sum: Option<Vec<f32>>,
     /// `u` `(N, R)` of every low-rank term.
     u: [Vec<f32>; 7],
 }
@@ -219,7 +254,7 @@ impl CustomOp2 for Op {
         let factors = terms::hold(OP, &self.slots)?;
         let layer = self.layer(&factors);
         let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let saved = saved.unwrap_or_else(|| layer.save(xs));
+        let saved = saved.unwrap_or_else(|| layer.save_again(xs));
         let (dx, dgains) = layer.pull_back((xs, ys), gs, saved, x.track_op());
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), &Device::Cpu)).transpose()?;
         let asked = gains.track_op() && gains.elem_count() > 0;

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::gains::Output;
 use super::{Adapted, Layer, Projection};
-use crate::buffers::{copied, zeros};
+use crate::buffers::{copied, repeated, zeros};
 use crate::linear::add_to_rows;
 use crate::low_rank::Term;
 use crate::operand::Held;
@@ -52,7 +52,7 @@ impl Factors<'_> {
 /// The adapted projections, checked.
 pub(super) fn slots(
     op: &str,
-    projections: &[Projection; 7],
+    projections: &[Projection],
     adapted: &[Option<Adapted<'_>>; 7],
 ) -> Result<[Option<Slot>; 7]> {
     let mut slots = [const { None }; 7];
@@ -104,13 +104,15 @@ fn check_gain(op: &str, gain: &Tensor, term: &Term) -> Result<()> {
     Ok(())
 }
 
-/// The gradients `g` `(N, out)` of the results of some projections that share an input, without gain and bias, the first
-/// being number `first`, and `v = s · g B` `(N, R)` of their terms.
-pub(super) struct Pulled<'a, const G: usize> {
-    first: usize,
-    g: [Cow<'a, [f32]>; G],
-    v: [Vec<f32>; G],
+/// The gradient `g` `(N, out)` of the result of a projection, without gain and bias, and `v = s · g B` `(N, R)` of its term.
+struct Part<'a> {
+    number: usize,
+    g: Cow<'a, [f32]>,
+    v: Vec<f32>,
 }
+
+/// Those of projections that share an input.
+pub(super) struct Pulled<'a>(Vec<Part<'a>>);
 
 impl<'a> Layer<'a> {
     /// The gain of projection `number`.
@@ -118,69 +120,81 @@ impl<'a> Layer<'a> {
         self.factors[number].as_ref()?.gain()
     }
 
-    /// `x` through the `G` projections from number `first` on, added to `onto` where that is given; keeps their `u`.
+    /// `x` through the projections of some `numbers`, added to `onto` where that is given; keeps their `u`.
     pub(super) fn project<const G: usize>(
         &self,
-        first: usize,
+        numbers: [usize; G],
         x: &[f32],
         onto: Option<&[f32]>,
         u: &mut [Vec<f32>; 7],
     ) -> [Vec<f32>; G] {
-        let weight = &self.block.projections[first].weight;
+        let weight = &self.block.projections[numbers[0]].weight;
         let prepared = Prepared::new(weight.compute(), x, weight.cols());
-        std::array::from_fn(|i| {
-            let Projection { weight, bias } = &self.block.projections[first + i];
-            let (rows, gain) = (x.len() / weight.cols(), self.gain(first + i));
-            let beneath = onto.filter(|_| gain.is_none());
-            let mut y = beneath.map_or_else(|| zeros(rows * weight.rows()), copied);
-            weight.product_of(&prepared, &mut y, beneath.is_some());
-            if let Some(factors) = &self.factors[first + i] {
-                let (term, u) = (factors.term(), &mut u[first + i]);
+        numbers.map(|number| {
+            let Projection { weight, bias } = &self.block.projections[number];
+            let gain = self.gain(number);
+            let len = x.len() / weight.cols() * weight.rows();
+            let beneath = if gain.is_none() { beneath(len, onto, bias.as_deref()) } else { None };
+            let adds = beneath.is_some();
+            let mut y = beneath.unwrap_or_else(|| zeros(len));
+            weight.product_of(&prepared, &mut y, adds);
+            if let Some(factors) = &self.factors[number] {
+                let (term, u) = (factors.term(), &mut u[number]);
                 *u = term.down(&term.dropped(x, 0), factors.a());
                 term.add_up(u, factors.b(), &mut y);
             }
-            match (gain, bias) {
-                (Some(gain), _) => self.scale(first + i, gain, &mut y, onto),
-                (None, Some(bias)) => add_to_rows(&mut y, bias),
-                (None, None) => {}
+            if let Some(gain) = gain {
+                self.scale(number, gain, &mut y, onto);
             }
             y
         })
     }
 
-    /// Takes the gradients of the results `y` of the projections from number `first` on; those of their gains go into
-    /// `dgains`. A `y` is looked at only where there is a gain.
-    pub(super) fn pull<'g, const G: usize>(
+    /// Takes the gradients of the results `y` of projections that share an input, by their numbers; those of their gains go
+    /// into `dgains`. A `y` is looked at only where there is a gain.
+    pub(super) fn pull<'g, 'y>(
         &self,
-        first: usize,
-        mut g: [Cow<'g, [f32]>; G],
-        y: [Output<'_>; G],
+        results: impl IntoIterator<Item = (usize, Cow<'g, [f32]>, Output<'y>)>,
         dgains: &mut [Vec<f32>; 7],
-    ) -> Pulled<'g, G> {
-        let v = std::array::from_fn(|i| {
-            let number = first + i;
-            let Some(factors) = &self.factors[number] else { return Vec::new() };
+    ) -> Pulled<'g> {
+        let part = |(number, mut g, y): (usize, Cow<'g, [f32]>, Output<'y>)| {
+            let Some(factors) = &self.factors[number] else { return Part { number, g, v: Vec::new() } };
             if let Some(gain) = factors.gain() {
-                dgains[number] = self.unscale(number, gain, g[i].to_mut(), y[i]);
+                dgains[number] = self.unscale(number, gain, g.to_mut(), y);
             }
-            factors.term().pull(&g[i], factors.b())
-        });
-        Pulled { first, g, v }
+            let v = factors.term().pull(&g, factors.b());
+            Part { number, g, v }
+        };
+        Pulled(results.into_iter().map(part).collect())
     }
 }
 
-impl<const G: usize> Pulled<'_, G> {
-    /// `Σ g W + mask ∘ (v A)` `(N, in)`: the gradient of the input.
-    pub(super) fn input_gradient(&self, layer: &Layer<'_>) -> Vec<f32> {
-        let mut dx = Vec::new();
-        for (i, (g, v)) in self.g.iter().zip(&self.v).enumerate() {
-            let weight = &layer.block.projections[self.first + i].weight;
-            if i == 0 {
+/// The `len` values that a product is added to: `onto` and, in every row, `bias`; none where there is neither.
+fn beneath(len: usize, onto: Option<&[f32]>, bias: Option<&[f32]>) -> Option<Vec<f32>> {
+    match (onto, bias) {
+        (None, None) => None,
+        (Some(onto), None) => Some(copied(onto)),
+        (None, Some(bias)) => Some(repeated(bias, len)),
+        (Some(onto), Some(bias)) => {
+            let mut sum = copied(onto);
+            add_to_rows(&mut sum, bias);
+            Some(sum)
+        }
+    }
+}
+
+impl Pulled<'_> {
+    /// `Σ g W + mask ∘ (v A)` `(N, in)`, the gradient of the input, added to `onto` where that is given.
+    pub(super) fn input_gradient(&self, layer: &Layer<'_>, onto: Option<&[f32]>) -> Vec<f32> {
+        let mut dx = onto.map_or_else(Vec::new, copied);
+        for (i, Part { number, g, v }) in self.0.iter().enumerate() {
+            let weight = &layer.block.projections[*number].weight;
+            if i == 0 && onto.is_none() {
                 dx = zeros(g.len() / weight.rows() * weight.cols());
             }
             let prepared = Prepared::new(weight.compute(), g, weight.rows());
-            weight.product_transposed_of(&prepared, &mut dx, i > 0);
-            if let Some(factors) = &layer.factors[self.first + i] {
+            weight.product_transposed_of(&prepared, &mut dx, i > 0 || onto.is_some());
+            if let Some(factors) = &layer.factors[*number] {
                 factors.term().add_input_gradient(v, factors.a(), &mut dx, 0);
             }
         }
@@ -191,9 +205,8 @@ impl<const G: usize> Pulled<'_, G> {
     /// again.
     pub(super) fn factor_gradients(&self, layer: &Layer<'_>, x: &[f32], u: &[Vec<f32>; 7]) {
         let Some(gradients) = &layer.pass.gradients else { return };
-        for (i, (g, v)) in self.g.iter().zip(&self.v).enumerate() {
-            let number = self.first + i;
-            let Some(Factors { slot: Slot { term, a, b, .. }, a: of_a, .. }) = &layer.factors[number] else {
+        for Part { number, g, v } in &self.0 {
+            let Some(Factors { slot: Slot { term, a, b, .. }, a: of_a, .. }) = &layer.factors[*number] else {
                 continue;
             };
             let dropped = term.dropped(x, 0);
@@ -201,8 +214,9 @@ impl<const G: usize> Pulled<'_, G> {
                 gradients.sum(a, |da| term.add_a_gradient(v, &dropped, da));
             }
             if b.track_op() {
-                let made = u[number].is_empty().then(|| term.down(&dropped, of_a.values()));
-                gradients.sum(b, |db| term.add_b_gradient(g, made.as_ref().unwrap_or(&u[number]), db));
+                let u = &u[*number];
+                let made = u.is_empty().then(|| term.down(&dropped, of_a.values()));
+                gradients.sum(b, |db| term.add_b_gradient(g, made.as_ref().unwrap_or(u), db));
             }
         }
     }

@@ -90,14 +90,24 @@ fn dropout(config: &mut LoraConfig) {
 
 #[test]
 fn a_pass_is_the_same_in_whole_blocks_and_in_parts() {
-    // qwen2 has biases, qwen3 norms of heads, smollm3 layers without positions, mistral a window.
-    for case in ["llama-all-linear", "qwen2", "qwen3", "smollm3", "mistral"] {
+    // qwen2 has biases, qwen3 norms of heads, smollm3 layers without positions, mistral a window; bert and its kin norms that
+    // come after.
+    let decoders = ["llama-all-linear", "qwen2", "qwen3", "smollm3", "mistral"].map(|case| (case, &ALL[..]));
+    let bert = &["query", "key", "value", "dense"][..];
+    let distilbert = &["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"][..];
+    let encoders = [
+        ("bert-classify", bert),
+        ("bert-tokens", bert),
+        ("roberta-classify", &bert[..3]),
+        ("distilbert-classify", distilbert),
+    ];
+    for (case, all) in decoders.into_iter().chain(encoders) {
         let base = open(case);
         for (name, config) in [
-            ("lora", config(&ALL, |_| {})),
-            ("lora dropout", config(&ALL, dropout)),
-            ("dora", config(&ALL, dora)),
-            ("dora on some", config(&["q_proj", "o_proj", "up_proj", "down_proj"], dora)),
+            ("lora", config(all, |_| {})),
+            ("lora dropout", config(all, dropout)),
+            ("dora", config(all, dora)),
+            ("dora on some", config(&[all[0], all[all.len() - 1]], dora)),
         ] {
             let adapter = moved(&base, config).between_updates();
             let training = adapter.training(17);
@@ -120,26 +130,30 @@ fn a_pass_is_the_same_in_whole_blocks_and_in_parts() {
 
 #[test]
 fn what_a_block_cannot_take_over_is_left_to_its_parts() {
-    let base = open("qwen2");
     let save = |name: &'static str| move |config: &mut LoraConfig| config.modules_to_save = strings(&[name]);
-    for (name, config) in [
-        (
-            "dora dropout",
-            config(&ALL, |c| {
-                dora(c);
-                dropout(c);
-            }),
-        ),
-        ("norm", config(&ALL, save("input_layernorm"))),
-        ("bias", config(&ALL, |c| c.bias = Bias::LoraOnly)),
-    ] {
-        let adapter = moved(&base, config).between_updates();
-        let training = adapter.training(17);
-        let (found, expected) =
-            (passes(&base, &adapter, training), passes_in_parts(&base, &adapter, training));
-        assert_eq!(found.len(), 1 + adapter.params().len(), "{name}");
-        // The same operations: the same bits.
-        assert_eq!(found, expected, "{name}");
+    for (case, all, norm) in
+        [("qwen2", &ALL[..], "input_layernorm"), ("bert-tokens", &["query", "dense"], "LayerNorm")]
+    {
+        let base = open(case);
+        for (name, config) in [
+            (
+                "dora dropout",
+                config(all, |c| {
+                    dora(c);
+                    dropout(c);
+                }),
+            ),
+            ("norm", config(all, save(norm))),
+            ("bias", config(all, |c| c.bias = Bias::LoraOnly)),
+        ] {
+            let adapter = moved(&base, config).between_updates();
+            let training = adapter.training(17);
+            let (found, expected) =
+                (passes(&base, &adapter, training), passes_in_parts(&base, &adapter, training));
+            assert_eq!(found.len(), 1 + adapter.params().len(), "{case}, {name}");
+            // The same operations: the same bits.
+            assert_eq!(found, expected, "{case}, {name}");
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Against the fine-grained operations.
 
+mod other_ways;
+
 use candle_core::Var;
 
 use super::*;
 use crate::testing::{WeightedSum, assert_close, flat, mapped, tensor, values};
-use crate::{Activation, gated, rms_norm, rope, scale_columns};
 use crate::{CacheDtype, CacheRows, Compute, Dropout, Stored, add_bias, attention, decode, encode, linear};
+use crate::{activate, gated, layer_norm, rms_norm, rope, scale_columns};
 
 const HIDDEN: usize = 24;
 const INNER: usize = 40;
@@ -15,6 +17,9 @@ const EPS: f64 = 1e-5;
 #[derive(Clone, Copy)]
 #[expect(clippy::struct_excessive_bools, reason = "what varies from case to case")]
 struct Case {
+    /// Layer norms that come after, gates that open nothing: as in BERT.
+    encoder: bool,
+    causal: bool,
     head_norms: bool,
     biases: bool,
     rotates: bool,
@@ -29,6 +34,8 @@ struct Case {
 }
 
 const PLAIN: Case = Case {
+    encoder: false,
+    causal: true,
     head_norms: false,
     biases: false,
     rotates: true,
@@ -40,32 +47,42 @@ const PLAIN: Case = Case {
     compute: Compute::F32,
 };
 
+const ENCODER: Case =
+    Case { encoder: true, causal: false, biases: true, rotates: false, adapted: 0x3f, ..PLAIN };
+
 fn make(case: Case) -> Arc<Block> {
     let shape = AttentionShape {
         heads: 6,
         kv_heads: 2,
         head_dim: 8,
         scale: 0.35,
-        causal: true,
+        causal: case.causal,
         window: case.window,
         cap: None,
     };
     let (q, k) = (shape.query_width(), shape.key_width());
     let sizes = [(q, HIDDEN), (k, HIDDEN), (k, HIDDEN), (HIDDEN, q)];
-    let sizes = [&sizes[..], &[(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]].concat();
-    let projections = std::array::from_fn(|i| {
+    let sizes = [&sizes[..], &[(INNER, HIDDEN), (HIDDEN, INNER), (INNER, HIDDEN)]].concat();
+    let projection = |i: usize| {
         let (outputs, inputs) = sizes[i];
         let values_of = values(20 + i as u64, outputs * inputs).iter().map(|w| w * 0.4).collect();
         Projection {
             weight: Weight::dense(values_of, outputs, inputs).unwrap().with_compute(case.compute),
             bias: case.biases.then(|| values(40 + i as u64, outputs)),
         }
-    });
+    };
+    let norm = |seed, size| match (values(seed, size), case.encoder) {
+        (gain, false) => Norm::Rms { gain, eps: EPS as f32 },
+        (gain, true) => Norm::Layer { gain, bias: values(seed + 4, size), eps: EPS as f32 },
+    };
+    let norms = [norm(51, HIDDEN), norm(52, HIDDEN)];
     Arc::new(Block {
-        projections,
-        gains: [values(51, HIDDEN), values(52, HIDDEN)],
-        head_gains: case.head_norms.then(|| [values(53, 8), values(54, 8)]),
-        eps: EPS as f32,
+        projections: (0..if case.encoder { 6 } else { 7 }).map(projection).collect(),
+        norms: if case.encoder { Norms::After(norms) } else { Norms::Before(norms) },
+        head_norms: case
+            .head_norms
+            .then(|| [53, 54].map(|seed| Norm::Rms { gain: values(seed, 8), eps: EPS as f32 })),
+        activation: if case.encoder { Activation::Gelu } else { Activation::Silu },
         shape,
         rotates: case.rotates,
     })
@@ -93,7 +110,18 @@ fn in_parts(
     adapted: &[Option<Adapted<'_>>; 7],
 ) -> Result<Tensor> {
     let vector = |values: &[f32]| Tensor::new(values, &Device::Cpu);
-    let norm = |x: &Tensor, gain: &[f32]| rms_norm(x, &vector(gain)?, EPS);
+    let norm = |x: &Tensor, norm: &Norm| match norm {
+        Norm::Rms { gain, .. } => rms_norm(x, &vector(gain)?, EPS),
+        Norm::Layer { gain, bias, .. } => layer_norm(x, &vector(gain)?, Some(&vector(bias)?), EPS),
+    };
+    let before = |i: usize, x: &Tensor| match &block.norms {
+        Norms::Before(norms) => norm(x, &norms[i]),
+        Norms::After(_) => Ok(x.clone()),
+    };
+    let after = |i: usize, sum: Tensor| match &block.norms {
+        Norms::Before(_) => Ok(sum),
+        Norms::After(norms) => norm(&sum, &norms[i]),
+    };
     let project = |i: usize, x: &Tensor| {
         let Projection { weight, bias } = &block.projections[i];
         let bias = bias.as_deref().map(vector).transpose()?;
@@ -104,18 +132,24 @@ fn in_parts(
         let y = scale_columns(&linear(x, weight, None, low_rank)?, gain)?;
         bias.map_or_else(|| Ok(y.clone()), |bias| add_bias(&y, &bias))
     };
-    let normed = norm(x, &block.gains[0])?;
-    let (mut q, mut k, v) = (project(0, &normed)?, project(1, &normed)?, project(2, &normed)?);
-    if let Some([q_gain, k_gain]) = &block.head_gains {
-        (q, k) = (norm(&q, q_gain)?, norm(&k, k_gain)?);
+    let read = before(0, x)?;
+    let (mut q, mut k, v) = (project(0, &read)?, project(1, &read)?, project(2, &read)?);
+    if let Some([q_norm, k_norm]) = &block.head_norms {
+        (q, k) = (norm(&q, q_norm)?, norm(&k, k_norm)?);
     }
     if block.rotates {
         let size = block.shape.head_dim;
         (q, k) = (rope(&q, &pass.rope, size)?, rope(&k, &pass.rope, size)?);
     }
-    let middle = (x + project(3, &attention(&q, &k, &v, &pass.segments, block.shape)?)?)?;
-    let normed = norm(&middle, &block.gains[1])?;
-    &middle + project(6, &gated(&project(4, &normed)?, &project(5, &normed)?, Activation::Silu)?)?
+    let middle = after(0, (x + project(O, &attention(&q, &k, &v, &pass.segments, block.shape)?)?)?)?;
+    let read = before(1, &middle)?;
+    let gate = project(GATE, &read)?;
+    let inner = if block.is_gated() {
+        gated(&gate, &project(UP, &read)?, block.activation)?
+    } else {
+        activate(&gate, block.activation)?
+    };
+    after(1, (&middle + project(DOWN, &inner)?)?)
 }
 
 /// The value, and the gradients of x, of the factors and of the gains, where there are any.
@@ -129,7 +163,7 @@ fn run(
     let x = Var::from_tensor(&tensor(1, &[rows, HIDDEN])).unwrap();
     let parameters: Vec<[Var; 3]> = (0..7)
         .map(|i| {
-            let Projection { weight, .. } = &block.projections[i];
+            let Projection { weight, .. } = block.projections.get(i).unwrap_or(&block.projections[GATE]);
             let (rank, seed) = (2 + i % 3, 70 + 3 * i as u64);
             let shapes: [&[usize]; 3] = [&[rank, weight.cols()], &[weight.rows(), rank], &[weight.rows()]];
             [0, 1, 2].map(|j| Var::from_tensor(&tensor(seed + j as u64, shapes[j])).unwrap())
@@ -184,6 +218,9 @@ fn value_and_gradients_are_those_of_the_single_operations() {
         Case { biases: true, window: Some(4), ..PLAIN },
         Case { dropout: 0.3, ..PLAIN },
         Case { head_norms: true, biases: true, window: Some(3), dropout: 0.5, ..PLAIN },
+        ENCODER,
+        Case { dropout: 0.3, biases: false, ..ENCODER },
+        Case { head_norms: true, rotates: true, ..ENCODER },
     ] {
         check(case, LENGTHS, 1e-5);
     }
@@ -194,6 +231,7 @@ fn any_part_may_be_frozen() {
     for adapted in [0, 0b101, 0b111, 0b1000, 0b11_0000, 0b100_0000, 0b101_1010] {
         for track_x in [true, false] {
             check(Case { adapted, track_x, dropout: 0.2, ..PLAIN }, LENGTHS, 1e-5);
+            check(Case { adapted: adapted & 0x3f, track_x, dropout: 0.2, ..ENCODER }, LENGTHS, 1e-5);
         }
     }
 }
@@ -207,6 +245,7 @@ fn gains_scale_all_but_bias_and_residual() {
         Case { head_norms: true, biases: true, window: Some(3), ..all },
         Case { gained: 0b010_1001, biases: true, dropout: 0.3, ..all },
         Case { gained: 0b101_0110, adapted: 0b101_0111, track_x: false, ..all },
+        Case { gained: 0x3f, ..ENCODER },
     ] {
         check(case, LENGTHS, 1e-5);
     }
@@ -286,115 +325,12 @@ fn what_does_not_fit_is_refused() {
     let mut other = (*good).clone();
     other.projections[2].weight = other.projections[2].weight.clone().with_compute(Compute::Bf16);
     assert!(refused(other, HIDDEN, LENGTHS).contains("projection 2"));
-    let gains = [values(1, HIDDEN), values(1, 3)];
-    assert!(refused(Block { gains, ..(*good).clone() }, HIDDEN, LENGTHS).contains("gains"));
-    let head_gains = Some([values(1, 8), values(1, 7)]);
-    assert!(refused(Block { head_gains, ..(*good).clone() }, HIDDEN, LENGTHS).contains("gains"));
-}
-
-/// Two sequences of 40 and 7 tokens in several passes: rows of the first and of the second in each.
-const PASSES: [[Range<usize>; 2]; 4] =
-    [[0..34, 40..40], [34..35, 40..43], [35..36, 43..44], [36..40, 44..47]];
-
-fn in_passes(x: &Tensor, block: &Block, whole: &BlockPass, adapted: &[Option<Adapted<'_>>; 7]) -> Vec<f32> {
-    let mut caches = [(); 4].map(|()| CacheRows::new(block.shape.key_width(), CacheDtype::F32));
-    let [ak, av, bk, bv] = &mut caches;
-    let mut found = vec![0.0; x.elem_count()];
-    let width = block.projections[0].weight.cols();
-    for [a, b] in PASSES {
-        let rows: Vec<usize> = a.clone().chain(b).collect();
-        let pick = |values: &[f32], width: usize| -> Vec<f32> {
-            rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]).copied().collect()
-        };
-        let RopeTable { cos, sin, half } = &*whole.rope;
-        let rope = Arc::new(RopeTable { cos: pick(cos, *half), sin: pick(sin, *half), half: *half });
-        let segments = [0..a.len(), a.len()..rows.len()].into();
-        let part = BlockPass { segments, rope, ..whole.clone() };
-        let x = Tensor::from_vec(pick(&flat(x), width), (rows.len(), width), &Device::Cpu).unwrap();
-        let mut pairs = [(&mut *ak, &mut *av), (&mut *bk, &mut *bv)];
-        let y = flat(&block_cached(&x, block, &part, adapted, &mut pairs).unwrap());
-        for (row, y) in rows.iter().zip(y.chunks_exact(width)) {
-            found[row * width..(row + 1) * width].copy_from_slice(y);
-        }
-    }
-    found
-}
-
-#[test]
-fn caches_give_what_one_pass_gives() {
-    for (case, tolerance) in [
-        (Case { adapted: 0x55, biases: true, ..PLAIN }, 1e-5),
-        (Case { head_norms: true, window: Some(4), ..PLAIN }, 1e-5),
-        (Case { rotates: false, adapted: 0, ..PLAIN }, 1e-5),
-        (Case { biases: true, gained: 0x7f, ..PLAIN }, 1e-5),
-        // Where sums of another order fall on the other side of a rounding to bf16.
-        (Case { compute: Compute::Bf16, ..PLAIN }, 1e-2),
-    ] {
-        let pass = pass(&[40, 7], false);
-        run(case, &pass, |x, block, adapted| {
-            let whole = super::block(x, &Arc::new(block.clone()), &pass, adapted)?;
-            let expected: Vec<f64> = flat(&whole).into_iter().map(f64::from).collect();
-            assert_close("y", &in_passes(x, block, &pass, adapted), &expected, tolerance);
-            Ok(whole)
-        });
-    }
-}
-
-/// A block of 256 columns whose weights are `stored`, and the same one with the values that those stand for.
-fn quantised(stored: Stored, compute: Compute) -> [Block; 2] {
-    let (hidden, inner) = (256, 512);
-    let shape = AttentionShape {
-        heads: 8,
-        kv_heads: 2,
-        head_dim: 32,
-        scale: 0.2,
-        window: None,
-        cap: None,
-        causal: true,
-    };
-    let (q, k) = (shape.query_width(), shape.key_width());
-    let sizes = [(q, hidden), (k, hidden), (k, hidden), (hidden, q)];
-    let sizes = [&sizes[..], &[(inner, hidden), (inner, hidden), (hidden, inner)]].concat();
-    let weights = std::array::from_fn(|i| {
-        let (rows, cols) = sizes[i];
-        let small: Vec<f32> = values(20 + i as u64, rows * cols).iter().map(|w| w * 0.1).collect();
-        let mut bytes = vec![0; stored.bytes(small.len()).unwrap()];
-        assert!(encode(&small, stored, &mut bytes));
-        let mut exact = vec![0.0; small.len()];
-        decode(&bytes, stored, &mut exact);
-        let file = mapped(&format!("{stored:?}-{i}"), &bytes);
-        let lying = Weight::mapped(file, 0, stored, rows, cols).unwrap();
-        [lying, Weight::dense(exact, rows, cols).unwrap()].map(|weight| weight.with_compute(compute))
-    });
-    [0, 1].map(|which| Block {
-        projections: weights
-            .each_ref()
-            .map(|both: &[Weight; 2]| Projection { weight: both[which].clone(), bias: None }),
-        gains: [values(51, hidden), values(52, hidden)],
-        head_gains: None,
-        eps: EPS as f32,
-        shape,
-        rotates: true,
-    })
-}
-
-#[test]
-fn quantised_blocks_give_what_their_values_give() {
-    let (a, b) = (tensor(71, &[3, 256]), tensor(72, &[512, 3]));
-    let x = tensor(1, &[47, 256]);
-    for stored in [Stored::Q8_0, Stored::Q4_0, Stored::Q4_K, Stored::Q5_K, Stored::Q6_K] {
-        for (compute, tolerance) in [(Compute::F32, 1e-5), (Compute::Bf16, 1e-2)] {
-            let [lying, exact] = quantised(stored, compute);
-            let low_rank = LowRank { a: &a, b: &b, scaling: 0.1, dropout: None };
-            let mut adapted = [const { None }; 7];
-            adapted[4] = Some(Adapted { low_rank, gain: None });
-            let pass = pass(&[40, 7], false);
-            let expected = flat(&in_parts(&x, &exact, &pass, &adapted).unwrap());
-            let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-            let what = format!("{stored:?} {compute:?}");
-            assert_close(&what, &in_passes(&x, &lying, &pass, &adapted), &expected, tolerance);
-            let whole = super::block(&x, &Arc::new(lying), &pass, &adapted).unwrap();
-            assert_close(&what, &flat(&whole), &expected, tolerance);
-        }
-    }
+    let mut few = (*good).clone();
+    few.projections.truncate(5);
+    assert!(refused(few, HIDDEN, LENGTHS).contains("5 projections"));
+    let norm = |size| Norm::Layer { gain: values(1, HIDDEN), bias: values(1, size), eps: 0.0 };
+    let norms = Norms::After([norm(HIDDEN), norm(3)]);
+    assert!(refused(Block { norms, ..(*good).clone() }, HIDDEN, LENGTHS).contains("norms"));
+    let head_norms = Some([8, 7].map(|size| Norm::Rms { gain: values(1, size), eps: 0.0 }));
+    assert!(refused(Block { head_norms, ..(*good).clone() }, HIDDEN, LENGTHS).contains("norms"));
 }

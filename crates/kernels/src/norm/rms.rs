@@ -4,7 +4,9 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use crate::buffers::{copied, zeros};
 use crate::operand::{Held, gradient, output, values};
-use crate::{parts, pool, vector};
+use crate::{parts, vector};
+
+use super::Normalise;
 
 const OP: &str = "rms_norm";
 
@@ -21,60 +23,46 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
     x.apply_op2(gain, RmsNorm { eps: eps as f32 })
 }
 
-/// Normalises every run of `gain`'s length in `x`, into `y`.
-pub(crate) fn normalise(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
-    let norm = RmsNorm { eps };
-    let size = gain.len();
-    let chunk = parts::rows_per_task(size) * size;
-    pool::for_each_chunk(y, chunk, |i, y| {
-        for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
-            norm.normalise(x, gain, y);
-        }
-    });
+/// The norm with its gain.
+pub(super) struct Rms<'a> {
+    pub(super) gain: &'a [f32],
+    pub(super) eps: f32,
 }
 
-/// Turns `g`, the gradient of a norm's result, into that of its input `x`.
-pub(crate) fn pull_back(x: &[f32], gain: &[f32], eps: f32, g: &mut [f32]) {
-    let norm = RmsNorm { eps };
-    let size = gain.len();
-    let chunk = parts::rows_per_task(size) * size;
-    pool::for_each_chunk(g, chunk, |i, g| {
-        for (g, x) in g.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
-            norm.pull_back(x, gain, g);
-        }
-    });
-}
-
-/// [`pull_back`], and `g += rest`: the gradient of `x` where `x` goes on beside the norm.
-pub(crate) fn pull_back_beside(x: &[f32], gain: &[f32], eps: f32, (g, rest): (&mut [f32], &[f32])) {
-    let norm = RmsNorm { eps };
-    let size = gain.len();
-    let chunk = parts::rows_per_task(size) * size;
-    pool::for_each_chunk(g, chunk, |i, g| {
-        let rows = x[i * chunk..].chunks_exact(size).zip(rest[i * chunk..].chunks_exact(size));
-        for (g, (x, rest)) in g.chunks_exact_mut(size).zip(rows) {
-            norm.pull_back(x, gain, g);
-            vector::axpy(1.0, rest, g);
-        }
-    });
-}
-
-struct RmsNorm {
-    eps: f32,
-}
-
-impl RmsNorm {
+impl Rms<'_> {
     /// `1 / sqrt(mean(x²) + eps)`.
     fn inverse(&self, x: &[f32]) -> f32 {
         1.0 / (vector::dot(x, x) / x.len() as f32 + self.eps).sqrt()
     }
 
-    fn normalise(&self, x: &[f32], gain: &[f32], y: &mut [f32]) {
+    /// `Σ g⊙x r`.
+    fn gain_gradient(&self, x: &[f32], g: &[f32]) -> Vec<f32> {
+        let size = self.gain.len();
+        let chunk = parts::rows_per_task(size) * size;
+        parts::column_sums(x.len().div_ceil(chunk), size, |i, sums| {
+            let end = x.len().min((i + 1) * chunk);
+            let rows = x[i * chunk..end].chunks_exact(size).zip(g[i * chunk..end].chunks_exact(size));
+            for (x, g) in rows {
+                let inverse = self.inverse(x);
+                for ((s, x), g) in sums.iter_mut().zip(x).zip(g) {
+                    *s += g * x * inverse;
+                }
+            }
+        })
+    }
+}
+
+impl Normalise for Rms<'_> {
+    fn size(&self) -> usize {
+        self.gain.len()
+    }
+
+    fn row(&self, x: &[f32], y: &mut [f32]) {
         let inverse = self.inverse(x);
         vector::wide(
             #[inline(always)]
             || {
-                for ((y, x), w) in y.iter_mut().zip(x).zip(gain) {
+                for ((y, x), w) in y.iter_mut().zip(x).zip(self.gain) {
                     *y = x * inverse * w;
                 }
             },
@@ -82,12 +70,12 @@ impl RmsNorm {
     }
 
     /// With `r = 1/sqrt(mean(x²) + eps)`, `g` becomes `r (g⊙w - x r² mean(g⊙w⊙x))`.
-    fn pull_back(&self, x: &[f32], gain: &[f32], g: &mut [f32]) {
+    fn pull_back_row(&self, x: &[f32], g: &mut [f32], _: &mut Vec<f32>) {
         let inverse = self.inverse(x);
         vector::wide(
             #[inline(always)]
             || {
-                for (g, w) in g.iter_mut().zip(gain) {
+                for (g, w) in g.iter_mut().zip(self.gain) {
                     *g *= w;
                 }
             },
@@ -102,20 +90,10 @@ impl RmsNorm {
             },
         );
     }
+}
 
-    fn gain_gradient(&self, x: &[f32], size: usize, g: &[f32]) -> Vec<f32> {
-        let chunk = parts::rows_per_task(size) * size;
-        parts::column_sums(x.len().div_ceil(chunk), size, |i, sums| {
-            let end = x.len().min((i + 1) * chunk);
-            let rows = x[i * chunk..end].chunks_exact(size).zip(g[i * chunk..end].chunks_exact(size));
-            for (x, g) in rows {
-                let inverse = self.inverse(x);
-                for ((s, x), g) in sums.iter_mut().zip(x).zip(g) {
-                    *s += g * x * inverse;
-                }
-            }
-        })
-    }
+struct RmsNorm {
+    eps: f32,
 }
 
 impl CustomOp2 for RmsNorm {
@@ -132,11 +110,10 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, gain) = (values(OP, s1, l1)?, values(OP, s2, l2)?);
         let mut y = zeros(x.len());
-        normalise(x, gain, self.eps, &mut y);
+        Rms { gain, eps: self.eps }.normalise(x, &mut y);
         Ok(output(y, l1.shape()))
     }
 
-    /// With `r = 1/sqrt(mean(x²) + eps)`: `dx = r (g⊙w - x r² mean(g⊙w⊙x))`, `dw = Σ g⊙x r`.
     fn bwd(
         &self,
         x: &Tensor,
@@ -146,14 +123,14 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let g = g.contiguous()?;
         let (xs, gains, gs) = (Held::new(OP, x)?, Held::new(OP, gain)?, Held::new(OP, &g)?);
-        let [x_values, gain_values, g] = [xs.values(), gains.values(), gs.values()];
+        let (norm, xs, gs) = (Rms { gain: gains.values(), eps: self.eps }, xs.values(), gs.values());
         Ok((
             gradient(x, || {
-                let mut dx = copied(g);
-                pull_back(x_values, gain_values, self.eps, &mut dx);
+                let mut dx = copied(gs);
+                norm.pull_back(xs, &mut dx);
                 dx
             })?,
-            gradient(gain, || self.gain_gradient(x_values, gain_values.len(), g))?,
+            gradient(gain, || norm.gain_gradient(xs, gs))?,
         ))
     }
 }

@@ -2,9 +2,11 @@
 
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
-use crate::buffers::zeros;
+use crate::buffers::{copied, zeros};
 use crate::operand::{Held, gradient, output, values};
-use crate::{parts, pool, vector};
+use crate::{parts, vector};
+
+use super::Normalise;
 
 const OP: &str = "layer_norm";
 
@@ -28,18 +30,25 @@ pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f64) ->
     }
 }
 
-struct LayerNorm {
-    eps: f32,
+/// The norm with its gain and bias.
+pub(super) struct Layer<'a> {
+    pub(super) gain: &'a [f32],
+    pub(super) bias: &'a [f32],
+    pub(super) eps: f32,
 }
 
-impl LayerNorm {
+impl Layer<'_> {
     /// `(x - mean) r` into `y`, with `r = 1/sqrt(var + eps)`, which it returns.
     fn standardise(&self, x: &[f32], y: &mut [f32]) -> f32 {
         let size = x.len() as f32;
         let mean = vector::sum(x) / size;
         vector::wide(
             #[inline(always)]
-            || y.iter_mut().zip(x).for_each(|(y, x)| *y = x - mean),
+            || {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = x - mean;
+                }
+            },
         );
         let inverse = 1.0 / (vector::dot(y, y) / size + self.eps).sqrt();
         vector::wide(
@@ -49,53 +58,9 @@ impl LayerNorm {
         inverse
     }
 
-    fn forward(&self, x: &[f32], gain: &[f32], bias: &[f32]) -> Vec<f32> {
-        let size = gain.len();
-        let chunk = parts::rows_per_task(size) * size;
-        let mut y = zeros(x.len());
-        pool::for_each_chunk(&mut y, chunk, |i, y| {
-            for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
-                self.standardise(x, y);
-                vector::wide(
-                    #[inline(always)]
-                    || {
-                        for ((y, w), b) in y.iter_mut().zip(gain).zip(bias) {
-                            *y = *y * w + b;
-                        }
-                    },
-                );
-            }
-        });
-        y
-    }
-
-    /// With `z` the standardised row: `dx = r (g⊙w - mean(g⊙w) - z mean(g⊙w⊙z))`.
-    fn input_gradient(&self, x: &[f32], gain: &[f32], g: &[f32]) -> Vec<f32> {
-        let size = gain.len();
-        let chunk = parts::rows_per_task(size) * size;
-        let mut dx = zeros(x.len());
-        pool::for_each_chunk(&mut dx, chunk, |i, dx| {
-            let mut z = vec![0.0; size];
-            let rows = x[i * chunk..].chunks_exact(size).zip(g[i * chunk..].chunks_exact(size));
-            for (dx, (x, g)) in dx.chunks_exact_mut(size).zip(rows) {
-                let inverse = self.standardise(x, &mut z);
-                vector::wide(
-                    #[inline(always)]
-                    || dx.iter_mut().zip(g).zip(gain).for_each(|((d, g), w)| *d = g * w),
-                );
-                let mean = vector::sum(dx) / size as f32;
-                let along = vector::dot(dx, &z) / size as f32;
-                vector::wide(
-                    #[inline(always)]
-                    || dx.iter_mut().zip(&z).for_each(|(d, z)| *d = inverse * (*d - mean - z * along)),
-                );
-            }
-        });
-        dx
-    }
-
     /// `Σ g⊙z`.
-    fn gain_gradient(&self, x: &[f32], size: usize, g: &[f32]) -> Vec<f32> {
+    fn gain_gradient(&self, x: &[f32], g: &[f32]) -> Vec<f32> {
+        let size = self.gain.len();
         let chunk = parts::rows_per_task(size) * size;
         parts::column_sums(x.len().div_ceil(chunk), size, |i, sums| {
             let mut z = vec![0.0; size];
@@ -108,6 +73,48 @@ impl LayerNorm {
     }
 }
 
+impl Normalise for Layer<'_> {
+    fn size(&self) -> usize {
+        self.gain.len()
+    }
+
+    fn row(&self, x: &[f32], y: &mut [f32]) {
+        self.standardise(x, y);
+        vector::wide(
+            #[inline(always)]
+            || {
+                for ((y, w), b) in y.iter_mut().zip(self.gain).zip(self.bias) {
+                    *y = *y * w + b;
+                }
+            },
+        );
+    }
+
+    /// With `z` the standardised row, `g` becomes `r (g⊙w - mean(g⊙w) - z mean(g⊙w⊙z))`.
+    fn pull_back_row(&self, x: &[f32], g: &mut [f32], z: &mut Vec<f32>) {
+        z.resize(x.len(), 0.0);
+        let inverse = self.standardise(x, z);
+        vector::wide(
+            #[inline(always)]
+            || {
+                for (g, w) in g.iter_mut().zip(self.gain) {
+                    *g *= w;
+                }
+            },
+        );
+        let mean = vector::sum(g) / x.len() as f32;
+        let along = vector::dot(g, z) / x.len() as f32;
+        vector::wide(
+            #[inline(always)]
+            || {
+                for (g, z) in g.iter_mut().zip(&*z) {
+                    *g = inverse * (*g - mean - z * along);
+                }
+            },
+        );
+    }
+}
+
 /// `Σ g`.
 fn bias_gradient(size: usize, g: &[f32]) -> Vec<f32> {
     let chunk = parts::rows_per_task(size) * size;
@@ -116,6 +123,10 @@ fn bias_gradient(size: usize, g: &[f32]) -> Vec<f32> {
             vector::axpy(1.0, g, sums);
         }
     })
+}
+
+struct LayerNorm {
+    eps: f32,
 }
 
 impl CustomOp3 for LayerNorm {
@@ -133,7 +144,9 @@ impl CustomOp3 for LayerNorm {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, gain, bias) = (values(OP, s1, l1)?, values(OP, s2, l2)?, values(OP, s3, l3)?);
-        Ok(output(self.forward(x, gain, bias), l1.shape()))
+        let mut y = zeros(x.len());
+        Layer { gain, bias, eps: self.eps }.normalise(x, &mut y);
+        Ok(output(y, l1.shape()))
     }
 
     fn bwd(
@@ -145,11 +158,16 @@ impl CustomOp3 for LayerNorm {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let g = g.contiguous()?;
-        let held = [Held::new(OP, x)?, Held::new(OP, gain)?, Held::new(OP, &g)?];
-        let [xs, gains, gs] = held.each_ref().map(Held::values);
+        let held = [Held::new(OP, x)?, Held::new(OP, gain)?, Held::new(OP, bias)?, Held::new(OP, &g)?];
+        let [xs, gains, biases, gs] = held.each_ref().map(Held::values);
+        let norm = Layer { gain: gains, bias: biases, eps: self.eps };
         Ok((
-            gradient(x, || self.input_gradient(xs, gains, gs))?,
-            gradient(gain, || self.gain_gradient(xs, gains.len(), gs))?,
+            gradient(x, || {
+                let mut dx = copied(gs);
+                norm.pull_back(xs, &mut dx);
+                dx
+            })?,
+            gradient(gain, || norm.gain_gradient(xs, gs))?,
             gradient(bias, || bias_gradient(gains.len(), gs))?,
         ))
     }
