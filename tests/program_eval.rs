@@ -8,7 +8,7 @@ use taper_train::{DataFiles, DataOptions, DataSet, Split, evaluate};
 use crate::program_train::colours;
 use crate::support::{Room, keys, open, taper, taper_on};
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "task",
     "model",
     "adapter",
@@ -16,11 +16,15 @@ const KEYS: [&str; 11] = [
     "tokens",
     "loss",
     "perplexity",
+    "bits_per_byte",
     "metrics",
     "seconds",
     "tokens_per_s",
     "peak_rss_bytes",
 ];
+
+/// Bytes of the answers of the test rows: "red" and "yellow".
+const SPELT: usize = 9;
 
 #[test]
 fn eval_prints_one_object_with_the_librarys_numbers() {
@@ -53,6 +57,8 @@ fn eval_prints_one_object_with_the_librarys_numbers() {
             expected.loss
         );
         assert!((eval["perplexity"].as_f64().expect("a number") - loss.exp()).abs() < 1e-6 * loss.exp());
+        let bits = f64::from(expected.tokens as u32) * loss / (SPELT as f64 * std::f64::consts::LN_2);
+        assert!((eval["bits_per_byte"].as_f64().expect("a number") - bits).abs() < 1e-6 * bits);
         assert!(eval["peak_rss_bytes"].as_u64() > Some(1 << 20) && eval["seconds"].as_f64() > Some(0.0));
         assert!(eval["metrics"].is_object());
     }

@@ -1,9 +1,9 @@
-//! `taper eval`: loss, perplexity and metrics of the answers of a base and of adapters on a data set.
+//! `taper eval`: loss, perplexity, bits per byte and metrics of the answers of a base and of adapters on a data set.
 
 use clap::Args;
 use serde_json::{Value, json};
 use taper_base::{Adapter, Base};
-use taper_train::metrics::Score;
+use taper_train::metrics::{Score, bits_per_byte};
 use taper_train::{Asked, DataFiles, DataSet, Evaluation, Split, Task, evaluate};
 
 use super::data::ReadingArgs;
@@ -63,8 +63,9 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         let found = evaluate(&*base.model, adapter, &set.examples, args.micro_batch_tokens)?;
         Ok(Evaluation { metrics: asked.scores(&base, adapter, &set)?, ..found })
     };
+    let bytes = learned_bytes(&base, &set)?;
     if args.json {
-        return print(as_json(&base, &adapters, measure)?);
+        return print(as_json((&base, bytes), &adapters, measure)?);
     }
     let mut found = vec![("base", measure(&())?)];
     for loaded in &adapters {
@@ -72,9 +73,10 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     }
     let mut head = vec!["", "examples", "labels", "loss"];
     head.extend(found[0].1.perplexity.map(|_| "perplexity"));
+    head.extend(bytes.map(|_| "bits/byte"));
     head.push("labels/s");
     let mut rows = vec![head.into_iter().map(ToOwned::to_owned).collect()];
-    rows.extend(found.iter().map(|(name, found)| row(name, found)));
+    rows.extend(found.iter().map(|(name, found)| row(name, found, bytes)));
     print(table(&rows))?;
     if found[0].1.metrics.is_empty() {
         return Ok(());
@@ -97,10 +99,30 @@ fn most_tokens(base: &Base) -> Option<usize> {
     base.task.labels().map(|_| base.model.sizes().max_position_embeddings)
 }
 
-fn row(name: &str, found: &Evaluation) -> Vec<String> {
+/// Bytes of the text that the labels spell; none where they are no text.
+fn learned_bytes(base: &Base, set: &DataSet) -> anyhow::Result<Option<usize>> {
+    if base.task.labels().is_some() {
+        return Ok(None);
+    }
+    let mut bytes = 0;
+    for example in &set.examples {
+        for span in example.spans() {
+            bytes += base.tokenizer.decode(&example.tokens[span.clone()])?.len();
+        }
+    }
+    Ok((bytes > 0).then_some(bytes))
+}
+
+/// The loss of all labels per byte of what they spell.
+fn per_byte(found: &Evaluation, bytes: usize) -> f64 {
+    bits_per_byte(found.loss * found.tokens as f64, bytes)
+}
+
+fn row(name: &str, found: &Evaluation, bytes: Option<usize>) -> Vec<String> {
     let mut cells =
         vec![name.to_owned(), count(found.examples), count(found.tokens), format!("{:.4}", found.loss)];
     cells.extend(found.perplexity.map(|perplexity| format!("{perplexity:.3}")));
+    cells.extend(bytes.map(|bytes| format!("{:.3}", per_byte(found, bytes))));
     cells.push(format!("{:.0}", found.tokens_per_s));
     cells
 }
@@ -128,7 +150,7 @@ fn cell(score: &Score) -> String {
 
 /// One object for the base or the one adapter; a list of them under `results` for several.
 fn as_json<E>(
-    base: &Base,
+    (base, bytes): (&Base, Option<usize>),
     adapters: &[Loaded],
     measure: impl Fn(&dyn Adapter) -> Result<Evaluation, E>,
 ) -> Result<Value, E> {
@@ -145,6 +167,7 @@ fn as_json<E>(
             "tokens": found.tokens,
             "loss": found.loss,
             "perplexity": found.perplexity,
+            "bits_per_byte": bytes.map(|bytes| per_byte(&found, bytes)),
             "metrics": found.metrics,
             "seconds": found.seconds,
             "tokens_per_s": found.tokens_per_s,
