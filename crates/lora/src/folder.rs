@@ -43,6 +43,7 @@ impl LoraAdapter {
             folder.skip_copy(&format!("{head}.weight"), &format!("{embedding}.weight"))?;
         }
         folder.skip_base_copies(base, &mut warnings)?;
+        folder.skip_inner_names();
         adapter.params = folder.finish(&adapter)?;
         adapter.warnings.splice(0..0, warnings);
         Ok(if trainable { adapter } else { adapter.frozen() })
@@ -156,6 +157,18 @@ impl Folder {
             self.left.remove(&key);
         }
         Ok(())
+    }
+
+    /// Passes over what PEFT writes of a module in `modules_to_save` under the names that its parts have inside the wrapper,
+    /// as it does of biases under `bias: all`. PEFT reads the plain name, and computes nothing with the others.
+    fn skip_inner_names(&mut self) {
+        let names = &self.names;
+        self.left.retain(|key| {
+            !["modules_to_save", "original_module"].iter().any(|inner| {
+                let plain = key.replace(&format!(".{inner}."), ".");
+                plain != *key && names.contains_key(&plain)
+            })
+        });
     }
 
     /// The trainable parameters, unless something is wrong.

@@ -176,6 +176,27 @@ fn copies_of_the_bases_weights_are_passed_over() {
 }
 
 #[test]
+fn inner_names_of_a_module_that_is_saved_as_well_are_passed_over() {
+    let toy = Toy::new(false);
+    let (_, config) = configs().into_iter().find(|(_, c)| !c.modules_to_save.is_empty()).unwrap();
+    let adapter = toy.trained(&config);
+    let dir = saved(&adapter);
+    let key = adapter.tensors().keys().find(|key| !key.contains("lora_")).unwrap();
+    let (module, name) = key.rsplit_once('.').unwrap();
+    rewrite(dir.path(), &adapter, |tensors| {
+        // The values of these mean nothing.
+        tensors.insert(format!("{module}.modules_to_save.{name}"), tensor(1, &[2]));
+        tensors.insert(format!("{module}.original_module.{name}"), tensor(2, &[2]));
+    });
+    let loaded = LoraAdapter::load(dir.path(), toy.modules()).unwrap();
+    assert_eq!(toy.logits(&loaded), toy.logits(&adapter.frozen()));
+    rewrite(dir.path(), &adapter, |tensors| {
+        tensors.insert("model.other.original_module.bias".to_owned(), tensor(2, &[2]));
+    });
+    assert!(load_error(dir.path(), &toy).contains("1 unexpected"));
+}
+
+#[test]
 fn half_precision_is_widened() {
     let (toy, adapter) = lora();
     let dir = saved(&adapter);
