@@ -5,7 +5,7 @@ mod load;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Activation, Adapted, AttentionShape, BlockPass, Columns, RopeTable, columns};
+use taper_kernels::{Activation, AttentionShape, Columns, Link, RopeTable, block_cached, blocks, columns};
 
 use crate::pass::{Pass, with_caches};
 use crate::rope::Rope;
@@ -168,7 +168,7 @@ impl Network for Decoder {
 
     /// With query width Q = H·E, key width K = K·E and feed-forward width F, a block keeps:
     ///
-    /// - `2 (D + Q + K + F)` as one operation (`taper-kernels`, `block`);
+    /// - `2 (D + Q + K + F)` as one operation (`taper-kernels`, `blocks`);
     /// - `6 D + 3 Q + 3 K + 3 F` operation by operation: two norms, two projections back to D, two sums; q before and after
     ///   its rotation, and what was attended; k likewise, and v; gate, up, and their product; and Q + K more where heads are
     ///   normalised, 2 D where what is added is, Q + 2 K + 2 F where projections are fused.
@@ -201,41 +201,42 @@ impl Decoder {
         if let Some(scale) = self.config.embed_scale {
             x = (x * scale)?;
         }
+        let mut links = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             let rope = block.attention.rope.map(|i| &ropes[i]);
-            x = block.forward(layer, &x, rope, &mut pass)?;
+            let Some(link) = block.link(layer, rope, &pass)? else {
+                x = blocks(&x, &std::mem::take(&mut links))?;
+                x = block.in_parts(layer, &x, rope, &mut pass)?;
+                continue;
+            };
+            if pass.caches.is_empty() {
+                links.push(link);
+            } else {
+                let mut caches: Vec<_> = pass.caches.iter_mut().map(|cache| cache.layer_mut(layer)).collect();
+                x = block_cached(&x, &link, &mut caches)?;
+            }
         }
+        x = blocks(&x, &links)?;
         self.norm.forward(&x, adapter)
     }
 }
 
 impl Block {
-    /// `x` `(N, D)` to `(N, D)`: in one operation, where block and adapter allow it.
-    fn forward(
+    /// The block as a part of one operation, where it and the adapter allow that.
+    fn link<'a>(
         &self,
         layer: usize,
-        x: &Tensor,
         rope: Option<&Arc<RopeTable>>,
-        pass: &mut Pass<'_, '_>,
-    ) -> Result<Tensor> {
-        let Some(fused) = &self.fused else { return self.in_parts(layer, x, rope, pass) };
-        let Some(adapted) = self.adapted(pass.adapter)? else { return self.in_parts(layer, x, rope, pass) };
-        let (segments, rope) = (pass.segments.clone(), rope.cloned().unwrap_or_default());
-        let recompute = layer < pass.adapter.recomputed_blocks();
-        let shared = BlockPass { segments, rope, recompute, gradients: pass.adapter.gradients().cloned() };
-        if pass.caches.is_empty() {
-            return taper_kernels::block(x, fused, &shared, &adapted);
-        }
-        let mut caches: Vec<_> = pass.caches.iter_mut().map(|cache| cache.layer_mut(layer)).collect();
-        taper_kernels::block_cached(x, fused, &shared, &adapted, &mut caches)
-    }
-
-    /// See [`whole::adapted`].
-    fn adapted<'a>(&self, adapter: &'a dyn Adapter) -> Result<Option<[Option<Adapted<'a>>; 7]>> {
-        let Some(layers) = projections(&self.attention, &self.mlp) else { return Ok(None) };
+        pass: &Pass<'a, '_>,
+    ) -> Result<Option<Link<'a>>> {
+        let (Some(fused), Some(layers)) = (&self.fused, projections(&self.attention, &self.mlp)) else {
+            return Ok(None);
+        };
         let heads = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
-        let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(heads);
-        whole::adapted(adapter, &layers, &norms.map(Module::Norm).collect::<Vec<_>>())
+        let norms: Vec<_> =
+            [&self.attention_norm, &self.mlp_norm].into_iter().chain(heads).map(Module::Norm).collect();
+        let rope = rope.cloned().unwrap_or_default();
+        whole::link(fused, (&layers, &norms), (layer, pass.segments.clone(), rope), pass.adapter)
     }
 
     /// The block in its single operations.

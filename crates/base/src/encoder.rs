@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Activation, BlockPass, attention, attention_across};
+use taper_kernels::{Activation, Link, attention, attention_across, blocks};
 
 use crate::network::{Fresh, rows_at};
 use crate::whole;
@@ -123,13 +123,24 @@ impl Network for Encoder {
         }
         let segments: Arc<[Range<usize>]> = batch.segments().into();
         let mut x = self.embed(batch, adapter)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            x = if self.top.pooler.is_some() && i + 1 == self.blocks.len() {
-                // A text is pooled from its first token: nothing reads the other rows.
-                block.first_rows(&x, &segments, adapter)?
-            } else {
-                block.forward(i, &x, &segments, adapter)?
-            };
+        let (last, whole) = match self.blocks.split_last() {
+            Some((last, before)) if self.top.pooler.is_some() => (Some(last), before),
+            _ => (None, &*self.blocks),
+        };
+        let mut links = Vec::new();
+        for (i, block) in whole.iter().enumerate() {
+            match block.link(i, &segments, adapter)? {
+                Some(link) => links.push(link),
+                None => {
+                    x = blocks(&x, &std::mem::take(&mut links))?;
+                    x = block.in_parts(&x, &segments, adapter)?;
+                }
+            }
+        }
+        x = blocks(&x, &links)?;
+        if let Some(block) = last {
+            // A text is pooled from its first token: nothing reads the other rows.
+            x = block.first_rows(&x, &segments, adapter)?;
         }
         self.top.pool(x, adapter)
     }
@@ -166,7 +177,7 @@ impl Network for Encoder {
 
     /// A block keeps
     ///
-    /// - `7 D + F` as one operation (`taper-kernels`, `block`);
+    /// - `7 D + F` as one operation (`taper-kernels`, `blocks`);
     /// - `10 D + 2 F` operation by operation: q, k, v and what was attended; two projections, two sums and two norms; the
     ///   feed-forward layer before and after its function;
     /// - `3 D` where it is the last one and a text is read from its first token: k, v and what it reads.
@@ -218,29 +229,24 @@ impl Encoder {
 }
 
 impl Block {
-    /// Block number `layer` on `x` `(N, D)`, to `(N, D)`: in one operation, where the adapter allows it.
-    fn forward(
+    /// The block as a part of one operation, where the adapter allows that.
+    fn link<'a>(
         &self,
         layer: usize,
-        x: &Tensor,
         segments: &Arc<[Range<usize>]>,
-        adapter: &dyn Adapter,
-    ) -> Result<Tensor> {
-        let norms = self.norms.each_ref().map(Module::LayerNorm);
-        let Some(adapted) = whole::adapted(adapter, &self.layers.each_ref(), &norms)? else {
-            let [q, k, v] = self.heads([x, x], adapter)?;
-            return self.feed(&attention(&q, &k, &v, segments, self.fused.shape)?, x, adapter);
-        };
-        let pass = BlockPass {
-            segments: segments.clone(),
-            rope: Arc::default(),
-            recompute: layer < adapter.recomputed_blocks(),
-            gradients: adapter.gradients().cloned(),
-        };
-        taper_kernels::block(x, &self.fused, &pass, &adapted)
+        adapter: &'a dyn Adapter,
+    ) -> Result<Option<Link<'a>>> {
+        let (layers, norms) = (self.layers.each_ref(), self.norms.each_ref().map(Module::LayerNorm));
+        whole::link(&self.fused, (&layers, &norms), (layer, segments.clone(), Arc::default()), adapter)
     }
 
-    /// The first row of each segment, `(B, D)`, of what [`Block::forward`] gives.
+    /// The block in its single operations: `x` `(N, D)` to `(N, D)`.
+    fn in_parts(&self, x: &Tensor, segments: &Arc<[Range<usize>]>, adapter: &dyn Adapter) -> Result<Tensor> {
+        let [q, k, v] = self.heads([x, x], adapter)?;
+        self.feed(&attention(&q, &k, &v, segments, self.fused.shape)?, x, adapter)
+    }
+
+    /// The first row of each segment, `(B, D)`, of what the whole block gives.
     fn first_rows(
         &self,
         x: &Tensor,

@@ -1,7 +1,10 @@
-//! Blocks as one operation each: their parts as `taper-kernels` takes them, and when an adapter leaves a block whole.
+//! Blocks as parts of one operation: as `taper-kernels` takes them, and when an adapter leaves a block whole.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Adapted, Norm, Projection};
+use taper_kernels::{Block, BlockPass, Link, Norm, Projection, RopeTable};
 
 use crate::{Adapter, Effect, LayerNorm, Linear, Module, RmsNorm};
 
@@ -24,26 +27,31 @@ pub(crate) fn layer_norm(norm: &LayerNorm) -> Result<Norm> {
     Ok(Norm::Layer { gain, bias, eps: norm.eps as f32 })
 }
 
-/// What `adapter` makes of a block's `layers`, which are in the order of [`taper_kernels::Block`]; none where it changes
-/// `norms`, or a layer in another way, or has no place for gradients: then the block runs in its single operations.
-pub(crate) fn adapted<'a>(
+/// Block number `layer` in a pass; none where `adapter` changes its `norms`, or one of its `layers`, which are in the order of
+/// [`Block`], in a way that no block has, or has no place for gradients: then the block runs in its single operations.
+pub(crate) fn link<'a>(
+    block: &Arc<Block>,
+    (layers, norms): (&[&Linear], &[Module<'_>]),
+    (layer, segments, rope): (usize, Arc<[Range<usize>]>, Arc<RopeTable>),
     adapter: &'a dyn Adapter,
-    layers: &[&Linear],
-    norms: &[Module<'_>],
-) -> Result<Option<[Option<Adapted<'a>>; 7]>> {
+) -> Result<Option<Link<'a>>> {
     let mut params = norms.iter().flat_map(|norm| norm.params());
     if params.any(|(path, _)| adapter.param(path).is_some()) {
         return Ok(None);
     }
-    let summed = adapter.gradients().is_some();
-    let mut all = [const { None }; 7];
-    for (adapted, layer) in all.iter_mut().zip(layers) {
+    let gradients = adapter.gradients().cloned();
+    let mut adapted = [const { None }; 7];
+    for (adapted, layer) in adapted.iter_mut().zip(layers) {
         match adapter.effect(layer)? {
             Effect::Frozen => {}
-            Effect::Adapted(change) if change.low_rank.is_tracked() && !summed => return Ok(None),
+            Effect::Adapted(change) if change.low_rank.is_tracked() && gradients.is_none() => {
+                return Ok(None);
+            }
             Effect::Adapted(change) => *adapted = Some(change),
             Effect::Other => return Ok(None),
         }
     }
-    Ok(Some(all))
+    let recompute = layer < adapter.recomputed_blocks();
+    let pass = BlockPass { segments, rope, recompute, gradients };
+    Ok(Some(Link { block: block.clone(), pass, adapted }))
 }

@@ -6,7 +6,7 @@ use candle_core::{Tensor, TensorId};
 
 use crate::buffers::zeros;
 
-/// Where a [`block`](crate::block) leaves the gradients of its factors: summed in place over the backward passes of a step.
+/// Where [`blocks`](crate::blocks) leave the gradients of their factors: summed in place over the backward passes of a step.
 ///
 /// candle's store would make zeros for each of them and of what each was made from, add to them, and hand over copies. What
 /// a clone is given, the others have.

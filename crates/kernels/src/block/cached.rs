@@ -5,27 +5,25 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{Block, BlockPass, DOWN, GATE, Layer, O, Projection, QKV, UP, terms};
+use super::{DOWN, GATE, Layer, Link, O, Projection, QKV, UP, terms};
 use crate::activation::Function;
 use crate::attention::attend;
 use crate::buffers::zeros;
 use crate::operand::Held;
 use crate::product::targets::{Rest, Target};
 use crate::product::{Matrix, Prepared};
-use crate::{Adapted, CacheRows, CachedSegment, Compute};
+use crate::{CacheRows, CachedSegment, Compute};
 
 const OP: &str = "block_cached";
 
-/// [`block`](crate::block) on segments that each continue the keys and values of one of `caches`, which take up the rows'
+/// A block of [`blocks`](crate::blocks) on segments that each continue the keys and values of one of `caches`, which take up the rows'
 /// own. No gradient is kept, and dropout is refused.
 pub fn block_cached(
     x: &Tensor,
-    block: &Block,
-    pass: &BlockPass,
-    adapted: &[Option<Adapted<'_>>; 7],
+    Link { block, pass, adapted }: &Link<'_>,
     caches: &mut [(&mut CacheRows, &mut CacheRows)],
 ) -> Result<Tensor> {
-    block.check(x.dims2()?, pass)?;
+    block.check(OP, x.dims2()?, pass)?;
     let width = block.shape.key_width();
     let fit = caches.iter().all(|(k, v)| k.width() == width && v.width() == width && k.rows() == v.rows());
     if caches.len() != pass.segments.len() || !fit {

@@ -1,4 +1,4 @@
-//! A whole transformer block as one operation: what it keeps for backward is little, and nothing is copied that need not be.
+//! Whole transformer blocks as one operation: what it keeps for backward is little, and nothing is copied that need not be.
 //!
 //! With `norm` as in [`rms_norm`](crate::rms_norm) or [`layer_norm`](crate::layer_norm), `f` an [`Activation`] and every `W` a
 //! frozen weight with its bias and, perhaps, a low-rank term and a gain ([`Adapted`]), a block whose norms come before is
@@ -17,6 +17,7 @@
 
 mod backward;
 mod cached;
+mod chain;
 mod forward;
 mod gains;
 mod terms;
@@ -24,17 +25,15 @@ mod terms;
 mod tests;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::attention::check_segments;
-use crate::operand::{Held, output, values};
 use crate::{Activation, AttentionShape, Gradients, LowRank, Norm, RopeTable, Weight};
 pub use cached::block_cached;
-use terms::{Factors, Slot};
-
-const OP: &str = "block";
+pub use chain::blocks;
+use terms::Factors;
 
 /// Where each projection is among the seven; q, k and v share an input, as do gate and up.
 const QKV: [usize; 3] = [0, 1, 2];
@@ -89,7 +88,7 @@ pub enum Norms {
     After([Norm; 2]),
 }
 
-/// What the blocks of one forward pass share.
+/// What a pass through a block reads beside `x`.
 #[derive(Clone, Debug)]
 pub struct BlockPass {
     /// Consecutive row ranges that cover the batch.
@@ -102,26 +101,15 @@ pub struct BlockPass {
     pub gradients: Option<Gradients>,
 }
 
-/// The block on `x` `(N, D)`, to `(N, D)`, some of its projections adapted.
-///
-/// Gradients reach `x` and the gains where they are tracked. Those of tracked factors are added to the sums of `pass`, without
-/// which they are refused.
-pub fn block(
-    x: &Tensor,
-    block: &Arc<Block>,
-    pass: &BlockPass,
-    adapted: &[Option<Adapted<'_>>; 7],
-) -> Result<Tensor> {
-    block.check(x.dims2()?, pass)?;
-    let slots = terms::slots(OP, &block.projections, adapted)?;
-    let learns = adapted.iter().flatten().any(|adapted| adapted.low_rank.is_tracked());
-    if learns && pass.gradients.is_none() {
-        candle_core::bail!("{OP}: factors are tracked, and their gradients have nowhere to go");
-    }
-    let gains = terms::gains(&slots, learns)?;
-    let tracked = x.track_op() || gains.track_op();
-    let op = Op { block: block.clone(), pass: pass.clone(), slots, tracked, saved: Mutex::new(None) };
-    x.apply_op2(&gains, op)
+/// A block with what an adapter makes of it, in a pass.
+#[derive(Clone, Debug)]
+pub struct Link<'a> {
+    /// The frozen parts.
+    pub block: Arc<Block>,
+    /// The pass.
+    pub pass: BlockPass,
+    /// By projection.
+    pub adapted: [Option<Adapted<'a>>; 7],
 }
 
 impl Block {
@@ -130,26 +118,26 @@ impl Block {
         self.projections.len() > UP
     }
 
-    fn check(&self, (rows, hidden): (usize, usize), pass: &BlockPass) -> Result<()> {
+    fn check(&self, op: &str, (rows, hidden): (usize, usize), pass: &BlockPass) -> Result<()> {
         self.shape.check()?;
-        self.check_projections(hidden)?;
+        self.check_projections(op, hidden)?;
         let (Norms::Before(norms) | Norms::After(norms)) = &self.norms;
         let heads = self.head_norms.iter().flatten().all(|norm| norm.fits(self.shape.head_dim));
         if !heads || !norms.iter().all(|norm| norm.fits(hidden)) || hidden == 0 {
-            candle_core::bail!("{OP}: norms that do not fit rows of {hidden} values, or no values to a row");
+            candle_core::bail!("{op}: norms that do not fit rows of {hidden} values, or no values to a row");
         }
         let RopeTable { cos, sin, half } = &*pass.rope;
         let angles = rows * half;
         if self.rotates && ((cos.len(), sin.len()) != (angles, angles) || 2 * half > self.shape.head_dim) {
-            candle_core::bail!("{OP}: angles of {} values for {rows} rows of {half}", cos.len());
+            candle_core::bail!("{op}: angles of {} values for {rows} rows of {half}", cos.len());
         }
         check_segments(&pass.segments, rows)
     }
 
-    fn check_projections(&self, hidden: usize) -> Result<()> {
+    fn check_projections(&self, op: &str, hidden: usize) -> Result<()> {
         if !(UP..=UP + 1).contains(&self.projections.len()) {
             candle_core::bail!(
-                "{OP}: {} projections, expected six, or seven with up",
+                "{op}: {} projections, expected six, or seven with up",
                 self.projections.len()
             );
         }
@@ -166,7 +154,7 @@ impl Block {
                 && outputs > 0;
             if !fits {
                 candle_core::bail!(
-                    "{OP}: projection {i} is {} x {}, computed in {:?}: expected {outputs} x {inputs} in {compute:?}",
+                    "{op}: projection {i} is {} x {}, computed in {:?}: expected {outputs} x {inputs} in {compute:?}",
                     weight.rows(),
                     weight.cols(),
                     weight.compute(),
@@ -201,64 +189,4 @@ struct Saved {
     sum: Option<Vec<f32>>,
     /// `u` `(N, R)` of every low-rank term.
     u: [Vec<f32>; 7],
-}
-
-struct Op {
-    block: Arc<Block>,
-    pass: BlockPass,
-    slots: [Option<Slot>; 7],
-    tracked: bool,
-    /// Taken by backward; one that finds nothing runs forward again.
-    saved: Mutex<Option<Saved>>,
-}
-
-impl Op {
-    fn layer<'a>(&'a self, factors: &'a [Option<Factors<'a>>; 7]) -> Layer<'a> {
-        Layer { block: &self.block, pass: &self.pass, factors }
-    }
-}
-
-impl CustomOp2 for Op {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
-    /// On `x` and the gains, which are here only for their gradient to have a way back.
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let factors = terms::hold(OP, &self.slots)?;
-        let layer = self.layer(&factors);
-        let mut saved = layer.save(values(OP, s1, l1)?);
-        let y = layer.finish(&mut saved);
-        if self.tracked && !self.pass.recompute {
-            *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
-        }
-        Ok(output(y, l1.shape()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        gains: &Tensor,
-        y: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let g = g.contiguous()?;
-        let held = [Held::new(OP, x)?, Held::new(OP, y)?, Held::new(OP, &g)?];
-        let [xs, ys, gs] = held.each_ref().map(Held::values);
-        let factors = terms::hold(OP, &self.slots)?;
-        let layer = self.layer(&factors);
-        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let saved = saved.unwrap_or_else(|| layer.save_again(xs));
-        let (dx, dgains) = layer.pull_back((xs, ys), gs, saved, x.track_op());
-        let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), &Device::Cpu)).transpose()?;
-        let asked = gains.track_op() && gains.elem_count() > 0;
-        let dgains = asked.then(|| Tensor::from_vec(dgains.concat(), gains.shape(), &Device::Cpu));
-        Ok((dx, dgains.transpose()?))
-    }
 }

@@ -28,6 +28,23 @@ pub(super) struct Factors<'a> {
     gain: Option<Held<'a>>,
 }
 
+impl Slot {
+    /// How many values its gain has.
+    pub(super) fn gains(&self) -> usize {
+        self.gain.as_ref().map_or(0, Tensor::elem_count)
+    }
+
+    /// Whether the factors are trained.
+    pub(super) fn learns(&self) -> bool {
+        self.a.track_op() || self.b.track_op()
+    }
+
+    /// Whether anything is.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.learns() || self.gain.as_ref().is_some_and(Tensor::track_op)
+    }
+}
+
 impl Factors<'_> {
     pub(super) fn term(&self) -> &Term {
         &self.slot.term
@@ -79,8 +96,8 @@ pub(super) fn hold<'a>(op: &str, slots: &'a [Option<Slot>; 7]) -> Result<[Option
 
 /// All gains in one tensor, of which candle hands each its part of the gradient. Where there are none and the factors
 /// learn, a variable of no values: without one, no backward pass would come by.
-pub(super) fn gains(slots: &[Option<Slot>; 7], learns: bool) -> Result<Tensor> {
-    let gains: Vec<&Tensor> = slots.iter().flatten().filter_map(|slot| slot.gain.as_ref()).collect();
+pub(super) fn gains<'a>(slots: impl Iterator<Item = &'a Slot>, learns: bool) -> Result<Tensor> {
+    let gains: Vec<&Tensor> = slots.filter_map(|slot| slot.gain.as_ref()).collect();
     match gains.is_empty() {
         false => Tensor::cat(&gains, 0),
         true if learns => Ok(Var::zeros(0, DType::F32, &Device::Cpu)?.into_inner()),

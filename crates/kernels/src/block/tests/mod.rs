@@ -1,8 +1,9 @@
 //! Against the fine-grained operations.
 
+mod chain;
 mod other_ways;
 
-use candle_core::Var;
+use candle_core::{Device, Var};
 
 use super::*;
 use crate::testing::{WeightedSum, assert_close, flat, mapped, tensor, values};
@@ -102,6 +103,15 @@ fn pass(lengths: &[usize], recompute: bool) -> BlockPass {
     BlockPass { segments, rope, recompute, gradients: Some(Gradients::default()) }
 }
 
+/// The block as an operation of its own.
+fn block(x: &Tensor, block: &Block, pass: &BlockPass, adapted: &[Option<Adapted<'_>>; 7]) -> Result<Tensor> {
+    blocks(x, &[link(block, pass, adapted)])
+}
+
+fn link<'a>(block: &Block, pass: &BlockPass, adapted: &[Option<Adapted<'a>>; 7]) -> Link<'a> {
+    Link { block: Arc::new(block.clone()), pass: pass.clone(), adapted: adapted.clone() }
+}
+
 /// The same block in single operations.
 fn in_parts(
     x: &Tensor,
@@ -197,8 +207,7 @@ fn check(case: Case, lengths: &[usize], tolerance: f64) {
     let expected = run(case, &expected, |x, block, adapted| in_parts(x, block, &expected, adapted));
     for recompute in [false, true] {
         let pass = pass(lengths, recompute);
-        let found =
-            run(case, &pass, |x, block, adapted| super::block(x, &Arc::new(block.clone()), &pass, adapted));
+        let found = run(case, &pass, |x, of, adapted| block(x, of, &pass, adapted));
         assert_eq!(found.len(), expected.len());
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let expected: Vec<f64> = expected.iter().map(|&e| f64::from(e)).collect();
@@ -260,7 +269,7 @@ fn a_gain_that_does_not_fit_is_refused() {
         let low_rank = LowRank { a: &a, b: &b, scaling: 1.0, dropout };
         let mut adapted = [const { None }; 7];
         adapted[0] = Some(Adapted { low_rank, gain: Some(Tensor::new(gain, &Device::Cpu).unwrap()) });
-        super::block(&x, &good, &pass(LENGTHS, false), &adapted).unwrap_err().to_string()
+        block(&x, &good, &pass(LENGTHS, false), &adapted).unwrap_err().to_string()
     };
     assert!(refused(&[1.0; 47], None).contains("gain [47]"));
     assert!(refused(&[1.0; 48], Some(Dropout { p: 0.1, seed: 0 })).contains("with dropout"));
@@ -279,8 +288,7 @@ fn products_in_bf16_are_the_same_ones() {
 #[test]
 fn a_batch_without_rows_has_gradients_of_nothing() {
     let pass = pass(&[], false);
-    let found =
-        run(PLAIN, &pass, |x, block, adapted| super::block(x, &Arc::new(block.clone()), &pass, adapted));
+    let found = run(PLAIN, &pass, |x, of, adapted| block(x, of, &pass, adapted));
     assert!(found[0].is_empty());
     assert!(found.iter().flatten().all(|value| value.abs() < f32::MIN_POSITIVE));
 }
@@ -288,14 +296,14 @@ fn a_batch_without_rows_has_gradients_of_nothing() {
 #[test]
 fn gradients_of_factors_are_summed_over_passes_and_need_a_place() {
     let pass = pass(LENGTHS, false);
-    let block = make(PLAIN);
+    let plain = make(PLAIN);
     let [a, b] = [[2, HIDDEN], [48, 2]].map(|shape| Var::from_tensor(&tensor(3, &shape)).unwrap());
     let mut adapted = [const { None }; 7];
     adapted[0] =
         Some(Adapted { low_rank: LowRank { a: &a, b: &b, scaling: 0.7, dropout: None }, gain: None });
     let x = tensor(1, &[32, HIDDEN]);
     let backward = || {
-        let y = super::block(&x, &block, &pass, &adapted).unwrap();
+        let y = block(&x, &plain, &pass, &adapted).unwrap();
         y.apply_op1(WeightedSum(values(99, y.elem_count()))).unwrap().backward().unwrap();
     };
     let take = || pass.gradients.as_ref().and_then(|sums| sums.take(&b));
@@ -307,18 +315,16 @@ fn gradients_of_factors_are_summed_over_passes_and_need_a_place() {
     assert!(take().is_none());
 
     let nowhere = BlockPass { gradients: None, ..pass.clone() };
-    let refused = super::block(&x, &block, &nowhere, &adapted).unwrap_err().to_string();
+    let refused = block(&x, &plain, &nowhere, &adapted).unwrap_err().to_string();
     assert!(refused.contains("nowhere to go"), "{refused}");
 }
 
 #[test]
 fn what_does_not_fit_is_refused() {
     let good = make(PLAIN);
-    let refused = |block: Block, width: usize, lengths: &[usize]| {
+    let refused = |of: Block, width: usize, lengths: &[usize]| {
         let x = tensor(1, &[32, width]);
-        super::block(&x, &Arc::new(block), &pass(lengths, false), &[const { None }; 7])
-            .unwrap_err()
-            .to_string()
+        block(&x, &of, &pass(lengths, false), &[const { None }; 7]).unwrap_err().to_string()
     };
     assert!(refused((*good).clone(), HIDDEN + 1, LENGTHS).contains("projection 0"));
     assert!(refused((*good).clone(), HIDDEN, &[5, 1]).contains("angles"));

@@ -22,7 +22,7 @@ fn in_passes(x: &Tensor, block: &Block, whole: &BlockPass, adapted: &[Option<Ada
         let part = BlockPass { segments, rope, ..whole.clone() };
         let x = Tensor::from_vec(pick(&flat(x), width), (rows.len(), width), &Device::Cpu).unwrap();
         let mut pairs = [(&mut *ak, &mut *av), (&mut *bk, &mut *bv)];
-        let y = flat(&block_cached(&x, block, &part, adapted, &mut pairs).unwrap());
+        let y = flat(&block_cached(&x, &link(block, &part, adapted), &mut pairs).unwrap());
         for (row, y) in rows.iter().zip(y.chunks_exact(width)) {
             found[row * width..(row + 1) * width].copy_from_slice(y);
         }
@@ -43,10 +43,10 @@ fn caches_give_what_one_pass_gives() {
         (Case { compute: Compute::Bf16, ..PLAIN }, 1e-2),
     ] {
         let pass = pass(&[40, 7], false);
-        run(case, &pass, |x, block, adapted| {
-            let whole = super::block(x, &Arc::new(block.clone()), &pass, adapted)?;
+        run(case, &pass, |x, of, adapted| {
+            let whole = block(x, of, &pass, adapted)?;
             let expected: Vec<f64> = flat(&whole).into_iter().map(f64::from).collect();
-            assert_close("y", &in_passes(x, block, &pass, adapted), &expected, tolerance);
+            assert_close("y", &in_passes(x, of, &pass, adapted), &expected, tolerance);
             Ok(whole)
         });
     }
@@ -106,7 +106,7 @@ fn quantised_blocks_give_what_their_values_give() {
             let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
             let what = format!("{stored:?} {compute:?}");
             assert_close(&what, &in_passes(&x, &lying, &pass, &adapted), &expected, tolerance);
-            let whole = super::block(&x, &Arc::new(lying), &pass, &adapted).unwrap();
+            let whole = block(&x, &lying, &pass, &adapted).unwrap();
             assert_close(&what, &flat(&whole), &expected, tolerance);
         }
     }
