@@ -112,7 +112,7 @@ def main():
     p.add_argument("--rows", type=int, default=6400); p.add_argument("--seed", type=int, default=0)
     p.add_argument("--epochs", type=int); p.add_argument("--batch", type=int); p.add_argument("--rate", type=float)
     p.add_argument("--title", help="of table: before the first measure")
-    p.add_argument("folders", nargs="*", help="of table: what --out was")
+    p.add_argument("--folders", nargs="+", help="of table: what --out was")
     a = p.parse_args()
     if a.what != "table":
         import torch
