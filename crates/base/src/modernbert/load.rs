@@ -79,10 +79,9 @@ impl Loader<'_> {
             Task::Tag(_) => None,
         };
         // `_init_weights`: `final_out`, `out`.
-        let (of_labels, of_dense) = (
-            (hidden as f64).powf(-0.5),
-            c.initializer_range / (2.0 * c.sizes.num_hidden_layers as f64).sqrt(),
-        );
+        let layers = c.sizes.num_hidden_layers as f64;
+        let (of_labels, of_dense) =
+            (1.0 / (hidden as f64).sqrt(), c.initializer_range / (2.0 * layers).sqrt());
         let Parts { checkpoint, compute, .. } = self.parts;
         let outputs = task.labels().map_or(0, Labels::outputs);
         let labels = (Some(checkpoint).filter(|_| own_head), compute);

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use taper_kernels::Compute;
 
-use crate::{Batch, Checkpoint, Error, Labels, Module, Network, Task, arch};
+use crate::{Batch, Checkpoint, Error, Labels, Network, Task, arch};
 
 const CASES: [&str; 3] = ["modernbert-classify", "modernbert-mean", "modernbert-tokens"];
 
@@ -146,11 +146,10 @@ fn heads_start_from_the_values_that_transformers_draws() {
 
 #[test]
 fn biases_are_where_config_json_has_them() {
-    let with_bias = |name: &str| {
+    let with_bias = |name: &str| -> Vec<String> {
         let model = whole(name);
-        let biased = |module: &Module<'_>| module.bias().is_some();
-        let paths = model.modules().iter().filter(|m| biased(m)).map(|module| module.path().to_owned());
-        paths.collect::<Vec<_>>()
+        let modules = model.modules().into_iter().filter(|module| module.bias().is_some());
+        modules.map(|module| module.path().to_owned()).collect()
     };
     assert_eq!(with_bias("modernbert-classify"), ["classifier"]);
     // All but the embedding and the norm that the first layer lacks.
