@@ -1,4 +1,4 @@
-//! The encoder of ModernBERT: norms before each half of a block, rotated heads, windows in both directions, gated
+//! The encoder of `ModernBERT`: norms before each half of a block, rotated heads, windows in both directions, gated
 //! feed-forward layers, and the head of a task. arXiv:2412.13663 §2; transformers `modeling_modernbert.py` (5.23).
 
 mod load;
@@ -55,7 +55,7 @@ pub(crate) enum Pooling {
     Mean,
 }
 
-/// A frozen ModernBERT under the head of a task.
+/// A frozen `ModernBERT` under the head of a task.
 #[derive(Debug)]
 pub(crate) struct ModernBert {
     config: ModernBertConfig,

@@ -1,4 +1,4 @@
-//! ModernBERT: windows in two of three layers, in which positions turn faster. arXiv:2412.13663 §2; transformers
+//! `ModernBERT`: windows in two of three layers, in which positions turn faster. arXiv:2412.13663 §2; transformers
 //! `configuration_modernbert.py` (5.23).
 
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Finds ModernBERT's parts in its checkpoint.
+//! Finds `ModernBERT`'s parts in its checkpoint.
 
 use candle_core::{DType, Device, Tensor};
 use taper_kernels::{AttentionShape, Compute};

@@ -1,4 +1,4 @@
-//! ModernBERT against itself: however texts are batched and files spelt, the same numbers. Against transformers and PEFT:
+//! `ModernBERT` against itself: however texts are batched and files spelt, the same numbers. Against transformers and PEFT:
 //! `tests/oracle_cases.rs`.
 
 use std::collections::BTreeMap;
