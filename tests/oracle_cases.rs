@@ -269,6 +269,9 @@ oracle! {
     llama_rope_scaled: "llama-rope-scaled";
     llama_rslora: "llama-rslora";
     mistral: "mistral";
+    modernbert_classify: "modernbert-classify";
+    modernbert_mean: "modernbert-mean";
+    modernbert_tokens: "modernbert-tokens";
     phi3: "phi3";
     phi3_longrope: "phi3-longrope";
     qwen2: "qwen2";

@@ -43,6 +43,7 @@ fn a_classifier_learns_is_saved_for_peft_and_predicts() {
         ("bert-classify", "classifier.weight"),
         ("roberta-classify", "classifier.out_proj.weight"),
         ("distilbert-classify", "pre_classifier.weight"),
+        ("modernbert-classify", "classifier.weight"),
         ("llama-classify", "score.weight"),
     ];
     for (case, head) in heads {
@@ -220,7 +221,7 @@ type Make = Box<dyn Fn(&Room) -> String>;
 fn a_head_that_the_base_lacks_is_merged_with_its_labels() {
     let body = |prefix: &'static str| move |name: &str| name.strip_prefix(prefix).map(str::to_owned);
     let bodies = |name: &str| (!name.starts_with("score")).then(|| name.to_owned());
-    let bases: [(&str, &str, Make); 4] = [
+    let bases: [(&str, &str, Make); 5] = [
         (
             "bert-classify",
             "BertForSequenceClassification",
@@ -232,6 +233,11 @@ fn a_head_that_the_base_lacks_is_merged_with_its_labels() {
             Box::new(move |room| {
                 headless(room, "distilbert-classify", "DistilBertModel", body("distilbert."))
             }),
+        ),
+        (
+            "modernbert-mean",
+            "ModernBertForSequenceClassification",
+            Box::new(move |room| headless(room, "modernbert-mean", "ModernBertModel", body("model."))),
         ),
         (
             "llama-classify",

@@ -8,7 +8,7 @@ use taper_kernels::Compute;
 
 use crate::network::{Fresh, head_linear, rows_at};
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Linear, Module, Network, Sizes, Task, arch,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Module, Network, Sizes, Task, arch,
 };
 
 /// What transformers calls the head.
@@ -44,10 +44,8 @@ impl Classifier {
         let found = if Task::of(config) == *task { Some(checkpoint) } else { None };
         let mut fresh = Vec::new();
         // The head that labels every token has a bias.
-        let score = match head_linear(found, HEAD, (sizes.hidden_size, outputs), !pooled)? {
-            Some(score) => Linear { weight: score.weight.with_compute(compute), ..score },
-            None => Fresh::linear(HEAD, (sizes.hidden_size, outputs), !pooled, (deviation, &mut fresh))?,
-        };
+        let dims = (sizes.hidden_size, outputs);
+        let score = head_linear((found, compute), HEAD, dims, !pooled, (deviation, &mut fresh))?;
         Ok(Self { body, sizes, score: score.into(), fresh, pooled })
     }
 }

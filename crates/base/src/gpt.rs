@@ -109,7 +109,7 @@ impl Gpt {
             embedding: parts.embedding(names.embedding, (vocab, hidden))?,
             positions,
             blocks,
-            norm: parts.layer_norm(names.norm, hidden, config.eps)?,
+            norm: parts.layer_norm(names.norm, hidden, config.eps, true)?,
             head: parts.linear(names.head, (hidden, vocab), false)?.into(),
             config,
         })
@@ -207,7 +207,7 @@ impl Block {
             let path = path(name);
             if config.conv1d { parts.conv1d(&path, dims, bias) } else { parts.linear(&path, dims, bias) }
         };
-        let norm = |name: &str| parts.layer_norm(&path(name), hidden, config.eps);
+        let norm = |name: &str| parts.layer_norm(&path(name), hidden, config.eps, true);
         Ok(Self {
             attention_norm: norm(names.attention_norm)?,
             qkv: linear(names.qkv, (hidden, 3 * hidden), config.attention_bias)?,

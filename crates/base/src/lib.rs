@@ -26,6 +26,7 @@ mod head;
 pub mod hub;
 mod linear;
 mod model_dir;
+mod modernbert;
 mod network;
 mod norm;
 mod parts;

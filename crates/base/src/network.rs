@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Result, Tensor};
-use taper_kernels::Weight;
+use taper_kernels::{Compute, Weight};
 
 use crate::{Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Linear, Module};
 
@@ -46,24 +48,24 @@ pub trait Network: fmt::Debug + Send + Sync {
         &[]
     }
 
-    /// Modules that the files lack. They are zeros here; an adapter brings their values.
+    /// Modules that the files lack. They are zeros here, and norms change no scale; an adapter brings their values.
     fn fresh(&self) -> &[Fresh] {
         &[]
     }
 }
 
-/// A linear layer of a task's head that the base's files do not hold.
+/// A linear layer or a norm of a task's head that the base's files do not hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fresh {
     /// Its path.
     pub path: String,
-    /// Standard deviation of the normal values that its weight starts from (`initializer_range`); its bias starts at zero.
+    /// Standard deviation of the normal values that a layer's weight starts from; its bias starts at zero, a norm as it is.
     pub deviation: f64,
 }
 
 impl Fresh {
     /// A layer of zeros in the place of one that the files lack, noted in `fresh` with its deviation.
-    pub(crate) fn linear(
+    fn linear(
         path: &str,
         (input, output): (usize, usize),
         bias: bool,
@@ -76,26 +78,47 @@ impl Fresh {
     }
 }
 
-/// A layer of a task's head as `checkpoint` has it; none where it has no such layer.
+/// A layer of a task's head: as `checkpoint` has it, or, where that is none or has no such layer, a [`Fresh`] one.
 pub(crate) fn head_linear(
-    checkpoint: Option<&Checkpoint>,
+    (checkpoint, compute): (Option<&Checkpoint>, Compute),
     path: &str,
     (input, output): (usize, usize),
     bias: bool,
-) -> std::result::Result<Option<Linear>, Error> {
-    let Some(checkpoint) = checkpoint else { return Ok(None) };
-    let stored = |parameter: &str| checkpoint.stored_name(&format!("{path}.{parameter}"), false);
-    let Some(weight) = stored("weight") else { return Ok(None) };
-    let weight = checkpoint.weight(weight, output, input)?;
+    fresh: (f64, &mut Vec<Fresh>),
+) -> std::result::Result<Linear, Error> {
+    let stored = |parameter: &str| checkpoint?.stored_name(&format!("{path}.{parameter}"), false);
+    let (Some(checkpoint), Some(weight)) = (checkpoint, stored("weight")) else {
+        return Fresh::linear(path, (input, output), bias, fresh);
+    };
+    let weight = checkpoint.weight(weight, output, input)?.with_compute(compute);
     let bias_name = || stored("bias").map_or_else(|| format!("{path}.bias"), str::to_owned);
     let bias = bias.then(|| checkpoint.tensor(&bias_name(), &[output])).transpose()?;
-    Ok(Some(Linear { path: path.to_owned(), weight, bias }))
+    Ok(Linear { path: path.to_owned(), weight, bias })
+}
+
+/// What an encoder says that is asked to write.
+pub(crate) fn needs_labels() -> Error {
+    Error::Unsupported {
+        what: "this model is an encoder, which labels texts and does not write them: give it a task (--task classify or \
+               --task tag), or an adapter that has one"
+            .into(),
+    }
 }
 
 /// The rows of `x` `(N, D)` at `places`, in their order.
 pub(crate) fn rows_at(x: &Tensor, places: impl Iterator<Item = usize>) -> Result<Tensor> {
     let places: Vec<u32> = places.map(|row| row as u32).collect();
     x.index_select(&Tensor::new(places, x.device())?, 0)
+}
+
+/// The mean of the rows of `x` `(N, D)` in each of `segments`: `(B, D)`.
+pub(crate) fn means(x: &Tensor, segments: &[Range<usize>]) -> Result<Tensor> {
+    let rows = x.dims2()?.0;
+    let mut shares = vec![0f32; segments.len() * rows];
+    for (shares, segment) in shares.chunks_exact_mut(rows).zip(segments) {
+        shares[segment.clone()].fill(1.0 / segment.len() as f32);
+    }
+    Tensor::from_vec(shares, (segments.len(), rows), x.device())?.matmul(x)
 }
 
 /// The sizes that every network has, in the terms of config.json.

@@ -48,10 +48,17 @@ impl Parts<'_> {
         Ok(Embedding { path: path.into(), weight: self.weight(path, dims)? })
     }
 
-    /// The layer norm at `path`, with its bias.
-    pub(crate) fn layer_norm(&self, path: &str, size: usize, eps: f64) -> Result<LayerNorm, Error> {
-        let (gain, bias) = (self.vector(path, "weight", size)?, self.vector(path, "bias", size)?);
-        Ok(LayerNorm::new(path, gain, Some(bias), eps))
+    /// The layer norm at `path`.
+    pub(crate) fn layer_norm(
+        &self,
+        path: &str,
+        size: usize,
+        eps: f64,
+        bias: bool,
+    ) -> Result<LayerNorm, Error> {
+        let gain = self.vector(path, "weight", size)?;
+        let bias = bias.then(|| self.vector(path, "bias", size)).transpose()?;
+        Ok(LayerNorm::new(path, gain, bias, eps))
     }
 
     /// The RMS norm at `path`.

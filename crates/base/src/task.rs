@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 /// What the classes of each model type begin with in transformers (5.23).
-const CLASSES: [(&str, &str); 15] = [
+const CLASSES: [(&str, &str); 16] = [
     ("bert", "Bert"),
     ("distilbert", "DistilBert"),
     ("gemma2", "Gemma2"),
@@ -15,6 +15,7 @@ const CLASSES: [(&str, &str); 15] = [
     ("gpt_neox", "GPTNeoX"),
     ("llama", "Llama"),
     ("mistral", "Mistral"),
+    ("modernbert", "ModernBert"),
     ("phi3", "Phi3"),
     ("qwen2", "Qwen2"),
     ("qwen3", "Qwen3"),

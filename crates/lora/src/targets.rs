@@ -10,7 +10,7 @@ pub(crate) fn default_targets(model_type: &str) -> Option<Names> {
         "gemma3" => return Some(Names::Pattern(r".*language_model\..*\.(q_proj|v_proj)".to_owned())),
         "llama" | "llama4" | "mistral" | "mixtral" | "stablelm" | "gemma" | "gemma2" | "gemma3_text"
         | "qwen2" | "qwen3" | "opt" | "gptj" | "gpt_neo" | "bart" => &["q_proj", "v_proj"],
-        // Not in PEFT's table; nor are distilbert and phi3.
+        // Not in PEFT's table; nor are distilbert, modernbert and phi3.
         "smollm3" | "olmo2" | "qwen2_moe" | "qwen3_moe" | "granite" | "cohere" | "mistral3" | "gpt_oss" => {
             &["q_proj", "v_proj"]
         }
@@ -25,7 +25,7 @@ pub(crate) fn default_targets(model_type: &str) -> Option<Names> {
         "gpt_neox" | "bloom" | "falcon" | "RefinedWeb" | "RefinedWebModel" | "chatglm" => {
             &["query_key_value"]
         }
-        "mpt" => &["Wqkv"],
+        "mpt" | "modernbert" => &["Wqkv"],
         "codegen" | "phi3" => &["qkv_proj"],
         "blip-2" => &["q", "v", "q_proj", "v_proj"],
         "nemotron_h" => &["q_proj", "k_proj", "v_proj", "o_proj"],

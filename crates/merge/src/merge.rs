@@ -77,10 +77,13 @@ impl<'a> From<&'a Base> for Source<'a> {
 
 /// The parameters of `module` with their shapes, if it is among `lacking`.
 fn fresh(module: Module<'_>, lacking: &[Fresh]) -> Vec<(String, Vec<usize>)> {
-    let Module::Linear(layer) = module else { return Vec::new() };
-    if !lacking.iter().any(|fresh| fresh.path == layer.path) {
+    if !lacking.iter().any(|fresh| fresh.path == module.path()) {
         return Vec::new();
     }
+    let Module::Linear(layer) = module else {
+        let params = module.params().into_iter();
+        return params.map(|(name, value)| (name.to_owned(), value.dims().to_vec())).collect();
+    };
     let weight = (format!("{}.weight", layer.path), vec![layer.weight.rows(), layer.weight.cols()]);
     let bias = layer.bias.as_ref().map(|bias| (format!("{}.bias", layer.path), bias.dims().to_vec()));
     [weight].into_iter().chain(bias).collect()

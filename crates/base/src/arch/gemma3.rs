@@ -50,16 +50,11 @@ fn ropes(config: &Value) -> Result<Vec<Rope>, Error> {
     let (head_dim, longest) =
         (super::size(config, "head_dim")?, super::size(config, "max_position_embeddings")?);
     let theta = |field: &str, default: f64| config[field].as_f64().unwrap_or(default);
-    let (mut all, mut window) = (
+    let older = [
         json!({ "rope_scaling": config["rope_scaling"], "rope_theta": theta("rope_theta", 1e6) }),
         json!({ "rope_theta": theta("rope_local_base_freq", 1e4) }),
-    );
-    if let Some(kinds) = config["rope_parameters"].as_object() {
-        for (rope, kind) in [(&mut all, "full_attention"), (&mut window, "sliding_attention")] {
-            rope["rope_parameters"] = kinds.get(kind).cloned().unwrap_or_default();
-        }
-    }
-    [all, window].iter().map(|rope| Rope::read(rope, head_dim, longest)).collect()
+    ];
+    super::ropes(config, older, (head_dim, longest))
 }
 
 /// `config` without its ropes, which are read on their own.

@@ -1,7 +1,7 @@
 //! Model types: each file reads one `model_type` of config.json into the facts of a network.
 //!
 //! To add one that differs from Llama, GPT or BERT by facts: a file here with a `facts` function, an arm in [`writer`] or
-//! [`encoder_facts`], an oracle case.
+//! [`encoder`], an oracle case.
 
 mod bert;
 mod distilbert;
@@ -11,6 +11,7 @@ mod gpt2;
 mod gpt_neox;
 mod llama;
 mod mistral;
+mod modernbert;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -26,12 +27,13 @@ use crate::classifier::Classifier;
 use crate::decoder::{Decoder, DecoderConfig, LayerFacts, Projections};
 use crate::encoder::{Encoder, EncoderConfig, Names, Pooling};
 use crate::gpt::Gpt;
+use crate::modernbert::ModernBert;
 use crate::rope::Rope;
 use crate::t5::T5;
 use crate::{Checkpoint, Error, Network, Sizes, Task};
 
-const SUPPORTED: &str = "bert, distilbert, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3, \
-                         roberta, smollm3, t5, xlm-roberta";
+const SUPPORTED: &str = "bert, distilbert, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, llama, mistral, modernbert, phi3, \
+                         qwen2, qwen3, roberta, smollm3, t5, xlm-roberta";
 
 /// Builds the network that `config` describes over the weights of `checkpoint`, under the head that `task` asks for.
 pub(crate) fn build(
@@ -40,9 +42,8 @@ pub(crate) fn build(
     compute: Compute,
     task: &Task,
 ) -> Result<Box<dyn Network>, Error> {
-    if let Some(facts) = encoder_facts(config)? {
-        let own_head = Task::of(config) == *task;
-        return Ok(Box::new(Encoder::load(facts, checkpoint, compute, (task, own_head))?));
+    if let Some(encoder) = encoder(config, checkpoint, compute, task)? {
+        return Ok(encoder);
     }
     match task {
         Task::CausalLm => writer(config, checkpoint, compute),
@@ -57,14 +58,25 @@ pub(crate) fn build(
     }
 }
 
-/// The facts of an encoder; none for a model type that is a decoder or not known.
-fn encoder_facts(config: &Value) -> Result<Option<EncoderConfig>, Error> {
-    match config["model_type"].as_str() {
-        Some("bert") => bert::facts(config).map(Some),
-        Some("distilbert") => distilbert::facts(config).map(Some),
-        Some("roberta" | "xlm-roberta") => roberta::facts(config).map(Some),
-        _ => Ok(None),
-    }
+/// An encoder under the head of `task`; none for a model type that is a decoder or not known.
+fn encoder(
+    config: &Value,
+    checkpoint: &Checkpoint,
+    compute: Compute,
+    task: &Task,
+) -> Result<Option<Box<dyn Network>>, Error> {
+    let head = (task, Task::of(config) == *task);
+    let facts = match config["model_type"].as_str() {
+        Some("bert") => bert::facts(config)?,
+        Some("distilbert") => distilbert::facts(config)?,
+        Some("modernbert") => {
+            let facts = modernbert::facts(config)?;
+            return Ok(Some(Box::new(ModernBert::load(facts, checkpoint, compute, head)?)));
+        }
+        Some("roberta" | "xlm-roberta") => roberta::facts(config)?,
+        _ => return Ok(None),
+    };
+    Ok(Some(Box::new(Encoder::load(facts, checkpoint, compute, head)?)))
 }
 
 /// A decoder under its own head.
@@ -113,11 +125,7 @@ fn common(config: &Value) -> Result<DecoderConfig, Error> {
             "config.json: {num_attention_heads} heads cannot share {num_key_value_heads} key and value heads evenly"
         )));
     }
-    if head_dim % 2 != 0 {
-        return Err(unsupported(format!(
-            "config.json: heads of {head_dim} values cannot be rotated: the size must be even"
-        )));
-    }
+    rotatable(head_dim)?;
     Ok(DecoderConfig {
         sizes: Sizes {
             hidden_size,
@@ -220,6 +228,16 @@ fn divided(hidden_size: usize, heads: usize) -> Result<usize, Error> {
     Err(unsupported(format!("config.json: {hidden_size} values do not divide into {heads} heads")))
 }
 
+/// The size of a head whose values turn in pairs.
+fn rotatable(head_dim: usize) -> Result<usize, Error> {
+    if head_dim.is_multiple_of(2) {
+        return Ok(head_dim);
+    }
+    Err(unsupported(format!(
+        "config.json: heads of {head_dim} values cannot be rotated: the size must be even"
+    )))
+}
+
 /// The activation that `field` of config.json names.
 fn activation(config: &Value, field: &str, default: &str) -> Result<Activation, Error> {
     let name = config[field].as_str().unwrap_or(default);
@@ -255,19 +273,36 @@ fn with_defaults(config: &Value, defaults: Value) -> Value {
 /// `layer_types` where config.json lists them, else what `sliding` says of each layer, as windows of `sliding_window`.
 fn windows(config: &Value, facts: &mut DecoderConfig, sliding: impl Fn(usize) -> bool) -> Result<(), Error> {
     let window = optional(config, "sliding_window")?;
-    let types = config["layer_types"].as_array();
     for (i, layer) in facts.layers.iter_mut().enumerate() {
-        let slides = match types.and_then(|types| types.get(i)).and_then(Value::as_str) {
-            Some("sliding_attention") => true,
-            Some("full_attention") => false,
-            Some(other) => {
-                return Err(unsupported(format!("config.json: layer type `{other}` is not supported")));
-            }
-            None => sliding(i),
-        };
+        let slides = slides(config, i, &sliding)?;
         layer.window = window.filter(|_| slides);
     }
     Ok(())
+}
+
+/// Whether layer `i` sees a window: by `layer_types` where config.json lists them, else as `sliding` says.
+fn slides(config: &Value, i: usize, sliding: impl Fn(usize) -> bool) -> Result<bool, Error> {
+    match config["layer_types"][i].as_str() {
+        Some("sliding_attention") => Ok(true),
+        Some("full_attention") => Ok(false),
+        Some(other) => Err(unsupported(format!("config.json: layer type `{other}` is not supported"))),
+        None => Ok(sliding(i)),
+    }
+}
+
+/// The ropes of the layers that see all and of those that see a window: of `rope_parameters` by layer type, on top of
+/// what the `older` spelling says of each.
+fn ropes(
+    config: &Value,
+    mut older: [Value; 2],
+    (head_dim, max_positions): (usize, usize),
+) -> Result<Vec<Rope>, Error> {
+    if let Some(kinds) = config["rope_parameters"].as_object() {
+        for (rope, kind) in older.iter_mut().zip(["full_attention", "sliding_attention"]) {
+            rope["rope_parameters"] = kinds.get(kind).cloned().unwrap_or_default();
+        }
+    }
+    older.iter().map(|rope| Rope::read(rope, head_dim, max_positions)).collect()
 }
 
 fn read<T: DeserializeOwned>(config: &Value) -> Result<T, Error> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use taper_kernels::{AttentionShape, Compute, Norms, Weight};
 
 use super::{Block, Embeddings, Encoder, EncoderConfig, Pooling, Top};
-use crate::network::{Fresh, head_linear};
+use crate::network::{Fresh, head_linear, needs_labels};
 use crate::whole;
 use crate::{Checkpoint, Embedding, Error, Head, Labels, LayerNorm, Linear, Task};
 
@@ -92,11 +92,7 @@ impl Loader<'_> {
         let hidden = self.config.sizes.hidden_size;
         let outputs = task.labels().map_or(0, Labels::outputs);
         match task {
-            Task::CausalLm => Err(Error::Unsupported {
-                what: "this model is an encoder, which labels texts and does not write them: give it a task \
-                       (--task classify or --task tag), or an adapter that has one"
-                    .into(),
-            }),
+            Task::CausalLm => Err(needs_labels()),
             Task::Classify(_) => {
                 let Pooling { dense, then, head, head_modules } = self.config.pooling;
                 let head = self.head(head, (hidden, outputs), own_head, fresh)?;
@@ -124,10 +120,8 @@ impl Loader<'_> {
         serves: bool,
         fresh: &mut Vec<Fresh>,
     ) -> Result<Linear, Error> {
-        match head_linear(Some(self.checkpoint).filter(|_| serves), path, sizes, true)? {
-            Some(layer) => Ok(Linear { weight: layer.weight.with_compute(self.compute), ..layer }),
-            None => Fresh::linear(path, sizes, true, (self.config.initializer_range, fresh)),
-        }
+        let files = (Some(self.checkpoint).filter(|_| serves), self.compute);
+        head_linear(files, path, sizes, true, (self.config.initializer_range, fresh))
     }
 
     fn linear(&self, path: &str, (input, output): (usize, usize)) -> Result<Linear, Error> {

@@ -19,8 +19,8 @@ pub struct CachedSegment<'a> {
     pub start: usize,
     /// Query rows of the segment.
     pub len: usize,
-    /// Keys `(T, K·E)`. Where the shape is causal, this segment's own are already appended: query `i` is position
-    /// `T - len + i`.
+    /// Keys `(T, K·E)`. Where the shape is causal or has a window, this segment's own are already appended: query `i` is
+    /// position `T - len + i`.
     pub keys: &'a CacheRows,
     /// Values `(T, K·E)`.
     pub values: &'a CacheRows,
@@ -64,7 +64,7 @@ fn check(segments: &[CachedSegment<'_>], shape: &AttentionShape, rows: usize) ->
         let widths = (keys.width(), values.width()) == (shape.key_width(), shape.key_width());
         if !widths
             || keys.rows() != values.rows()
-            || keys.rows() < if shape.causal { len } else { len.min(1) }
+            || keys.rows() < if shape.has_places() { len } else { len.min(1) }
         {
             candle_core::bail!(
                 "{OP}: a segment of {len} rows at row {start} against {} rows of {} keys and {} rows of {} values",
@@ -118,7 +118,7 @@ fn tasks<'a>(segments: &[CachedSegment<'a>], out: &'a mut [f32], shape: &Attenti
 impl Task<'_> {
     fn run(&mut self, q: &[f32], shape: &AttentionShape, bias: Option<&DistanceBias>) {
         let keys = self.segment.keys.rows();
-        let past = if shape.causal { keys - self.segment.len } else { 0 };
+        let past = if shape.has_places() { keys - self.segment.len } else { 0 };
         let first = past + self.rows.start;
         let block = Block { first, rows: self.rows.len(), keys };
         let start = (self.segment.start + self.rows.start) * shape.query_width();

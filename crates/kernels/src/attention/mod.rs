@@ -47,7 +47,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Whether a query sees only itself and what is before it, as in a decoder; else its whole segment, as in an encoder.
     pub causal: bool,
-    /// Each query sees itself and the `window - 1` keys before it; all before it when none. Only where it is causal.
+    /// Each query sees itself, the `window - 1` keys before it and, where it is not causal, as many after it; all of them
+    /// when none.
     pub window: Option<usize>,
     /// `c`: scores become `c·tanh(score/c)` (arXiv:2408.00118 §2); left as they are when none.
     pub cap: Option<f32>,
@@ -73,10 +74,12 @@ impl AttentionShape {
         if self.cap.is_some_and(|cap| !(cap.is_finite() && cap > 0.0)) {
             candle_core::bail!("{OP}: scores capped at {:?}", self.cap);
         }
-        if self.window.is_some() && !self.causal {
-            candle_core::bail!("{OP}: a window in both directions is not computed");
-        }
         Ok(())
+    }
+
+    /// Whether what a query sees depends on its place.
+    fn has_places(&self) -> bool {
+        self.causal || self.window.is_some()
     }
 
     /// Query heads to a key and value head.
@@ -101,8 +104,9 @@ impl AttentionShape {
 
     /// Those of `keys` keys that the query at `position` sees.
     fn visible(&self, position: usize, keys: usize) -> Range<usize> {
-        let end = if self.causal { position + 1 } else { keys };
-        end.saturating_sub(self.window.unwrap_or(end))..end
+        let after = if self.causal { Some(1) } else { self.window };
+        let start = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        start..after.map_or(keys, |after| position.saturating_add(after).min(keys))
     }
 
     /// The head's part of rows of keys or values `(T, K·E)`.
@@ -154,12 +158,11 @@ impl Block {
 
     /// The rows that see the key at `position`, counted from the block's first.
     fn seeing(self, shape: &AttentionShape, position: usize) -> Range<usize> {
-        if !shape.causal {
-            return 0..self.rows;
-        }
+        let before = if shape.causal { Some(1) } else { shape.window };
+        let start = before.map_or(0, |before| (position + 1).saturating_sub(before));
         let end = shape.window.map_or(usize::MAX, |window| position.saturating_add(window));
         let within = |position: usize| position.saturating_sub(self.first).min(self.rows);
-        within(position)..within(end)
+        within(start)..within(end)
     }
 }
 
@@ -220,7 +223,8 @@ pub fn attention_biased(
 /// Attention from one batch to another, for training and scoring: `q` `(N, H·E)`, `k` and `v` `(M, K·E)`, to `(N, H·E)`.
 ///
 /// `queries` and `keys` are the rows of the same sequences in the two batches, each as in [`attention`]. A row sees all keys
-/// of its sequence, so that the shape may not be causal.
+/// of its sequence, so that the shape may not be causal; or a window of them, where the queries are those of the first
+/// keys.
 pub fn attention_across(
     q: &Tensor,
     k: &Tensor,
@@ -231,9 +235,11 @@ pub fn attention_across(
     if shape.causal {
         candle_core::bail!("{OP}: causal from one batch to another");
     }
-    if queries.len() != keys.len()
-        || queries.iter().zip(keys.iter()).any(|(q, k)| !q.is_empty() && k.is_empty())
-    {
+    // In a window, a query behind the last key might see none.
+    let few = |(q, k): (&Range<usize>, &Range<usize>)| {
+        k.len() < if shape.has_places() { q.len() } else { q.len().min(1) }
+    };
+    if queries.len() != keys.len() || queries.iter().zip(keys.iter()).any(few) {
         candle_core::bail!(
             "{OP}: {} sequences of queries to {} of keys, or one without keys",
             queries.len(),

@@ -21,6 +21,11 @@ fn both_ways(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
     AttentionShape { causal: false, ..shape(heads, kv_heads, head_dim, None) }
 }
 
+/// As [`both_ways`], of which a query sees those keys that are fewer than `window` places away.
+fn around(heads: usize, kv_heads: usize, head_dim: usize, window: usize) -> AttentionShape {
+    AttentionShape { window: Some(window), ..both_ways(heads, kv_heads, head_dim) }
+}
+
 fn segments(lengths: &[usize]) -> Arc<[Range<usize>]> {
     let ends = lengths.iter().scan(0, |end, len| {
         *end += len;
@@ -52,7 +57,8 @@ fn reference(args: &[Vec<f64>], plan: Plan<'_>) -> Vec<f64> {
             let bias = |t: usize| plan.bias.map_or(0.0, |bias| f64::from(bias.of(h, i, t - keys.start)));
             let score = |t| q.iter().zip(key(&args[1], t, h)).map(|(q, k)| q * k).sum::<f64>();
             let capped = |s: f64| shape.cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh());
-            let to = if shape.causal { keys.start + i + 1 } else { keys.end };
+            let after = if shape.causal { 1 } else { shape.window.unwrap_or(keys.len()) };
+            let to = keys.end.min(keys.start + i + after);
             let weights: Vec<f64> =
                 (from..to).map(|t| (capped(f64::from(shape.scale) * score(t)) + bias(t)).exp()).collect();
             let total: f64 = weights.iter().sum();
@@ -80,7 +86,9 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, plan: Plan<'_>) -> Tensor {
     };
     let out = plan.sequences().map(|(s, t)| {
         let (q, k, v) = (heads(q, s, shape.heads), heads(k, t, shape.kv_heads), heads(v, t, shape.kv_heads));
-        let hidden = |i: usize, j: usize| shape.causal && j > i || shape.window.is_some_and(|w| j + w <= i);
+        let beyond = |w: usize, i: usize, j: usize| i.abs_diff(j) >= w;
+        let hidden =
+            |i: usize, j: usize| shape.causal && j > i || shape.window.is_some_and(|w| beyond(w, i, j));
         let bias = |h, i, j| plan.bias.map_or(0.0, |bias| bias.of(h, i, j));
         let added = (0..shape.heads * s.len() * t.len()).map(|at| {
             let (h, i, j) = (at / t.len() / s.len(), at / t.len() % s.len(), at % t.len());
@@ -104,7 +112,9 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, plan: Plan<'_>) -> Tensor {
 fn values_and_gradients_match_the_reference() {
     let causal = [(2, 2, 4, None), (4, 2, 3, None), (4, 1, 5, None), (2, 1, 8, Some(3)), (1, 1, 1, Some(1))]
         .map(|(heads, kv_heads, head_dim, window)| shape(heads, kv_heads, head_dim, window));
-    for shape in causal.into_iter().chain([both_ways(2, 2, 4), both_ways(4, 2, 3)]) {
+    let both =
+        [both_ways(2, 2, 4), both_ways(4, 2, 3), around(2, 2, 4, 3), around(4, 2, 3, 1), around(2, 1, 3, 6)];
+    for shape in causal.into_iter().chain(both) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         let segments = segments(&[5, 1, 0, 7]);
         let (wide, narrow) = ([13, heads * head_dim], [13, kv_heads * head_dim]);
@@ -118,8 +128,10 @@ fn values_and_gradients_match_the_reference() {
 
 #[test]
 fn capped_scores_match_the_reference() {
-    for (window, cap) in [(None, 1.5), (Some(3), 0.4)] {
-        let shape = AttentionShape { cap: Some(cap), ..shape(4, 2, 3, window) };
+    for (shape, cap) in
+        [(shape(4, 2, 3, None), 1.5), (shape(4, 2, 3, Some(3)), 0.4), (around(4, 2, 3, 2), 0.4)]
+    {
+        let shape = AttentionShape { cap: Some(cap), ..shape };
         let segments = segments(&[5, 1, 0, 7]);
         check(
             &[var(&[13, 12]), var(&[13, 6]), var(&[13, 6])],
@@ -131,7 +143,12 @@ fn capped_scores_match_the_reference() {
 
 #[test]
 fn biased_scores_match_the_reference() {
-    for (shape, reach) in [(both_ways(2, 2, 4), 3), (both_ways(4, 2, 3), 20), (shape(4, 2, 3, None), 2)] {
+    for (shape, reach) in [
+        (both_ways(2, 2, 4), 3),
+        (both_ways(4, 2, 3), 20),
+        (shape(4, 2, 3, None), 2),
+        (around(4, 2, 3, 3), 2),
+    ] {
         let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         let (segments, bias) = (segments(&[5, 1, 0, 7]), slope(heads, reach));
         let (wide, narrow) = ([13, heads * head_dim], [13, kv_heads * head_dim]);
@@ -155,6 +172,23 @@ fn rows_of_another_batch_match_the_reference() {
             |a| reference(a, Plan { keys: &keys, ..Plan::within(&queries, &shape) }),
         );
     }
+}
+
+#[test]
+fn a_window_of_another_batch_begins_with_its_keys() {
+    let (queries, keys) = (segments(&[1, 5, 0, 3]), segments(&[7, 6, 2, 3]));
+    for shape in [around(2, 2, 4, 3), around(4, 2, 3, 20), around(2, 1, 3, 1)] {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+        let (wide, narrow) = ([9, heads * head_dim], [18, kv_heads * head_dim]);
+        check(
+            &[var(&wide), var(&narrow), var(&narrow)],
+            |a| attention_across(&a[0], &a[1], &a[2], [&queries, &keys], shape),
+            |a| reference(a, Plan { keys: &keys, ..Plan::within(&queries, &shape) }),
+        );
+    }
+    // A query without a key at its own place could see none.
+    let (q, k) = (tensor(1, &[18, 8]), tensor(2, &[9, 8]));
+    assert!(attention_across(&q, &k, &k, [&keys, &queries], around(2, 2, 4, 3)).is_err());
 }
 
 #[test]
@@ -202,6 +236,9 @@ fn long_segments_match_autograd() {
         (capped(shape(2, 2, 8, None), 0.7), vec![900]),
         (both_ways(4, 4, 12), vec![130, 1, 257]),
         (both_ways(4, 2, 33), vec![620, 65]),
+        (around(4, 4, 12, 65), vec![130, 1, 700]),
+        (around(4, 2, 33, 300), vec![620, 65]),
+        (around(6, 1, 16, 5), vec![40, 300]),
     ] {
         let shape = AttentionShape { scale: 0.3, ..shape };
         let segments = segments(&lengths);
@@ -250,10 +287,14 @@ fn scores_far_apart_do_not_overflow() {
 
 #[test]
 fn a_cache_gives_what_the_whole_segment_gives() {
-    for (window, cap, bias) in
-        [(None, None, None), (Some(6), None, None), (None, Some(0.8), None), (None, None, Some(slope(4, 9)))]
-    {
-        let shape = AttentionShape { cap, ..shape(4, 2, 12, window) };
+    let causal = |window| shape(4, 2, 12, window);
+    for (shape, cap, bias) in [
+        (causal(None), None, None),
+        (causal(Some(6)), None, None),
+        (causal(None), Some(0.8), None),
+        (causal(None), None, Some(slope(4, 9))),
+    ] {
+        let shape = AttentionShape { cap, ..shape };
         let (q, k, v) = (tensor(1, &[90, 48]), tensor(2, &[90, 24]), tensor(3, &[90, 24]));
         let segments = segments(&[80, 10]);
         let whole = match &bias {
@@ -288,20 +329,38 @@ fn a_cache_gives_what_the_whole_segment_gives() {
     }
 }
 
+/// The keys and values `(N, 24)` of each segment.
+fn caches(segments: &[Range<usize>], kv: [&Tensor; 2]) -> Vec<[CacheRows; 2]> {
+    let cache = |x: &Tensor, rows: &Range<usize>| {
+        let mut cache = CacheRows::new(24, CacheDtype::F32);
+        cache.append(&flat(x)[rows.start * 24..rows.end * 24]);
+        cache
+    };
+    segments.iter().map(|rows| kv.map(|x| cache(x, rows))).collect()
+}
+
+#[test]
+fn in_a_window_the_queries_are_the_last_rows_of_a_cache() {
+    let (shape, segments) = (around(4, 2, 12, 6), segments(&[80, 10]));
+    let (q, k, v) = (tensor(1, &[90, 48]), tensor(2, &[90, 24]), tensor(3, &[90, 24]));
+    let rows =
+        |x: &Tensor| Tensor::cat(&[x.narrow(0, 25, 55).unwrap(), x.narrow(0, 89, 1).unwrap()], 0).unwrap();
+    let whole = rows(&attention(&q, &k, &v, &segments, shape).unwrap());
+    let caches = caches(&segments, [&k, &v]);
+    let cached: Vec<_> = (caches.iter().zip([0..55, 55..56]))
+        .map(|([keys, values], rows)| CachedSegment { start: rows.start, len: rows.len(), keys, values })
+        .collect();
+    let found = attention_cached(&rows(&q), &cached, shape, None).unwrap();
+    let expected: Vec<f64> = flat(&whole).into_iter().map(f64::from).collect();
+    assert_close("value", &flat(&found), &expected, VALUE_TOLERANCE);
+}
+
 #[test]
 fn cached_keys_of_another_batch_are_all_seen() {
     let (shape, queries, keys) = (both_ways(4, 2, 12), segments(&[5, 40]), segments(&[9, 3]));
     let (q, k, v) = (tensor(1, &[45, 48]), tensor(2, &[12, 24]), tensor(3, &[12, 24]));
     let whole = attention_across(&q, &k, &v, [&queries, &keys], shape).unwrap();
-    let caches: Vec<[CacheRows; 2]> = (keys.iter())
-        .map(|rows| {
-            [&k, &v].map(|x| {
-                let mut cache = CacheRows::new(24, CacheDtype::F32);
-                cache.append(&flat(x)[rows.start * 24..rows.end * 24]);
-                cache
-            })
-        })
-        .collect();
+    let caches = caches(&keys, [&k, &v]);
     let cached: Vec<_> = (queries.iter().zip(&caches))
         .map(|(rows, [keys, values])| CachedSegment { start: rows.start, len: rows.len(), keys, values })
         .collect();
@@ -325,7 +384,6 @@ fn wrong_segments_and_shapes_are_refused() {
         AttentionShape { head_dim: 8, ..shape },
         AttentionShape { window: Some(0), ..shape },
         AttentionShape { cap: Some(0.0), ..shape },
-        AttentionShape { window: Some(2), causal: false, ..shape },
     ] {
         assert!(run(&[0..2, 2..5], wrong).is_err(), "{wrong:?}");
     }
