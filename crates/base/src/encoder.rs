@@ -129,13 +129,12 @@ impl Network for Encoder {
         };
         let mut links = Vec::new();
         for (i, block) in whole.iter().enumerate() {
-            match block.link(i, &segments, adapter)? {
-                Some(link) => links.push(link),
-                None => {
-                    x = blocks(&x, &std::mem::take(&mut links))?;
-                    x = block.in_parts(&x, &segments, adapter)?;
-                }
-            }
+            let Some(link) = block.link(i, &segments, adapter)? else {
+                x = blocks(&x, &std::mem::take(&mut links))?;
+                x = block.in_parts(&x, &segments, adapter)?;
+                continue;
+            };
+            links.push(link);
         }
         x = blocks(&x, &links)?;
         if let Some(block) = last {
