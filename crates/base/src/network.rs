@@ -1,7 +1,6 @@
 //! What a base's network is to everything above it, whatever its architecture.
 
 use std::fmt;
-
 use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
