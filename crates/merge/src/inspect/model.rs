@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
-use taper_base::{Base, Checkpoint, ModelDir};
+use taper_base::{Base, Checkpoint, Labels, ModelDir, Task};
 use taper_kernels::{Compute, pool};
 
 use super::stats::Stats;
@@ -189,10 +189,18 @@ const BUFFERS: [&str; 5] = [
 
 /// Opens the model, and tells what its architecture lacks or does not use.
 fn architecture(found: &mut Inspection, dir: &Path) {
-    let name = dir.display().to_string();
-    let base = match Base::open_dir(ModelDir { path: dir.to_owned(), name }, Compute::F32) {
+    let files = || ModelDir { path: dir.to_owned(), name: dir.display().to_string() };
+    let base = match Base::open_dir(files(), Compute::F32) {
         Ok(base) => base,
-        Err(error) => return found.problem(error.to_string()),
+        Err(error) => {
+            // An encoder whose files have no head for labels is a base for one; what else they hold is not used.
+            let refused = matches!(error, taper_base::Error::Unsupported { .. });
+            let labels = Task::Classify(Labels::numbered(2));
+            if !refused || Base::open_for(files(), Compute::F32, labels).is_err() {
+                found.problem(error.to_string());
+            }
+            return;
+        }
     };
     let tied = base.model.sizes().tie_word_embeddings;
     let mut used = BTreeSet::new();
