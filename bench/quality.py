@@ -2,7 +2,8 @@
 
 sst2, e2e: rows drawn with a seed from a file, an adapter made with that seed, and the adapter after training, under --out:
   rows.jsonl, start/, peft/ and peft.json, the figures of the training. taper goes on from start/ through rows.jsonl by itself.
-bert: the base that sst2 labels with, 4 layers, 128 wide, random weights, no dropout.
+bert: the base that sst2 labels with: the BERT in a folder, or over its tokenizer a small one with random weights, 4 layers, 128
+  wide. Either without dropout.
 table: the lines of a table from what both sides left under folders, one a seed.
 
 The recipe of both sides: AdamW at a constant rate with torch's defaults, clipping at 1, f32, no dropout, rows in the file's
@@ -12,9 +13,13 @@ import argparse, json, os, random, shutil, statistics, time
 
 def bert(a):
     import transformers
-    config = transformers.BertConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-                                     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    transformers.AutoModel.from_config(config).save_pretrained(a.out)
+    dry = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    if os.path.exists(os.path.join(a.model, "model.safetensors")):
+        model = transformers.AutoModel.from_pretrained(a.model, dtype="float32", **dry)
+    else:
+        config = transformers.BertConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, **dry)
+        model = transformers.AutoModel.from_config(config)
+    model.save_pretrained(a.out)
     shutil.copy(os.path.join(a.model, "tokenizer.json"), a.out)
 
 def draw(a):
@@ -31,13 +36,13 @@ def padded(rows, fill):
     return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 
 def sst2(a):
-    """Low-rank factors on query and value; the head and the word embeddings are trained whole."""
+    """Low-rank factors on query and value; the head is trained whole, and --whole."""
     import torch, transformers
     from peft import LoraConfig
     tok = transformers.AutoTokenizer.from_pretrained(a.model)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(a.model, num_labels=2, dtype=torch.float32)
     examples = [(tok(row["text"])["input_ids"], int(row["label"])) for row in draw(a)]
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=["word_embeddings"], task_type="SEQ_CLS")
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=a.whole, task_type="SEQ_CLS")
     return learn(a, model, config, examples, lambda labels: torch.tensor(labels))
 
 def e2e(a):
@@ -111,6 +116,7 @@ def main():
     p.add_argument("--out")
     p.add_argument("--rows", type=int, default=6400); p.add_argument("--seed", type=int, default=0)
     p.add_argument("--epochs", type=int); p.add_argument("--batch", type=int); p.add_argument("--rate", type=float)
+    p.add_argument("--whole", nargs="+", help="of sst2: modules that are trained whole besides the head")
     p.add_argument("--title", help="of table: before the first measure")
     p.add_argument("--folders", nargs="+", help="of table: what --out was")
     a = p.parse_args()

@@ -5,10 +5,11 @@ mod inputs;
 mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
+mod vocabulary;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tokenizers::{AddedToken, PostProcessorWrapper};
@@ -31,13 +32,13 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` of a model folder,
-    /// or a GGUF file's metadata.
+    /// or a GGUF file's metadata. Folders of bert, distilbert, gpt2 and roberta may have `vocab.txt`, or `vocab.json` and
+    /// `merges.txt`, in place of the first.
     /// The file's own truncation and padding settings are switched off.
     pub fn open(dir: &ModelDir) -> Result<Self, Error> {
-        let path = if dir.is_gguf() { Some(dir.path.clone()) } else { dir.file("tokenizer.json") };
-        let path = path.ok_or_else(|| no_tokenizer(dir))?;
-        let settings = Settings::read(dir)?;
-        let mut inner = read(&path, &bytes(dir, &path)?)?;
+        let mut settings = Settings::read(dir)?;
+        let (path, bytes) = file(dir, &mut settings)?;
+        let mut inner = read(&path, &bytes)?;
         make_special(&mut inner, &settings).map_err(|source| Error::file(&path, source.to_string()))?;
         if let Some((bos, eos)) = settings.wrapping() {
             let wrapping = wrap(&inner, bos, eos)?;
@@ -132,12 +133,17 @@ fn failed(source: &dyn std::error::Error) -> Error {
     Error::Tokenizer { what: source.to_string() }
 }
 
-/// `tokenizer.json`, or what it would say for a GGUF file.
-fn bytes(dir: &ModelDir, path: &Path) -> Result<Vec<u8>, Error> {
+/// `tokenizer.json`, or the file in its place and what it would say there.
+fn file(dir: &ModelDir, settings: &mut Settings) -> Result<(PathBuf, Vec<u8>), Error> {
     if dir.is_gguf() {
-        return Ok(dir.json("tokenizer.json")?.to_string().into_bytes());
+        return Ok((dir.path.clone(), dir.json("tokenizer.json")?.to_string().into_bytes()));
     }
-    std::fs::read(path).map_err(Error::io(path))
+    if let Some(path) = dir.file("tokenizer.json") {
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        return Ok((path, bytes));
+    }
+    let (path, json) = vocabulary::tokenizer(dir, settings)?.ok_or_else(|| no_tokenizer(dir))?;
+    Ok((path, json.to_string().into_bytes()))
 }
 
 /// Loads `tokenizer.json`; files from before the model had a `type` are read as well (the crate guesses it).

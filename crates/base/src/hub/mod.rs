@@ -26,9 +26,13 @@ const MODEL_FILES: [&str; 6] = [
     "special_tokens_map.json",
     "chat_template.jinja",
 ];
+/// Fetched where there is no `tokenizer.json`.
+const VOCABULARY_FILES: [&str; 4] = ["vocab.txt", "vocab.json", "merges.txt", "tokenizer.model"];
 const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+/// Fetched beside an adapter if it is there: its labels.
+const ADAPTER_LABELS: &str = "config.json";
 const DATA_EXTENSIONS: [&str; 5] = ["jsonl", "json", "csv", "tsv", "parquet"];
 /// A file of a data set is one of its splits if its path has one of these words.
 const SPLITS: [&str; 5] = ["train", "valid", "validation", "dev", "test"];
@@ -38,7 +42,7 @@ pub fn model(id: &str, revision: Option<&str>) -> Result<PathBuf, Error> {
     Hub::from_env().model(id, revision)
 }
 
-/// The folder of an adapter's snapshot: `adapter_config.json` and `adapter_model.safetensors`.
+/// The folder of an adapter's snapshot: `adapter_config.json`, `adapter_model.safetensors` and, if it has labels, `config.json`.
 pub fn adapter(id: &str, revision: Option<&str>) -> Result<PathBuf, Error> {
     Hub::from_env().adapter(id, revision)
 }
@@ -106,7 +110,7 @@ impl Hub {
         self.snapshot(&cached, usable, complete, |remote| {
             let mut files: Vec<String> = remote.among(&MODEL_FILES);
             if !files.iter().any(|file| file == "tokenizer.json") {
-                files.extend(remote.among(&["tokenizer.model"]));
+                files.extend(remote.among(&VOCABULARY_FILES));
             }
             if remote.has(INDEX) {
                 remote.fetch(&[INDEX.to_string()])?;
@@ -124,11 +128,12 @@ impl Hub {
     fn adapter(&self, id: &str, revision: Option<&str>) -> Result<PathBuf, Error> {
         let cached = self.cached(Kind::Model, id, revision);
         let held = cached.holds(&ADAPTER_FILES);
-        self.snapshot(&cached, held, held, |remote| {
+        self.snapshot(&cached, held, held && cached.knows(&[ADAPTER_LABELS]), |remote| {
             if let Some(missing) = ADAPTER_FILES.iter().find(|file| !remote.has(file)) {
                 return Err(remote.lacks(missing, "so it is not an adapter that taper can read"));
             }
-            remote.fetch(&remote.among(&ADAPTER_FILES))
+            remote.fetch(&[remote.among(&ADAPTER_FILES), remote.among(&[ADAPTER_LABELS])].concat())?;
+            remote.note_absent(&[ADAPTER_LABELS])
         })
     }
 

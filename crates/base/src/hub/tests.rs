@@ -93,6 +93,19 @@ fn shards_are_those_of_the_index() {
 }
 
 #[test]
+fn a_vocabulary_is_fetched_where_there_is_no_tokenizer_json() {
+    let files = [("config.json", CONFIG), ("model.safetensors", b"w"), ("vocab.txt", b"[PAD]")];
+    let old = Fixture::model(&files);
+    assert_eq!(
+        names(&old.hub().model("org/name", None).unwrap()),
+        ["config.json", "model.safetensors", "vocab.txt"]
+    );
+    let new = Fixture::model(&[&files[..], &[("tokenizer.json", b"{}")]].concat());
+    let found = names(&new.hub().model("org/name", None).unwrap());
+    assert_eq!(found, ["config.json", "model.safetensors", "tokenizer.json"]);
+}
+
+#[test]
 fn an_index_cannot_point_outside() {
     let hub = Fixture::model(&[
         ("config.json", CONFIG),
@@ -194,6 +207,16 @@ fn adapters_and_data_sets() {
     let folder = hub.hub().adapter("org/lora", None).unwrap();
     assert_eq!(names(&folder), ADAPTER_FILES);
     assert_eq!(hub.offline().adapter("org/lora", None).unwrap(), folder);
+    let labelled =
+        [("adapter_config.json", &b"{}"[..]), ("adapter_model.safetensors", b"ab"), ("config.json", b"{}")];
+    hub.server.add("models/org/labels", &labelled);
+    let folder = hub.hub().adapter("org/labels", None).unwrap();
+    assert_eq!(names(&folder), ["adapter_config.json", "adapter_model.safetensors", "config.json"]);
+    hub.server.take_requests();
+    for id in ["org/lora", "org/labels"] {
+        hub.hub().adapter(id, None).unwrap();
+    }
+    assert_eq!(hub.server.take_requests(), [] as [String; 0], "what is absent is known");
 
     hub.server.add(
         "datasets/org/data",

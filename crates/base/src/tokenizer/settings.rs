@@ -27,13 +27,18 @@ impl Settings {
         Ok(Self { config, special })
     }
 
+    /// A switch of `tokenizer_config.json`; none where it is not set, or null.
+    pub(super) fn switch(&self, name: &str) -> Option<bool> {
+        self.config[name].as_bool()
+    }
+
     /// BOS and EOS to put around every text, if the configuration decides it rather than `tokenizer.json`.
     ///
     /// As `TokenizersBackend.__init__` of transformers 5: naming either of `add_bos_token` and `add_eos_token` replaces the
     /// file's post-processor by one that adds exactly these; a token that is not set is not added.
     pub(super) fn wrapping(&self) -> Option<(Option<&String>, Option<&String>)> {
-        let switch = |name: &str| self.config.get(name).map(|value| value.as_bool().unwrap_or(false));
-        let (bos, eos) = (switch("add_bos_token"), switch("add_eos_token"));
+        let named = |name: &str| self.config.get(name).map(|value| value.as_bool().unwrap_or(false));
+        let (bos, eos) = (named("add_bos_token"), named("add_eos_token"));
         if bos.is_none() && eos.is_none() {
             return None;
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// The folder of real data beside the checkout.
-fn shared_folder(path: &str) -> Option<PathBuf> {
+pub(crate) fn shared_folder(path: &str) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
     if !folder.is_dir() {
         println!("skipped: {} is absent", folder.display());
