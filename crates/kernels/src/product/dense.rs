@@ -73,7 +73,7 @@ impl Kernels {
             return;
         }
         #[cfg(target_arch = "x86_64")]
-        if self != Self::Portable {
+        if self >= Self::Avx512 {
             // SAFETY: `self` says that the instructions exist.
             return unsafe { with_avx512((c, a, b), transposed, dims, (alpha, add)) };
         }

@@ -1,5 +1,5 @@
-//! The products behind [`Weight`](crate::Weight), and those of small dense matrices: AVX-512 where the machine has it, the
-//! `gemm` crate elsewhere.
+//! The products behind [`Weight`](crate::Weight), and those of small dense matrices: AVX-512 or AVX2 where the machine has
+//! them, the `gemm` crate elsewhere.
 //!
 //! No product makes a second copy of `W`, not even of a large part of it, and none depends on the number of threads.
 //! Exact products follow IEEE 754: NaN and infinities in either operand reach the result.
@@ -10,8 +10,12 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod dense;
+#[cfg(target_arch = "x86_64")]
+mod plan;
 mod portable;
 pub(crate) mod targets;
 #[cfg(test)]
@@ -60,10 +64,15 @@ impl<'a> Matrix<'a> {
         self.bytes.len() / self.rows.max(1)
     }
 
+    /// The bytes of row `row`.
+    fn row(&self, row: usize) -> &'a [u8] {
+        let stride = self.stride();
+        &self.bytes[self.order.stored(row) * stride..][..stride]
+    }
+
     /// Values of row `row` from column `first` on, widened exactly.
     pub(crate) fn read(&self, row: usize, first: usize, out: &mut [f32]) {
-        let stride = self.stride();
-        let line = &self.bytes[self.order.stored(row) * stride..][..stride];
+        let line = self.row(row);
         match self.stored.size() {
             Some(size) => portable::widen(&line[first * size..][..out.len() * size], self.stored, out),
             None => quantised::read(line, self.stored, first, out),
@@ -101,8 +110,10 @@ impl<'a> Right<'a> {
 /// The sets of kernels for products, by the instructions they need; each has all that the ones before it have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kernels {
-    /// Any machine's: the `gemm` crate, with AVX2, FMA or NEON where they are.
+    /// Any machine's: the `gemm` crate, with NEON where it is.
     Portable,
+    /// AVX2, FMA and F16C; of small dense matrices still the `gemm` crate.
+    Avx2,
     /// AVX-512 F, BW and VL.
     Avx512,
     /// And BF16.
@@ -113,8 +124,12 @@ static IN_FORCE: OnceLock<Kernels> = OnceLock::new();
 
 impl Kernels {
     /// Every set and its name.
-    pub const NAMES: [(&str, Self); 3] =
-        [("portable", Self::Portable), ("avx512", Self::Avx512), ("avx512-bf16", Self::Avx512Bf16)];
+    pub const NAMES: [(&str, Self); 4] = [
+        ("portable", Self::Portable),
+        ("avx2", Self::Avx2),
+        ("avx512", Self::Avx512),
+        ("avx512-bf16", Self::Avx512Bf16),
+    ];
 
     /// Has products computed by these, or by the best that the machine runs where it lacks the instructions. The first call
     /// wins; a later one, or one after the first product, changes nothing.
@@ -130,13 +145,17 @@ impl Kernels {
     /// The best that this machine runs.
     #[cfg(target_arch = "x86_64")]
     fn best() -> Self {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         let avx512 = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl");
-        match avx512 {
-            true if is_x86_feature_detected!("avx512bf16") => Self::Avx512Bf16,
-            true => Self::Avx512,
-            false => Self::Portable,
+        match (avx2, avx512) {
+            (true, true) if is_x86_feature_detected!("avx512bf16") => Self::Avx512Bf16,
+            (true, true) => Self::Avx512,
+            (true, false) => Self::Avx2,
+            (false, _) => Self::Portable,
         }
     }
 
@@ -152,6 +171,11 @@ impl Kernels {
         assert!(values.len() == m * k, "{} values in rows of {k}", values.len());
         let left = match compute {
             _ if values.is_empty() => Left::Exact(values),
+            #[cfg(target_arch = "x86_64")]
+            _ if self == Self::Avx2 && m > portable::FEW => {
+                // SAFETY: `self` says that the instructions exist.
+                Left::Tiles(unsafe { avx2::Left::new(values, (m, k), compute == Compute::Bf16) })
+            }
             Compute::F32 => Left::Exact(values),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `self` says that the instructions exist.
@@ -180,6 +204,8 @@ enum Left<'a> {
     Exact(&'a [f32]),
     /// To bf16, held as f32.
     Rounded(Vec<f32>),
+    #[cfg(target_arch = "x86_64")]
+    Tiles(avx2::Left),
     #[cfg(target_arch = "x86_64")]
     Pairs(avx512::Left<'a>),
 }
@@ -211,10 +237,13 @@ impl<'a> Prepared<'a> {
             Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: made only where the instructions exist.
+            Left::Tiles(tiles) => return unsafe { avx2::product(tiles, right, c, add) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
             Left::Pairs(pairs) => return unsafe { avx512::product(pairs, right, c, add) },
         };
         #[cfg(target_arch = "x86_64")]
-        if self.kernels != Kernels::Portable && !round {
+        if self.kernels >= Kernels::Avx512 && !round {
             // SAFETY: `kernels` says that the instructions exist.
             return unsafe { avx512::product(&avx512::Left::exact(values, self.m, k), right, c, add) };
         }

@@ -19,7 +19,7 @@ use crate::vector::{dot, wide};
 const WIDENED: usize = 1 << 18;
 
 /// Rows of A up to which a dot product each is faster than a call of `gemm`.
-const FEW: usize = 8;
+pub(super) const FEW: usize = 8;
 /// Values of W to a task that makes such dot products, about.
 const ROWS: usize = 1 << 16;
 

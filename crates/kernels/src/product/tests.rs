@@ -32,7 +32,7 @@ const SIZES: [(usize, usize, usize); 15] = [
 
 fn all_kernels() -> impl Iterator<Item = Kernels> {
     let best = Kernels::best();
-    [Kernels::Portable, Kernels::Avx512, Kernels::Avx512Bf16].into_iter().filter(move |k| *k <= best)
+    Kernels::NAMES.into_iter().map(|(_, kernels)| kernels).filter(move |k| *k <= best)
 }
 
 /// Values in [-1, 1) that neither f16 nor bf16 holds exactly.

@@ -153,8 +153,12 @@ impl Inspection {
         }
     }
 
+    /// Notes what is wrong, once.
     fn problem(&mut self, what: impl Into<String>) {
-        self.problems.push(what.into());
+        let what = what.into();
+        if !self.problems.contains(&what) {
+            self.problems.push(what);
+        }
     }
 
     /// Reads a JSON file into `config`; its text, or a problem.

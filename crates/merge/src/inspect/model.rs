@@ -193,9 +193,12 @@ fn architecture(found: &mut Inspection, dir: &Path) {
         Ok(base) => base,
         Err(error) => {
             // An encoder whose files have no head for labels is a base for one; what else they hold is not used.
-            let refused = matches!(error, taper_base::Error::Unsupported { .. });
-            let labels = Task::Classify(Labels::numbered(2));
-            if !refused || Base::open_for(files(), Compute::F32, labels).is_err() {
+            let error = if matches!(error, taper_base::Error::Unsupported { .. }) {
+                Base::open_for(files(), Compute::F32, Task::Classify(Labels::numbered(2))).err()
+            } else {
+                Some(error)
+            };
+            if let Some(error) = error {
                 found.problem(error.to_string());
             }
             return;

@@ -4,12 +4,12 @@
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-use super::kernel::{Kernel, Tile, kernel};
+use super::kernel::{Kernel, Tile, full_rows, kernel};
 use super::left::{Block, Left};
-use super::plan::{Piece, Plan};
 use super::right::{Packer, SURPLUS, packer};
 use super::{Line, Region};
 use crate::pool::{self, Disjoint};
+use crate::product::plan::{Piece, Plan};
 use crate::product::{Direction, Right};
 use crate::{RowOrder, Stored};
 
@@ -38,7 +38,7 @@ pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add:
     assert!(a.k == k && c.len() == a.m * n);
     let vectors = if a.pairs { 4 } else { n.div_ceil(16).min(4).next_power_of_two() };
     let threads = pool::width();
-    let plan = Plan::new(a.m, n, vectors, threads);
+    let rows = full_rows(vectors);
     let call = Call {
         a,
         right,
@@ -46,8 +46,10 @@ pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add:
         add,
         c: Disjoint::new(c),
         pack: packer(right.w.stored, right.direction, a.pairs),
-        full: kernel(a.pairs, plan.rows.min(a.m), vectors),
-        plan,
+        full: kernel(a.pairs, rows.min(a.m), vectors),
+        rows,
+        vectors,
+        plan: Plan::new((a.m, n), (rows, 16 * vectors), threads),
     };
     let lines = (a.longest() + SURPLUS) * vectors;
     pool::for_each(threads, |_| {
@@ -70,13 +72,16 @@ struct Call<'a> {
     c: Disjoint<'a, f32>,
     pack: Packer,
     full: Kernel,
+    /// Of a tile: its rows, and its vectors of 16 columns.
+    rows: usize,
+    vectors: usize,
     plan: Plan,
 }
 
 impl Call<'_> {
     /// Columns of panel `p`: the first, and how many.
     fn columns(&self, p: usize) -> (usize, usize) {
-        let width = 16 * self.plan.vectors;
+        let width = 16 * self.vectors;
         (p * width, width.min(self.n - p * width))
     }
 
@@ -91,8 +96,8 @@ impl Call<'_> {
                 let share = ahead.lines().div_ceil(piece.m.len());
                 for i in piece.m.clone() {
                     ahead.some(share);
-                    let (row, (n0, cols)) = (i * self.plan.rows, self.columns(p));
-                    let rows = self.plan.rows.min(self.a.m - row);
+                    let (row, (n0, cols)) = (i * self.rows, self.columns(p));
+                    let rows = self.rows.min(self.a.m - row);
                     let tile = Tile {
                         steps: self.a.block(b).steps,
                         a: self.a.at(row, b),
@@ -104,8 +109,8 @@ impl Call<'_> {
                         cols,
                         add: self.add || b > 0,
                     };
-                    let full = rows == self.plan.rows;
-                    let kernel = if full { self.full } else { kernel(self.a.pairs, rows, self.plan.vectors) };
+                    let full = rows == self.rows;
+                    let kernel = if full { self.full } else { kernel(self.a.pairs, rows, self.vectors) };
                     // SAFETY: the caller's; A and the panel hold these rows, columns and steps, and this piece of C
                     // belongs to this thread.
                     unsafe { kernel(&tile) }
@@ -119,7 +124,7 @@ impl Call<'_> {
     /// # Safety
     /// As for `piece`.
     unsafe fn panel(&self, p: usize, b: usize, panel: *mut u32) -> (*const u32, usize) {
-        let vectors = self.plan.vectors;
+        let vectors = self.vectors;
         let region = region(&self.right, self.columns(p), self.a.block(b));
         let as_is = !self.a.pairs
             && self.right.w.stored == Stored::F32

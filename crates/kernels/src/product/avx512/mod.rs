@@ -22,7 +22,6 @@
 mod blocked;
 mod kernel;
 mod left;
-mod plan;
 mod quantised;
 mod right;
 mod rows;

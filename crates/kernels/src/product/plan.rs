@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::kernel::full_rows;
-
 /// Rows of C to a piece, so that a packed panel is used often while C and A stay in cache.
 const PIECE_ROWS: usize = 528;
 /// Panels of columns to a piece at most.
@@ -11,11 +9,7 @@ const PIECE_PANELS: usize = 4;
 
 /// The cutting of `C (m, n)` into tiles, panels and pieces.
 pub(super) struct Plan {
-    /// Vectors of 16 columns to a tile.
-    pub(super) vectors: usize,
-    /// Rows of a tile.
-    pub(super) rows: usize,
-    /// Panels of `rows` rows to a piece.
+    /// Panels of rows to a piece.
     per_piece: usize,
     panels: (usize, usize),
     threads: usize,
@@ -29,9 +23,9 @@ pub(super) struct Piece {
 }
 
 impl Plan {
-    pub(super) fn new(m: usize, n: usize, vectors: usize, threads: usize) -> Self {
-        let rows = full_rows(vectors);
-        let panels = (m.div_ceil(rows), n.div_ceil(16 * vectors));
+    /// For tiles of `rows` and `columns`.
+    pub(super) fn new((m, n): (usize, usize), (rows, columns): (usize, usize), threads: usize) -> Self {
+        let panels = (m.div_ceil(rows), n.div_ceil(columns));
         let pieces = panels.0.div_ceil((PIECE_ROWS / rows).min(panels.0));
         let mut per_piece = panels.0.div_ceil(pieces);
         // Fewer rows to a piece where the pieces would be few, or (say 9 for 2 threads) leave a thread idle for more
@@ -43,7 +37,7 @@ impl Plan {
         while uneven(per_piece) && per_piece > 4 {
             per_piece = per_piece.div_ceil(2);
         }
-        Self { vectors, rows, per_piece, panels, threads, next: AtomicUsize::new(0) }
+        Self { per_piece, panels, threads, next: AtomicUsize::new(0) }
     }
 
     /// The next piece that no thread has taken: fewer panels of columns to a piece towards the end, so that all
