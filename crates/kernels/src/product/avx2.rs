@@ -77,13 +77,12 @@ fn interleave(a: &[f32], k: usize, out: &mut [f32]) {
         }
         for (line, at) in transpose(lines).into_iter().zip((v * LANES * ROWS..).step_by(ROWS)) {
             // Two values more than the step has, which the next step's replace.
-            match out.get_mut(at..at + LANES) {
-                Some(out) => store(out, line),
-                None => {
-                    let mut whole = [0.0; LANES];
-                    store(&mut whole, line);
-                    out[at..at + ROWS].copy_from_slice(&whole[..ROWS]);
-                }
+            if let Some(out) = out.get_mut(at..at + LANES) {
+                store(out, line);
+            } else {
+                let mut whole = [0.0; LANES];
+                store(&mut whole, line);
+                out[at..at + ROWS].copy_from_slice(&whole[..ROWS]);
             }
         }
     }
