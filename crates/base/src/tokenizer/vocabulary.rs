@@ -1,4 +1,4 @@
-//! What `tokenizer.json` would say in a folder from before there was one: BERT's `vocab.txt`, or GPT-2's and RoBERTa's
+//! What `tokenizer.json` would say in a folder from before there was one: BERT's `vocab.txt`, or of `gpt2` and `roberta`
 //! `vocab.json` and `merges.txt`. The rest is the model type's own, as `BertConverter`, `GPT2Converter` and `RobertaConverter`
 //! of transformers (`convert_slow_tokenizer.py`) have it.
 
@@ -84,7 +84,7 @@ fn word_pieces(path: &Path, settings: &Settings) -> Result<Value, Error> {
     }))
 }
 
-/// `framed`: RoBERTa's `<s>` and `</s>` stand around every text.
+/// `framed`: `roberta`'s `<s>` and `</s>` stand around every text.
 fn byte_level(dir: &ModelDir, path: &Path, settings: &Settings, framed: bool) -> Result<Value, Error> {
     let vocabulary = dir.json("vocab.json")?;
     let Some(file) = dir.file("merges.txt") else {

@@ -76,7 +76,7 @@ fn gpt2s_merges_read_as_its_tokenizer_json_does() {
     );
 }
 
-/// BertTokenizer of transformers 5.23 over the same vocab.txt and tokenizer_config.json.
+/// `BertTokenizer` of transformers 5.23 over the same files.
 #[test]
 fn a_small_bert_gives_the_ids_of_transformers() {
     let vocabulary =
@@ -95,7 +95,7 @@ fn a_small_bert_gives_the_ids_of_transformers() {
     assert_eq!(ids(apart, text), [2, 7, 6, 15, 11, 10, 14, 4, 3]);
 }
 
-/// RobertaTokenizer of transformers 5.23 over the same vocab.json and merges.txt.
+/// `RobertaTokenizer` of transformers 5.23 over the same files.
 #[test]
 fn a_small_roberta_gives_the_ids_of_transformers() {
     let tokens = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "c", "Ġ", "ab", "Ġab", "Ġc", "<mask>"];
