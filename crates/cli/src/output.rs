@@ -59,14 +59,10 @@ pub(crate) fn count(n: usize) -> String {
     text
 }
 
-/// A size in KiB, MiB or GiB.
+/// A size in MiB or GiB.
 pub(crate) fn bytes(n: u64) -> String {
     let mib = n as f64 / (1u64 << 20) as f64;
-    match mib {
-        ..1.0 => format!("{:.0} KiB", mib * 1024.0),
-        ..1024.0 => format!("{mib:.0} MiB"),
-        _ => format!("{:.2} GiB", mib / 1024.0),
-    }
+    if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
 /// Lines up the columns of `rows`: the first to the left, the others to the right.

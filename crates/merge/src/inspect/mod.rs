@@ -153,12 +153,8 @@ impl Inspection {
         }
     }
 
-    /// Notes what is wrong, once.
     fn problem(&mut self, what: impl Into<String>) {
-        let what = what.into();
-        if !self.problems.contains(&what) {
-            self.problems.push(what);
-        }
+        self.problems.push(what.into());
     }
 
     /// Reads a JSON file into `config`; its text, or a problem.

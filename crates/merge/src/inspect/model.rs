@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
-use taper_base::{Base, Checkpoint, Labels, ModelDir, Task, Tokenizer};
+use taper_base::{Base, Checkpoint, Labels, ModelDir, Task};
 use taper_kernels::{Compute, pool};
 
 use super::stats::Stats;
@@ -30,13 +30,14 @@ pub(super) fn inspect(dir: &Path) -> Inspection {
         found.problem(format!("tensors that stand in two files: {twice}"));
     }
     index(&mut found, dir, &checkpoints);
-    let mut facts = facts(&found.config);
+    let mut facts = facts(&found.config, dir);
     found.count("total", 0);
     for checkpoint in &checkpoints {
         values(&mut found, &mut facts, checkpoint);
     }
-    let model = ModelDir { path: dir.to_owned(), name: dir.display().to_string() };
-    tokenizer(&mut found, &mut facts, &model);
+    if !facts.tokenizer {
+        found.problem("tokenizer.json is missing");
+    }
     found.model = Some(facts);
     if checkpoints.len() == files.len() && !files.is_empty() && found.config.is_object() {
         architecture(&mut found, dir);
@@ -49,12 +50,18 @@ pub(super) fn inspect_gguf(path: &Path) -> Inspection {
     let mut found = Inspection::new(Kind::Model, path);
     let Some(checkpoint) = found.open(path) else { return found };
     let dir = ModelDir { path: path.to_owned(), name: path.display().to_string() };
-    found.config = dir.json("config.json").unwrap_or_else(|error| {
-        found.problem(error.to_string());
-        Value::Null
-    });
-    let mut facts = facts(&found.config);
-    tokenizer(&mut found, &mut facts, &dir);
+    let mut read = |file: &str| match dir.json(file) {
+        Ok(json) => json,
+        Err(error) => {
+            found.problem(error.to_string());
+            Value::Null
+        }
+    };
+    let (config, special) = (read("config.json"), read("tokenizer_config.json"));
+    let mut facts = facts(&config, path);
+    facts.tokenizer = true;
+    facts.chat_template = !special["chat_template"].is_null();
+    found.config = config;
     found.count("total", 0);
     values(&mut found, &mut facts, &checkpoint);
     found.model = Some(facts);
@@ -62,26 +69,20 @@ pub(super) fn inspect_gguf(path: &Path) -> Inspection {
     found
 }
 
-fn facts(config: &Value) -> ModelFacts {
+fn facts(config: &Value, dir: &Path) -> ModelFacts {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let architectures =
         config["architectures"].as_array().map(|names| names.iter().map(text).collect::<Vec<_>>().join(", "));
+    let has = |name: &str| dir.join(name).is_file();
+    let tokenizer_config = std::fs::read_to_string(dir.join("tokenizer_config.json")).unwrap_or_default();
+    let tokenizer_config: Value = serde_json::from_str(&tokenizer_config).unwrap_or_default();
     ModelFacts {
         model_type: text(&config["model_type"]),
         architecture: architectures.unwrap_or_default(),
         tied: config["tie_word_embeddings"].as_bool().unwrap_or_default(),
+        tokenizer: ["tokenizer.json", "vocab.txt", "vocab.json"].into_iter().any(has),
+        chat_template: has("chat_template.jinja") || !tokenizer_config["chat_template"].is_null(),
         ..ModelFacts::default()
-    }
-}
-
-/// Reads the tokenizer, whatever files it stands in.
-fn tokenizer(found: &mut Inspection, facts: &mut ModelFacts, dir: &ModelDir) {
-    match Tokenizer::open(dir) {
-        Ok(tokenizer) => {
-            facts.tokenizer = true;
-            facts.chat_template = tokenizer.chat().is_some();
-        }
-        Err(error) => found.problem(error.to_string()),
     }
 }
 
@@ -193,12 +194,9 @@ fn architecture(found: &mut Inspection, dir: &Path) {
         Ok(base) => base,
         Err(error) => {
             // An encoder whose files have no head for labels is a base for one; what else they hold is not used.
-            let error = if matches!(error, taper_base::Error::Unsupported { .. }) {
-                Base::open_for(files(), Compute::F32, Task::Classify(Labels::numbered(2))).err()
-            } else {
-                Some(error)
-            };
-            if let Some(error) = error {
+            let refused = matches!(error, taper_base::Error::Unsupported { .. });
+            let labels = Task::Classify(Labels::numbered(2));
+            if !refused || Base::open_for(files(), Compute::F32, labels).is_err() {
                 found.problem(error.to_string());
             }
             return;
