@@ -271,7 +271,8 @@ fn early_stopping_keeps_the_best() {
         "0.05",
     ];
     let (model, data, out) = (room.model("llama"), room.arg("data"), room.arg("out"));
-    taper(&[&["train", "--model", &model, "--data", &data, "--out", &out][..], &flags].concat()).good();
+    let run =
+        taper(&[&["train", "--model", &model, "--data", &data, "--out", &out][..], &flags].concat()).good();
     let evals = room.events("out/metrics.jsonl", "eval");
     let loss = |row: &Value| row["loss"].as_f64().expect("a loss");
     let best = evals.iter().map(loss).fold(f64::INFINITY, f64::min);
@@ -282,6 +283,8 @@ fn early_stopping_keeps_the_best() {
         "{done}"
     );
     assert_eq!(done["step"].as_u64(), done["kept_step"].as_u64().map(|step| step + 2), "{done}");
+    let said = format!("stopped early (early_stopping = 2); the adapter of step {} is in", done["kept_step"]);
+    assert!(format!("{}{}", run.out, run.err).contains(&said), "{said}: {}", run.err);
     let valid = room.arg("data/valid.jsonl");
     let eval = taper(&["eval", "--model", &model, "--adapter", &out, "--data", &valid, "--json"]).json();
     let found = eval["loss"].as_f64().expect("a loss");

@@ -244,7 +244,14 @@ fn plan(summary: &Summary) -> String {
 fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<()> {
     let out = recipe.out.display();
     let memory = done.peak_rss_bytes.map_or_else(String::new, |peak| format!(", peak {}", bytes(peak)));
-    say(format_args!("\n{} steps in {:.1} s{memory}; the adapter is in {out}\n", done.step, done.seconds));
+    let early = match recipe.early_stopping.filter(|_| done.ending == Ending::EarlyStopping) {
+        Some(patience) => format!(", stopped early (early_stopping = {patience})"),
+        None => String::new(),
+    };
+    let kept = done.kept_step.filter(|kept| *kept != done.step);
+    let kept = kept.map_or_else(String::new, |kept| format!(" of step {kept}"));
+    let (steps, seconds) = (done.step, done.seconds);
+    say(format_args!("\n{steps} steps in {seconds:.1} s{memory}{early}; the adapter{kept} is in {out}\n"));
     if !done.results.is_empty() {
         print(results(&done.results))?;
         for SplitResult { split, base, adapted } in
