@@ -14,6 +14,19 @@ pub(crate) fn zeros<T: Copy + Default + Send + Sync>(len: usize) -> Vec<T> {
     written(len, |_, part| part.fill(MaybeUninit::new(T::default())))
 }
 
+/// Hands each `chunk` of new zeros to `write`, with its number.
+pub(crate) fn by_chunk(len: usize, chunk: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let fill = |room: &mut [MaybeUninit<f32>]| {
+        pool::for_each_chunk(room, chunk, |i, part| {
+            part.fill(MaybeUninit::new(0.0));
+            // SAFETY: just zeroed.
+            write(i, unsafe { part.assume_init_mut() });
+        });
+    };
+    // SAFETY: all of it is zeroed.
+    unsafe { made(len, fill) }
+}
+
 /// `values.to_vec()`.
 pub(crate) fn copied(values: &[f32]) -> Vec<f32> {
     written(values.len(), |start, part| {
@@ -35,14 +48,25 @@ pub(crate) fn repeated(row: &[f32], len: usize) -> Vec<f32> {
 
 /// `write(start, part)` must write all of `part`, which is values `start..` of the buffer.
 fn written<T: Copy + Send>(len: usize, write: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync) -> Vec<T> {
+    let fill = |room: &mut [MaybeUninit<T>]| {
+        if len <= TASK {
+            write(0, room);
+        } else {
+            pool::for_each_chunk(room, TASK, |i, part| write(i * TASK, part));
+        }
+    };
+    // SAFETY: the callers above write each part.
+    unsafe { made(len, fill) }
+}
+
+/// A buffer that `write` fills.
+///
+/// # Safety
+/// It must write every value.
+pub(crate) unsafe fn made<T: Copy>(len: usize, write: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     let mut values = Vec::with_capacity(len);
-    let room = &mut values.spare_capacity_mut()[..len];
-    if len <= TASK {
-        write(0, room);
-    } else {
-        pool::for_each_chunk(room, TASK, |i, part| write(i * TASK, part));
-    }
-    // SAFETY: there is room for so many, and the callers above have written each of them.
+    write(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: there is room for so many, and each has been written.
     unsafe { values.set_len(len) };
     values
 }
@@ -57,6 +81,7 @@ mod tests {
             assert!(zeros::<u32>(len) == vec![0; len]);
             let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
             assert!(copied(&values) == values);
+            assert!(by_chunk(len, 1000, |i, part| part[0] = i as f32).iter().sum::<f32>() > -1.0);
             let expected: Vec<f32> = values.iter().map(|i| i % 7.0).collect();
             assert!(repeated(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], len) == expected);
         }

@@ -2,9 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use crate::buffers::zeros;
+use crate::buffers::by_chunk;
 use crate::operand::{Held, gradient, output, values};
-use crate::{parts, pool};
+use crate::parts;
 
 /// `x + bias`: `x` `(N, D)`, `bias` `(D,)`; the bias gets a gradient where it is tracked.
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
@@ -31,15 +31,13 @@ fn check_columns(op: &str, x: &Tensor, row: &Tensor) -> Result<()> {
 fn by_row(x: &[f32], row: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
     let size = row.len();
     let chunk = parts::rows_per_task(size) * size;
-    let mut y = zeros(x.len());
-    pool::for_each_chunk(&mut y, chunk, |i, y| {
+    by_chunk(x.len(), chunk, |i, y| {
         for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
             for ((y, x), r) in y.iter_mut().zip(x).zip(row) {
                 *y = f(*x, *r);
             }
         }
-    });
-    y
+    })
 }
 
 /// `Σₙ f(x, g)` of each column.

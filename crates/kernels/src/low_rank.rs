@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use crate::buffers::zeros;
+use crate::buffers::{by_chunk, zeros};
 use crate::operand::Held;
 use crate::product::dense::{Dims, Write, nn, nt, tn};
-use crate::{Dropout, LowRank, parts, pool};
+use crate::{Dropout, LowRank, parts};
 
 /// `weight += s · B[rows] A`: the low-rank term of some rows of a weight, `weight` `(rows.len(), in)`, in f32.
 pub fn add_low_rank(factors: &LowRank<'_>, rows: Range<usize>, weight: &mut [f32]) -> Result<()> {
@@ -62,13 +62,11 @@ impl Term {
     /// `dropout(x)` `(n, in)`; the mask's index of `x`'s first row is `row`.
     pub(crate) fn dropped<'a>(&self, x: &'a [f32], row: usize) -> Cow<'a, [f32]> {
         let Some(dropout) = self.dropout else { return Cow::Borrowed(x) };
-        let mut out = zeros(x.len());
         let chunk = parts::rows_per_task(self.inputs) * self.inputs;
-        pool::for_each_chunk(&mut out, chunk, |i, out| {
+        Cow::Owned(by_chunk(x.len(), chunk, |i, out| {
             out.copy_from_slice(&x[i * chunk..][..out.len()]);
             dropout.apply(out, row * self.inputs + i * chunk);
-        });
-        Cow::Owned(out)
+        }))
     }
 
     /// `u = dropped Aᵀ` `(n, R)`.

@@ -8,7 +8,8 @@
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use super::Activation;
-use crate::{parts, pool, vector};
+use crate::buffers::by_chunk;
+use crate::{parts, vector};
 
 /// Values to a task.
 const CHUNK: usize = 16 * 1024;
@@ -40,8 +41,9 @@ impl Curve for Gelu {
     #[inline(always)]
     fn at(self, x: f32) -> (f32, f32) {
         const FACTOR: f32 = 0.5 * FRAC_1_SQRT_2 * FRAC_2_SQRT_PI; // 1/√(2π)
-        let share = 0.5 * vector::erfc(-x * FRAC_1_SQRT_2);
-        (x * share, share + x * FACTOR * vector::exp(-0.5 * x * x))
+        let (twice, bell) = vector::erfc(-x * FRAC_1_SQRT_2);
+        let share = 0.5 * twice;
+        (x * share, share + x * FACTOR * bell)
     }
 }
 
@@ -85,20 +87,20 @@ impl Curve for SoftCap {
 
 /// A function on slices, alone or as a gate.
 pub(crate) trait Function: Copy + Send + Sync + 'static {
-    /// `y = f(gate) ⊙ up`, or `y = f(gate)` where there is no `up`.
-    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]);
+    /// `f(gate) ⊙ up`, or `f(gate)` where there is no `up`.
+    fn apply(self, gate: &[f32], up: Option<&[f32]>) -> Vec<f32>;
 
     /// Turns `gate` and `up` into their gradients, and the gradient `g` of [`Function::apply`]'s result into that result.
     fn pull_back(self, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]);
 }
 
 impl Function for Activation {
-    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
+    fn apply(self, gate: &[f32], up: Option<&[f32]>) -> Vec<f32> {
         match self {
-            Self::Silu => apply(Silu, gate, up, y),
-            Self::Gelu => apply(Gelu, gate, up, y),
-            Self::GeluTanh => apply(GeluTanh, gate, up, y),
-            Self::Relu => apply(Relu, gate, up, y),
+            Self::Silu => apply(Silu, gate, up),
+            Self::Gelu => apply(Gelu, gate, up),
+            Self::GeluTanh => apply(GeluTanh, gate, up),
+            Self::Relu => apply(Relu, gate, up),
         }
     }
 
@@ -113,8 +115,8 @@ impl Function for Activation {
 }
 
 impl Function for SoftCap {
-    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
-        apply(self, gate, up, y);
+    fn apply(self, gate: &[f32], up: Option<&[f32]>) -> Vec<f32> {
+        apply(self, gate, up)
     }
 
     fn pull_back(self, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]) {
@@ -123,8 +125,8 @@ impl Function for SoftCap {
 }
 
 /// [`Function::apply`].
-fn apply<F: Curve>(f: F, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
-    pool::for_each_chunk(y, CHUNK, |i, y| {
+fn apply<F: Curve>(f: F, gate: &[f32], up: Option<&[f32]>) -> Vec<f32> {
+    by_chunk(gate.len(), CHUNK, |i, y| {
         let part = i * CHUNK..i * CHUNK + y.len();
         let (gate, up) = (&gate[part.clone()], up.map(|up| &up[part]));
         vector::wide(
@@ -142,7 +144,7 @@ fn apply<F: Curve>(f: F, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
                 }
             },
         );
-    });
+    })
 }
 
 /// [`Function::pull_back`]: the gradients are `g·up·f'(gate)` and `g·f(gate)`.

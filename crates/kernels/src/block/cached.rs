@@ -58,8 +58,7 @@ impl Layer<'_> {
             let [gate] = self.project_cached([GATE], &read, None);
             (gate, None)
         };
-        let mut inner = zeros(gate.len());
-        self.block.activation.apply(&gate, up.as_deref(), &mut inner);
+        let inner = self.block.activation.apply(&gate, up.as_deref());
         let [sum] = self.project_cached([DOWN], &inner, Some(&middle));
         self.after(1, &sum).into_owned()
     }

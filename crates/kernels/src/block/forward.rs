@@ -7,7 +7,7 @@ use crate::Norm;
 use crate::activation::Function;
 use crate::attention::Plan;
 use crate::attention::forward::{Inputs, run};
-use crate::buffers::{copied, zeros};
+use crate::buffers::copied;
 use crate::norm::Normalise;
 
 impl Layer<'_> {
@@ -40,8 +40,7 @@ impl Layer<'_> {
 
     /// The result `(N, D)`; keeps what else backward needs.
     pub(super) fn finish(&self, saved: &mut Saved) -> Vec<f32> {
-        let mut inner = zeros(saved.gate.len());
-        self.block.activation.apply(&saved.gate, saved.up.as_deref(), &mut inner);
+        let inner = self.block.activation.apply(&saved.gate, saved.up.as_deref());
         let middle = self.after(0, &saved.middle);
         let [sum] = self.project([DOWN], &inner, Some(&middle), &mut saved.u);
         if matches!(self.block.norms, Norms::Before(_)) {
@@ -107,7 +106,5 @@ impl Layer<'_> {
 }
 
 fn normed<'a>(norm: &Norm, x: &[f32]) -> Cow<'a, [f32]> {
-    let mut y = zeros(x.len());
-    norm.normalise(x, &mut y);
-    Cow::Owned(y)
+    Cow::Owned(norm.normalise(x))
 }

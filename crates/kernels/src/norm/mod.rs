@@ -6,6 +6,7 @@ mod rms;
 pub use layer::layer_norm;
 pub use rms::rms_norm;
 
+use crate::buffers::by_chunk;
 use crate::{parts, pool, vector};
 use layer::Layer;
 use rms::Rms;
@@ -52,15 +53,15 @@ pub(crate) trait Normalise: Sync {
     /// Turns `g`, the gradient of a row's result, into that of the row `x`. `buffer` is for its own use.
     fn pull_back_row(&self, x: &[f32], g: &mut [f32], buffer: &mut Vec<f32>);
 
-    /// Normalises every row of `x`, into `y`.
-    fn normalise(&self, x: &[f32], y: &mut [f32]) {
+    /// Every row of `x`, normalised.
+    fn normalise(&self, x: &[f32]) -> Vec<f32> {
         let size = self.size();
         let chunk = parts::rows_per_task(size) * size;
-        pool::for_each_chunk(y, chunk, |i, y| {
+        by_chunk(x.len(), chunk, |i, y| {
             for (y, x) in y.chunks_exact_mut(size).zip(x[i * chunk..].chunks_exact(size)) {
                 self.row(x, y);
             }
-        });
+        })
     }
 
     /// Turns `g`, the gradient of the result, into that of `x`.

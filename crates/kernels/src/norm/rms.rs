@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use crate::buffers::{copied, zeros};
+use crate::buffers::copied;
 use crate::operand::{Held, gradient, output, values};
 use crate::{parts, vector};
 
@@ -109,8 +109,7 @@ impl CustomOp2 for RmsNorm {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, gain) = (values(OP, s1, l1)?, values(OP, s2, l2)?);
-        let mut y = zeros(x.len());
-        Rms { gain, eps: self.eps }.normalise(x, &mut y);
+        let y = Rms { gain, eps: self.eps }.normalise(x);
         Ok(output(y, l1.shape()))
     }
 
