@@ -4,10 +4,10 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 
-use crate::buffers::zeros;
 use crate::low_rank::Term;
 use crate::operand::{Held, gradient, output, values};
-use crate::{Dropout, Weight, add_bias, parts, pool, vector};
+use crate::product::{Beneath, Prepared};
+use crate::{Dropout, Weight, add_bias};
 
 const OP: &str = "linear";
 
@@ -74,34 +74,20 @@ struct Frozen {
 
 impl Frozen {
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let outputs = self.weight.rows();
-        let mut y = zeros(x.len() / self.weight.cols() * outputs);
-        self.weight.product(x, &mut y);
-        if let Some(bias) = &self.bias {
-            add_to_rows(&mut y, Held::new(OP, bias)?.values());
-        }
-        Ok(y)
+        let prepared = Prepared::new(self.weight.compute(), x, self.weight.cols());
+        let bias = self.bias.as_ref().map(|bias| Held::new(OP, bias)).transpose()?;
+        let beneath = Beneath { matrix: None, row: bias.as_ref().map(Held::values) };
+        Ok(self.weight.product_onto(&prepared, beneath))
     }
 
     fn backward(&self, g: &[f32]) -> Vec<f32> {
-        let mut dx = zeros(g.len() / self.weight.rows() * self.weight.cols());
-        self.weight.product_transposed(g, &mut dx);
-        dx
+        let prepared = Prepared::new(self.weight.compute(), g, self.weight.rows());
+        self.weight.product_transposed_onto(&prepared, Beneath::default())
     }
 
     fn shape(&self, x: &Layout) -> Result<(usize, usize)> {
         Ok((x.shape().dims2()?.0, self.weight.rows()))
     }
-}
-
-/// `y += bias`, row by row.
-pub(crate) fn add_to_rows(y: &mut [f32], bias: &[f32]) {
-    let chunk = parts::rows_per_task(bias.len()) * bias.len().max(1);
-    pool::for_each_chunk(y, chunk, |_, rows| {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            vector::axpy(1.0, bias, row);
-        }
-    });
 }
 
 impl CustomOp1 for Frozen {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::product::{Direction, Matrix, Prepared, Right};
+use crate::product::{Beneath, Direction, Matrix, Prepared, Right};
 use crate::{Error, RowOrder, Stored};
 
 /// How the products of a weight are computed.
@@ -172,22 +172,27 @@ impl Weight {
 
     /// `y = x Wᵀ`: `x` `(n, cols)`, `y` `(n, rows)`, both row-major; `y` is overwritten.
     pub fn product(&self, x: &[f32], y: &mut [f32]) {
-        self.product_of(&Prepared::new(self.compute, x, self.cols()), y, false);
+        Prepared::new(self.compute, x, self.cols()).product(self.right(Direction::Forward), y, false);
     }
 
-    /// [`Weight::product`] of activations that are ready for it; added to `y` where `add`.
-    pub(crate) fn product_of(&self, x: &Prepared<'_>, y: &mut [f32], add: bool) {
-        x.product(self.right(Direction::Forward), y, add);
+    /// [`Weight::product`] of activations that are ready for it, and what is `beneath` it.
+    pub(crate) fn product_onto(&self, x: &Prepared<'_>, beneath: Beneath<'_>) -> Vec<f32> {
+        x.product_onto(self.right(Direction::Forward), beneath)
     }
 
-    /// [`Weight::product_transposed`] of a gradient that is ready for it; added to `dx` where `add`.
-    pub(crate) fn product_transposed_of(&self, g: &Prepared<'_>, dx: &mut [f32], add: bool) {
-        g.product(self.right(Direction::Backward), dx, add);
+    /// [`Weight::product_transposed`] of a gradient that is ready for it, and what is `beneath` it.
+    pub(crate) fn product_transposed_onto(&self, g: &Prepared<'_>, beneath: Beneath<'_>) -> Vec<f32> {
+        g.product_onto(self.right(Direction::Backward), beneath)
+    }
+
+    /// [`Weight::product_transposed`] of a gradient that is ready for it, added to `dx`.
+    pub(crate) fn add_product_transposed(&self, g: &Prepared<'_>, dx: &mut [f32]) {
+        g.product(self.right(Direction::Backward), dx, true);
     }
 
     /// `dx = g W`: `g` `(n, rows)`, `dx` `(n, cols)`, both row-major; `dx` is overwritten.
     pub fn product_transposed(&self, g: &[f32], dx: &mut [f32]) {
-        self.product_transposed_of(&Prepared::new(self.compute, g, self.rows()), dx, false);
+        Prepared::new(self.compute, g, self.rows()).product(self.right(Direction::Backward), dx, false);
     }
 
     /// Row `row`, widened to f32, into `out` `(cols,)`.

@@ -6,11 +6,9 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::gains::Output;
 use super::{Adapted, Layer, Projection};
-use crate::buffers::{copied, repeated, zeros};
-use crate::linear::add_to_rows;
 use crate::low_rank::Term;
 use crate::operand::Held;
-use crate::product::Prepared;
+use crate::product::{Beneath, Prepared};
 
 /// An [`Adapted`] as the operation keeps it.
 pub(super) struct Slot {
@@ -150,11 +148,10 @@ impl<'a> Layer<'a> {
         numbers.map(|number| {
             let Projection { weight, bias } = &self.block.projections[number];
             let gain = self.gain(number);
-            let len = x.len() / weight.cols() * weight.rows();
-            let beneath = if gain.is_none() { beneath(len, onto, bias.as_deref()) } else { None };
-            let adds = beneath.is_some();
-            let mut y = beneath.unwrap_or_else(|| zeros(len));
-            weight.product_of(&prepared, &mut y, adds);
+            // A gain is on the product alone.
+            let beneath = Beneath { matrix: onto, row: bias.as_deref() };
+            let beneath = if gain.is_none() { beneath } else { Beneath::default() };
+            let mut y = weight.product_onto(&prepared, beneath);
             if let Some(factors) = &self.factors[number] {
                 let (term, u) = (factors.term(), &mut u[number]);
                 *u = term.down(&term.dropped(x, 0), factors.a());
@@ -186,31 +183,18 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// The `len` values that a product is added to: `onto` and, in every row, `bias`; none where there is neither.
-fn beneath(len: usize, onto: Option<&[f32]>, bias: Option<&[f32]>) -> Option<Vec<f32>> {
-    match (onto, bias) {
-        (None, None) => None,
-        (Some(onto), None) => Some(copied(onto)),
-        (None, Some(bias)) => Some(repeated(bias, len)),
-        (Some(onto), Some(bias)) => {
-            let mut sum = copied(onto);
-            add_to_rows(&mut sum, bias);
-            Some(sum)
-        }
-    }
-}
-
 impl Pulled<'_> {
     /// `Σ g W + mask ∘ (v A)` `(N, in)`, the gradient of the input, added to `onto` where that is given.
     pub(super) fn input_gradient(&self, layer: &Layer<'_>, onto: Option<&[f32]>) -> Vec<f32> {
-        let mut dx = onto.map_or_else(Vec::new, copied);
+        let mut dx = Vec::new();
         for (i, Part { number, g, v }) in self.0.iter().enumerate() {
             let weight = &layer.block.projections[*number].weight;
-            if i == 0 && onto.is_none() {
-                dx = zeros(g.len() / weight.rows() * weight.cols());
-            }
             let prepared = Prepared::new(weight.compute(), g, weight.rows());
-            weight.product_transposed_of(&prepared, &mut dx, i > 0 || onto.is_some());
+            if i == 0 {
+                dx = weight.product_transposed_onto(&prepared, Beneath { matrix: onto, row: None });
+            } else {
+                weight.add_product_transposed(&prepared, &mut dx);
+            }
             if let Some(factors) = &layer.factors[*number] {
                 factors.term().add_input_gradient(v, factors.a(), &mut dx, 0);
             }

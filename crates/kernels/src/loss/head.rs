@@ -7,9 +7,9 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shap
 
 use super::scoring::Targets;
 use super::{Labelled, Scoring, scale};
-use crate::linear::add_to_rows;
 use crate::low_rank::Term;
 use crate::operand::{Held, output, values};
+use crate::product::add_to_rows;
 use crate::{LowRank, Weight, buffers, parts, vector};
 
 const OP: &str = "linear_cross_entropy";

@@ -1,7 +1,7 @@
 //! Products in AVX2 and FMA, for machines without AVX-512: `C = A · B`, where `B` is `W` or its transpose.
 //!
-//! `A` is copied once for any number of products, in the order in which tiles read it; `B` is widened to f32 one panel of 16
-//! columns at a time, just before the panel is used. A tile is 6 rows of C by two vectors: twelve sums, two vectors of B and
+//! `A` is read where it lies; `B` is widened to f32 one panel of 16
+//! columns at a time, just before the panels of a piece are used. A tile is 6 rows of C by two vectors: twelve sums, two vectors of B and
 //! a value of A fill the sixteen registers.
 //!
 //! Everything `unsafe` here is so for two reasons: pointers, whose bounds each function states, and instructions, which
@@ -15,86 +15,40 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::plan::{Piece, Plan};
 use super::portable::to_bf16;
-use super::{Direction, Matrix, Right};
+use super::{Beneath, Direction, Matrix, Right};
 use crate::Stored;
-use crate::buffers::zeros;
+use crate::buffers::made;
 use crate::pool::{self, Disjoint};
 
 /// Rows and columns of a tile.
 const ROWS: usize = 6;
 const COLUMNS: usize = 16;
-/// Longest block of the contraction: a panel is then 64 KiB.
-const DEPTH: usize = 1024;
+/// Longest block of the contraction: a panel is then 48 KiB.
+const DEPTH: usize = 768;
+/// Rows of C to a piece.
+const PIECE_ROWS: usize = 1056;
+/// Row tiles that are gone through for all panels of a piece, so that both lie in the L2 cache.
+const GROUP: usize = 8;
 /// Values of a vector.
 const LANES: usize = 8;
 
-/// `A` `(m, k)`, tile by tile: of each step the values of a tile's rows. The last tile's surplus rows are zeros.
-pub(super) struct Left {
-    values: Vec<f32>,
-    m: usize,
-    k: usize,
-    /// Whether A is rounded to bf16, as B is then too.
-    rounded: bool,
-}
-
-impl Left {
-    /// `a (m, k)`, rounded to bf16 or as it is.
-    ///
-    /// # Safety
-    /// AVX2.
-    pub(super) unsafe fn new(a: &[f32], (m, k): (usize, usize), rounded: bool) -> Self {
-        assert!(m > 0 && k > 0 && a.len() == m * k);
-        let mut values = zeros(m.div_ceil(ROWS) * ROWS * k);
-        pool::for_each_chunk(&mut values, ROWS * k, |tile, out| {
-            // SAFETY: the caller's.
-            unsafe { interleave(&a[tile * ROWS * k..m.min((tile + 1) * ROWS) * k], k, out) }
-            if rounded {
-                to_bf16(out);
-            }
-        });
-        Self { values, m, k, rounded }
-    }
-
-    /// The steps of tile `tile` in `block`.
-    fn tile(&self, tile: usize, block: &Range<usize>) -> &[f32] {
-        let first = tile * ROWS * self.k;
-        &self.values[first + block.start * ROWS..first + block.end * ROWS]
-    }
-}
-
-/// Hands value `j` of row `i` of `a`, at most `ROWS` rows of `k`, to place `(j, i)` of `out`.
-#[target_feature(enable = "avx2")]
-fn interleave(a: &[f32], k: usize, out: &mut [f32]) {
-    let vectors = if a.len() == ROWS * k { k / LANES } else { 0 };
-    for v in 0..vectors {
-        let mut lines = [_mm256_setzero_ps(); LANES];
-        for (line, row) in lines.iter_mut().zip(a.chunks_exact(k)) {
-            *line = load(&row[v * LANES..][..LANES]);
-        }
-        for (line, at) in transpose(lines).into_iter().zip((v * LANES * ROWS..).step_by(ROWS)) {
-            // Two values more than the step has, which the next step's replace.
-            if let Some(out) = out.get_mut(at..at + LANES) {
-                store(out, line);
-            } else {
-                let mut whole = [0.0; LANES];
-                store(&mut whole, line);
-                out[at..at + ROWS].copy_from_slice(&whole[..ROWS]);
-            }
-        }
-    }
-    for (i, row) in a.chunks_exact(k).enumerate() {
-        for (j, &value) in row.iter().enumerate().skip(vectors * LANES) {
-            out[j * ROWS + i] = value;
-        }
-    }
+/// The left operand, row-major.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) m: usize,
+    pub(super) k: usize,
+    /// Whether B is rounded to bf16, as A has been.
+    pub(super) round: bool,
 }
 
 thread_local! {
-    /// This thread's panel, and rows of W on their way into it.
+    /// This thread's panels, and rows of W on their way into it.
     static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
@@ -102,56 +56,116 @@ thread_local! {
 ///
 /// # Safety
 /// AVX2, FMA and F16C.
-pub(super) unsafe fn product(a: &Left, right: Right<'_>, c: &mut [f32], add: bool) {
+pub(super) unsafe fn product(a: Left<'_>, right: Right<'_>, c: &mut [f32], add: bool) {
+    // SAFETY: what is written there are values.
+    let c = unsafe { std::slice::from_raw_parts_mut(c.as_mut_ptr().cast(), c.len()) };
+    // SAFETY: the caller's; C has values.
+    unsafe { write(a, right, c, add.then_some(Onto::Itself)) }
+}
+
+/// `A · B` and what is `beneath` it.
+///
+/// # Safety
+/// AVX2, FMA and F16C.
+pub(super) unsafe fn product_onto(a: Left<'_>, right: Right<'_>, beneath: Beneath<'_>) -> Vec<f32> {
+    // SAFETY: the caller's; all of C is written.
+    unsafe { made(a.m * right.dims().1, |c| write(a, right, c, Some(Onto::Other(beneath)))) }
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+enum Onto<'a> {
+    Itself,
+    Other(Beneath<'a>),
+}
+
+/// Writes all of `c`.
+///
+/// # Safety
+/// AVX2, FMA and F16C; `c` has values where it is added to itself.
+unsafe fn write(a: Left<'_>, right: Right<'_>, c: &mut [MaybeUninit<f32>], onto: Option<Onto<'_>>) {
     let (k, n) = right.dims();
-    assert!(a.k == k && c.len() == a.m * n);
+    assert!(a.k == k && k > 0 && c.len() == a.m * n);
+    if let Some(Onto::Other(beneath)) = onto {
+        beneath.check(a.m, n);
+    }
     let threads = pool::width();
-    let plan = Plan::new((a.m, n), (ROWS, COLUMNS), threads);
-    let call = Call { a, right, n, add, c: Disjoint::new(c) };
+    let plan = Plan::new((a.m, n), (ROWS, COLUMNS), PIECE_ROWS, threads);
+    let call = Call { a, right, n, onto, c: Disjoint::new(c) };
     pool::for_each(threads, |_| {
-        BUFFERS.with_borrow_mut(|(panel, lines)| {
-            panel.resize(DEPTH * COLUMNS, 0.0);
+        BUFFERS.with_borrow_mut(|(panels, lines)| {
             while let Some(piece) = plan.take() {
                 // SAFETY: the caller's; the plan gives each piece of C to one thread.
-                unsafe { call.piece(&piece, panel, lines) }
+                unsafe { call.piece(&piece, panels, lines) }
             }
         });
     });
 }
 
 struct Call<'a> {
-    a: &'a Left,
+    a: Left<'a>,
     right: Right<'a>,
     n: usize,
-    add: bool,
-    c: Disjoint<'a, f32>,
+    onto: Option<Onto<'a>>,
+    c: Disjoint<'a, MaybeUninit<f32>>,
 }
 
 impl Call<'_> {
     /// # Safety
     /// The instructions exist; the piece of C is the caller's alone.
-    unsafe fn piece(&self, piece: &Piece, panel: &mut [f32], lines: &mut Vec<f32>) {
+    unsafe fn piece(&self, piece: &Piece, panels: &mut Vec<f32>, lines: &mut Vec<f32>) {
         let k = self.a.k;
         // Blocks of almost equal length.
         let depth = k.div_ceil(k.div_ceil(DEPTH));
+        if panels.len() < piece.n.len() * depth * COLUMNS {
+            panels.resize(piece.n.len() * depth * COLUMNS, 0.0);
+        }
+        let columns = |p: usize| p * COLUMNS..self.n.min((p + 1) * COLUMNS);
         for start in (0..k).step_by(depth) {
             let block = start..k.min(start + depth);
-            let panel = &mut panel[..block.len() * COLUMNS];
-            for p in piece.n.clone() {
-                let columns = p * COLUMNS..self.n.min((p + 1) * COLUMNS);
+            let size = block.len() * COLUMNS;
+            for (p, panel) in piece.n.clone().zip(panels.chunks_exact_mut(size)) {
                 // SAFETY: the caller's.
-                unsafe { self.fill(&columns, &block, panel, lines) };
-                for i in piece.m.clone() {
-                    let rows = i * ROWS..self.a.m.min((i + 1) * ROWS);
-                    let add = self.add || start > 0;
-                    // SAFETY: the caller's; these rows and columns are in C.
-                    unsafe {
-                        let c = self.c.as_mut_ptr().add(rows.start * self.n + columns.start);
-                        tile(self.a.tile(i, &block), panel, (c, self.n), (rows.len(), columns.len()), add);
+                unsafe { self.fill(&columns(p), &block, panel, lines) };
+            }
+            for first in piece.m.clone().step_by(GROUP) {
+                let group = first..piece.m.end.min(first + GROUP);
+                for (p, panel) in piece.n.clone().zip(panels.chunks_exact(size)) {
+                    for i in group.clone() {
+                        // SAFETY: the caller's.
+                        unsafe {
+                            tile(self.rows(i, start), panel, &self.place(i, &columns(p), start == 0));
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// The rows of tile `i` from step `first` on; one of them again for each that A lacks.
+    fn rows(&self, i: usize, first: usize) -> [*const f32; ROWS] {
+        let Left { values, m, k, .. } = self.a;
+        std::array::from_fn(|j| values[(i * ROWS + j).min(m - 1) * k + first..].as_ptr())
+    }
+
+    /// The place in C of row tile `i` and some `columns`, and what its first block, or a later one, is added to.
+    ///
+    /// # Safety
+    /// They lie in C.
+    unsafe fn place(&self, i: usize, columns: &Range<usize>, is_first: bool) -> Place<'_> {
+        let rows = i * ROWS..self.a.m.min((i + 1) * ROWS);
+        let start = rows.start * self.n + columns.start;
+        // SAFETY: the caller's.
+        let c = unsafe { self.c.as_mut_ptr().add(start) }.cast::<f32>();
+        let (onto, bias) = match self.onto {
+            _ if !is_first => (Some(c.cast_const()), None),
+            None => (None, None),
+            Some(Onto::Itself) => (Some(c.cast_const()), None),
+            Some(Onto::Other(Beneath { matrix, row })) => {
+                (matrix.map(|onto| onto[start..].as_ptr()), row.map(|row| &row[columns.clone()]))
+            }
+        };
+        Place { c, onto, bias, stride: self.n, rows: rows.len(), columns: columns.len() }
     }
 
     /// Fills `panel` with `columns` of B in `block`, step by step; what B lacks is left to be anything.
@@ -173,7 +187,7 @@ impl Call<'_> {
                 Direction::Backward => across(w, columns, block, panel),
             }
         }
-        if self.a.rounded && w.stored != Stored::Bf16 {
+        if self.a.round && w.stored != Stored::Bf16 {
             to_bf16(panel);
         }
     }
@@ -248,38 +262,80 @@ unsafe fn across(w: &Matrix<'_>, columns: &Range<usize>, rows: &Range<usize>, pa
     }
 }
 
-/// `C (+)= A · B` of a tile, of which the first `rows` and `columns` are in C, whose rows are `stride` values apart.
+/// Where a tile goes, its rows `stride` values apart.
+struct Place<'a> {
+    c: *mut f32,
+    /// What it is added to, laid out as C is.
+    onto: Option<*const f32>,
+    /// Added to each row.
+    bias: Option<&'a [f32]>,
+    stride: usize,
+    /// How many are in C.
+    rows: usize,
+    columns: usize,
+}
+
+/// Writes a tile of `A · B` to its place.
 ///
 /// # Safety
-/// AVX2 and FMA; those rows and columns are the caller's alone.
+/// AVX2 and FMA; each row of A has as many values as the panel has steps; the rows and columns of C are the caller's alone, and what they are added to has as many.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile(
-    a: &[f32],
-    b: &[f32],
-    (c, stride): (*mut f32, usize),
-    (rows, columns): (usize, usize),
-    add: bool,
-) {
+unsafe fn tile(a: [*const f32; ROWS], b: &[f32], place: &Place<'_>) {
+    // While the sums are made, what they are added to and their place come nearer.
+    for i in 0..place.rows {
+        for at in [0, place.columns - 1] {
+            let at = i * place.stride + at;
+            let to = place.onto.unwrap_or(place.c).wrapping_add(at);
+            _mm_prefetch::<_MM_HINT_T0>(to.cast());
+        }
+    }
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<COLUMNS>().0) {
+    for (step, b) in b.as_chunks::<COLUMNS>().0.iter().enumerate() {
         let b = [load(&b[..LANES]), load(&b[LANES..])];
         for (sums, a) in sums.iter_mut().zip(a) {
-            let a = _mm256_set1_ps(*a);
+            // SAFETY: the caller's.
+            let a = _mm256_set1_ps(unsafe { *a.add(step) });
             sums[0] = _mm256_fmadd_ps(a, b[0], sums[0]);
             sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
         }
     }
-    for (i, sums) in sums.iter().enumerate().take(rows) {
+    for (i, sums) in sums.into_iter().enumerate().take(place.rows) {
+        let at = i * place.stride;
+        if place.columns < COLUMNS {
+            // SAFETY: the caller's.
+            unsafe { put_some(sums, at, place) };
+            continue;
+        }
+        for (half, mut sum) in sums.into_iter().enumerate() {
+            if let Some(bias) = place.bias {
+                sum = _mm256_add_ps(sum, load(&bias[half * LANES..]));
+            }
+            // SAFETY: the caller's.
+            unsafe {
+                if let Some(onto) = place.onto {
+                    sum = _mm256_add_ps(sum, _mm256_loadu_ps(onto.add(at + half * LANES)));
+                }
+                _mm256_storeu_ps(place.c.add(at + half * LANES), sum);
+            }
+        }
+    }
+}
+
+/// Writes the columns of a row, `at` values from the first, that are in C.
+///
+/// # Safety
+/// As [`tile`].
+#[target_feature(enable = "avx2")]
+unsafe fn put_some(sums: [__m256; 2], at: usize, place: &Place<'_>) {
+    let mut line = [0.0; COLUMNS];
+    store(&mut line[..LANES], sums[0]);
+    store(&mut line[LANES..], sums[1]);
+    for (j, mut sum) in line.into_iter().enumerate().take(place.columns) {
+        sum += place.bias.map_or(0.0, |bias| bias[j]);
         // SAFETY: the caller's.
-        let c = unsafe { std::slice::from_raw_parts_mut(c.add(i * stride), columns) };
-        let mut line = [0.0; COLUMNS];
-        let (low, high) = line.split_at_mut(LANES);
-        store(low, sums[0]);
-        store(high, sums[1]);
-        if add {
-            c.iter_mut().zip(line).for_each(|(c, sum)| *c += sum);
-        } else {
-            c.copy_from_slice(&line[..columns]);
+        unsafe {
+            sum += place.onto.map_or(0.0, |onto| *onto.add(at + j));
+            place.c.add(at + j).write(sum);
         }
     }
 }

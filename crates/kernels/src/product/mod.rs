@@ -25,7 +25,8 @@ pub(crate) use portable::widen;
 
 use std::sync::OnceLock;
 
-use crate::{Compute, RowOrder, Stored, quantised};
+use crate::buffers::{copied, repeated, zeros};
+use crate::{Compute, RowOrder, Stored, parts, pool, quantised, vector};
 
 /// A matrix as it is stored: `rows x cols` little-endian values or blocks of them, row-major, at any alignment.
 #[derive(Clone, Copy)]
@@ -60,11 +61,13 @@ impl<'a> Matrix<'a> {
     }
 
     /// Bytes from row to row.
+    #[inline]
     fn stride(&self) -> usize {
         self.bytes.len() / self.rows.max(1)
     }
 
     /// The bytes of row `row`.
+    #[inline]
     fn row(&self, row: usize) -> &'a [u8] {
         let stride = self.stride();
         &self.bytes[self.order.stored(row) * stride..][..stride]
@@ -105,6 +108,45 @@ impl<'a> Right<'a> {
             Direction::Backward => (self.w.rows, self.w.cols),
         }
     }
+}
+
+/// What a new product is added to: nothing, a `matrix` of its size, a `row` added to each of its rows, or both.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Beneath<'a> {
+    pub(crate) matrix: Option<&'a [f32]>,
+    pub(crate) row: Option<&'a [f32]>,
+}
+
+impl Beneath<'_> {
+    /// That it fits a product of `m` rows and `n` columns.
+    fn check(&self, m: usize, n: usize) {
+        let fits = |values: Option<&[f32]>, len| values.is_none_or(|values| values.len() == len);
+        assert!(fits(self.matrix, m * n) && fits(self.row, n), "what is beneath a product of {m} x {n}");
+    }
+
+    /// Its values, `len` in all; none where it is nothing.
+    fn values(&self, len: usize) -> Option<Vec<f32>> {
+        match (self.matrix, self.row) {
+            (None, None) => None,
+            (Some(matrix), None) => Some(copied(matrix)),
+            (None, Some(row)) => Some(repeated(row, len)),
+            (Some(matrix), Some(row)) => {
+                let mut sum = copied(matrix);
+                add_to_rows(&mut sum, row);
+                Some(sum)
+            }
+        }
+    }
+}
+
+/// `c += row`, row by row.
+pub(crate) fn add_to_rows(c: &mut [f32], row: &[f32]) {
+    let chunk = parts::rows_per_task(row.len()) * row.len().max(1);
+    pool::for_each_chunk(c, chunk, |_, rows| {
+        for c in rows.chunks_exact_mut(row.len()) {
+            vector::axpy(1.0, row, c);
+        }
+    });
 }
 
 /// The sets of kernels for products, by the instructions they need; each has all that the ones before it have.
@@ -171,11 +213,6 @@ impl Kernels {
         assert!(values.len() == m * k, "{} values in rows of {k}", values.len());
         let left = match compute {
             _ if values.is_empty() => Left::Exact(values),
-            #[cfg(target_arch = "x86_64")]
-            _ if self == Self::Avx2 && m > portable::FEW => {
-                // SAFETY: `self` says that the instructions exist.
-                Left::Tiles(unsafe { avx2::Left::new(values, (m, k), compute == Compute::Bf16) })
-            }
             Compute::F32 => Left::Exact(values),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `self` says that the instructions exist.
@@ -205,8 +242,6 @@ enum Left<'a> {
     /// To bf16, held as f32.
     Rounded(Vec<f32>),
     #[cfg(target_arch = "x86_64")]
-    Tiles(avx2::Left),
-    #[cfg(target_arch = "x86_64")]
     Pairs(avx512::Left<'a>),
 }
 
@@ -214,6 +249,36 @@ impl<'a> Prepared<'a> {
     /// `values`, row-major in rows of `k`.
     pub(crate) fn new(compute: Compute, values: &'a [f32], k: usize) -> Self {
         Kernels::in_force().prepare(compute, values, k)
+    }
+
+    /// `A Wᵀ` or `A W`, and what is `beneath` it.
+    pub(crate) fn product_onto(&self, right: Right<'_>, beneath: Beneath<'_>) -> Vec<f32> {
+        let (_, n) = right.dims();
+        let len = self.m * n;
+        beneath.check(self.m, n);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(left) = self.tiles(right) {
+            // SAFETY: there only where the instructions exist.
+            return unsafe { avx2::product_onto(left, right, beneath) };
+        }
+        let values = beneath.values(len);
+        let adds = values.is_some();
+        let mut c = values.unwrap_or_else(|| zeros(len));
+        self.product(right, &mut c, adds);
+        c
+    }
+
+    /// The left operand of products in AVX2, where those are in force and there are rows enough.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self, right: Right<'_>) -> Option<avx2::Left<'_>> {
+        let (values, round) = match &self.left {
+            Left::Exact(values) => (*values, false),
+            Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
+            Left::Pairs(_) => return None,
+        };
+        let Self { m, k, .. } = *self;
+        let few = m <= portable::FEW || k == 0;
+        (self.kernels == Kernels::Avx2 && !few).then_some(avx2::Left { values, m, k, round })
     }
 
     /// `C = A Wᵀ` or `C = A W`, or with `add` that is added to `C`.
@@ -237,15 +302,17 @@ impl<'a> Prepared<'a> {
             Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: made only where the instructions exist.
-            Left::Tiles(tiles) => return unsafe { avx2::product(tiles, right, c, add) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
             Left::Pairs(pairs) => return unsafe { avx512::product(pairs, right, c, add) },
         };
         #[cfg(target_arch = "x86_64")]
         if self.kernels >= Kernels::Avx512 && !round {
             // SAFETY: `kernels` says that the instructions exist.
             return unsafe { avx512::product(&avx512::Left::exact(values, self.m, k), right, c, add) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(left) = self.tiles(right) {
+            // SAFETY: there only where the instructions exist.
+            return unsafe { avx2::product(left, right, c, add) };
         }
         if add {
             let mut product = vec![0.0; c.len()];

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Rows of C to a piece, so that a packed panel is used often while C and A stay in cache.
-const PIECE_ROWS: usize = 528;
 /// Panels of columns to a piece at most.
 const PIECE_PANELS: usize = 4;
 
@@ -23,10 +21,16 @@ pub(super) struct Piece {
 }
 
 impl Plan {
-    /// For tiles of `rows` and `columns`.
-    pub(super) fn new((m, n): (usize, usize), (rows, columns): (usize, usize), threads: usize) -> Self {
+    /// For tiles of `rows` and `columns`, in pieces of `piece_rows` at most: many use a packed panel often, few keep C and A
+    /// in cache.
+    pub(super) fn new(
+        (m, n): (usize, usize),
+        (rows, columns): (usize, usize),
+        piece_rows: usize,
+        threads: usize,
+    ) -> Self {
         let panels = (m.div_ceil(rows), n.div_ceil(columns));
-        let pieces = panels.0.div_ceil((PIECE_ROWS / rows).min(panels.0));
+        let pieces = panels.0.div_ceil((piece_rows / rows).min(panels.0));
         let mut per_piece = panels.0.div_ceil(pieces);
         // Fewer rows to a piece where the pieces would be few, or (say 9 for 2 threads) leave a thread idle for more
         // than 1/16 of the time.

@@ -62,7 +62,6 @@ impl Prepared<'_> {
         let x = match &self.left {
             Left::Pairs(pairs) => pairs,
             Left::Rounded(_) if targets.iter().any(rounds) => return false,
-            Left::Tiles(_) => return false,
             Left::Exact(_) | Left::Rounded(_) if self.kernels < Kernels::Avx512 || self.m == 0 => {
                 return false;
             }

@@ -127,6 +127,20 @@ fn check(
             "{kernels:?} {size:?}: {twice} for twice {c}"
         );
     }
+    let (matrix, row) = (values(m * n, 7), values(n, 9));
+    for (matrix, row) in
+        [(None, None), (Some(&*matrix), None), (None, Some(&*row)), (Some(&*matrix), Some(&*row))]
+    {
+        let sums = kernels.prepare(compute, &a, k).product_onto(right, Beneath { matrix, row });
+        assert_eq!(sums.len(), c.len());
+        for (i, (sum, c)) in sums.iter().zip(&c).enumerate() {
+            let beneath = matrix.map_or(0.0, |matrix| matrix[i]) + row.map_or(0.0, |row| row[i % n]);
+            assert!(
+                (sum - beneath - c).abs() <= 1e-6 * (4.0 + c.abs()),
+                "{kernels:?} {size:?} at {i}: {sum} for {c} onto {beneath}"
+            );
+        }
+    }
 }
 
 #[test]

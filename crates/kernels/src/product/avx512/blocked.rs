@@ -16,6 +16,9 @@ use crate::{RowOrder, Stored};
 /// Rows of A below which B, where it needs no conversion, is read in place: packing costs more than it saves.
 const IN_PLACE: usize = 128;
 
+/// Rows of C to a piece.
+const PIECE_ROWS: usize = 528;
+
 /// The part of W that is columns `n0..n0 + n` of B in `block`.
 fn region(right: &Right<'_>, (n0, n): (usize, usize), block: Block) -> Region {
     match right.direction {
@@ -49,7 +52,7 @@ pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add:
         full: kernel(a.pairs, rows.min(a.m), vectors),
         rows,
         vectors,
-        plan: Plan::new((a.m, n), (rows, 16 * vectors), threads),
+        plan: Plan::new((a.m, n), (rows, 16 * vectors), PIECE_ROWS, threads),
     };
     let lines = (a.longest() + SURPLUS) * vectors;
     pool::for_each(threads, |_| {
