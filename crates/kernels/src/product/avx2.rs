@@ -45,6 +45,8 @@ pub(super) struct Left<'a> {
     pub(super) k: usize,
     /// Whether B is rounded to bf16, as A has been.
     pub(super) round: bool,
+    /// What the product is multiplied by.
+    pub(super) alpha: f32,
 }
 
 thread_local! {
@@ -165,7 +167,8 @@ impl Call<'_> {
                 (matrix.map(|onto| onto[start..].as_ptr()), row.map(|row| &row[columns.clone()]))
             }
         };
-        Place { c, onto, bias, stride: self.n, rows: rows.len(), columns: columns.len() }
+        let (rows, columns) = (rows.len(), columns.len());
+        Place { c, alpha: self.a.alpha, onto, bias, stride: self.n, rows, columns }
     }
 
     /// Fills `panel` with `columns` of B in `block`, step by step; what B lacks is left to be anything.
@@ -265,6 +268,7 @@ unsafe fn across(w: &Matrix<'_>, columns: &Range<usize>, rows: &Range<usize>, pa
 /// Where a tile goes, its rows `stride` values apart.
 struct Place<'a> {
     c: *mut f32,
+    alpha: f32,
     /// What it is added to, laid out as C is.
     onto: Option<*const f32>,
     /// Added to each row.
@@ -299,8 +303,10 @@ unsafe fn tile(a: [*const f32; ROWS], b: &[f32], place: &Place<'_>) {
             sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
         }
     }
+    let alpha = _mm256_set1_ps(place.alpha);
     for (i, sums) in sums.into_iter().enumerate().take(place.rows) {
         let at = i * place.stride;
+        let sums = [_mm256_mul_ps(alpha, sums[0]), _mm256_mul_ps(alpha, sums[1])];
         if place.columns < COLUMNS {
             // SAFETY: the caller's.
             unsafe { put_some(sums, at, place) };

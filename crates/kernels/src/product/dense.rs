@@ -11,9 +11,13 @@
 use super::Kernels;
 use super::portable::{self, Strided};
 #[cfg(target_arch = "x86_64")]
-use super::{Direction, Matrix, Right, avx512};
+use super::{Direction, Matrix, Right, avx2, avx512};
 #[cfg(target_arch = "x86_64")]
 use crate::buffers::zeros;
+
+/// Rows of C from which B is worth a copy into panels.
+#[cfg(target_arch = "x86_64")]
+const AVX2_ROWS: usize = 12;
 
 /// Sizes of `C (m, n)`, and the contraction's length `k`.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +80,16 @@ impl Kernels {
         if self >= Self::Avx512 {
             // SAFETY: `self` says that the instructions exist.
             return unsafe { with_avx512((c, a, b), transposed, dims, (alpha, add)) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx2 && !transposed.0 && m >= AVX2_ROWS {
+            let left = avx2::Left { values: a, m, k, round: false, alpha };
+            let (w, direction) = match transposed.1 {
+                true => (Matrix::dense(b, n, k), Direction::Forward),
+                false => (Matrix::dense(b, k, n), Direction::Backward),
+            };
+            // SAFETY: `self` says that the instructions exist.
+            return unsafe { avx2::product(left, Right::new(w, direction), c, add) };
         }
         let strided = |values, transposed, rows, cols| {
             if transposed { Strided(values, 1, rows) } else { Strided(values, cols, 1) }

@@ -154,7 +154,7 @@ pub(crate) fn add_to_rows(c: &mut [f32], row: &[f32]) {
 pub enum Kernels {
     /// Any machine's: the `gemm` crate, with NEON where it is.
     Portable,
-    /// AVX2, FMA and F16C; of small dense matrices still the `gemm` crate.
+    /// AVX2, FMA and F16C; of few rows, and where a small matrix is transposed, still the `gemm` crate.
     Avx2,
     /// AVX-512 F, BW and VL.
     Avx512,
@@ -278,7 +278,7 @@ impl<'a> Prepared<'a> {
         };
         let Self { m, k, .. } = *self;
         let few = m <= portable::FEW || k == 0;
-        (self.kernels == Kernels::Avx2 && !few).then_some(avx2::Left { values, m, k, round })
+        (self.kernels == Kernels::Avx2 && !few).then_some(avx2::Left { values, m, k, round, alpha: 1.0 })
     }
 
     /// `C = A Wᵀ` or `C = A W`, or with `add` that is added to `C`.
