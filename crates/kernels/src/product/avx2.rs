@@ -134,10 +134,9 @@ impl Call<'_> {
                 let group = first..piece.m.end.min(first + GROUP);
                 for (p, panel) in piece.n.clone().zip(panels.chunks_exact(size)) {
                     for i in group.clone() {
+                        let place = self.place(i, &columns(p), start == 0);
                         // SAFETY: the caller's.
-                        unsafe {
-                            tile(self.rows(i, start), panel, &self.place(i, &columns(p), start == 0));
-                        }
+                        unsafe { tile(self.rows(i, start), panel, &place) };
                     }
                 }
             }
@@ -147,24 +146,21 @@ impl Call<'_> {
     /// The rows of tile `i` from step `first` on; one of them again for each that A lacks.
     fn rows(&self, i: usize, first: usize) -> [*const f32; ROWS] {
         let Left { values, m, k, .. } = self.a;
-        std::array::from_fn(|j| values[(i * ROWS + j).min(m - 1) * k + first..].as_ptr())
+        let start = values.as_ptr().wrapping_add(first);
+        std::array::from_fn(|j| start.wrapping_add((i * ROWS + j).min(m - 1) * k))
     }
 
     /// The place in C of row tile `i` and some `columns`, and what its first block, or a later one, is added to.
-    ///
-    /// # Safety
-    /// They lie in C.
-    unsafe fn place(&self, i: usize, columns: &Range<usize>, is_first: bool) -> Place<'_> {
+    fn place(&self, i: usize, columns: &Range<usize>, is_first: bool) -> Place<'_> {
         let rows = i * ROWS..self.a.m.min((i + 1) * ROWS);
         let start = rows.start * self.n + columns.start;
-        // SAFETY: the caller's.
-        let c = unsafe { self.c.as_mut_ptr().add(start) }.cast::<f32>();
+        let c = self.c.as_mut_ptr().wrapping_add(start).cast::<f32>();
         let (onto, bias) = match self.onto {
             _ if !is_first => (Some(c.cast_const()), None),
             None => (None, None),
             Some(Onto::Itself) => (Some(c.cast_const()), None),
             Some(Onto::Other(Beneath { matrix, row })) => {
-                (matrix.map(|onto| onto[start..].as_ptr()), row.map(|row| &row[columns.clone()]))
+                (matrix.map(|onto| onto.as_ptr().wrapping_add(start)), row.map(|row| &row[columns.clone()]))
             }
         };
         let (rows, columns) = (rows.len(), columns.len());

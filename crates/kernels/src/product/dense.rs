@@ -84,12 +84,13 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         if self == Self::Avx2 && !transposed.0 && m >= AVX2_ROWS {
             let left = avx2::Left { values: a, m, k, round: false, alpha };
-            let (w, direction) = match transposed.1 {
-                true => (Matrix::dense(b, n, k), Direction::Forward),
-                false => (Matrix::dense(b, k, n), Direction::Backward),
+            let right = if transposed.1 {
+                Right::new(Matrix::dense(b, n, k), Direction::Forward)
+            } else {
+                Right::new(Matrix::dense(b, k, n), Direction::Backward)
             };
             // SAFETY: `self` says that the instructions exist.
-            return unsafe { avx2::product(left, Right::new(w, direction), c, add) };
+            return unsafe { avx2::product(left, right, c, add) };
         }
         let strided = |values, transposed, rows, cols| {
             if transposed { Strided(values, 1, rows) } else { Strided(values, cols, 1) }
