@@ -59,10 +59,14 @@ pub(crate) fn count(n: usize) -> String {
     text
 }
 
-/// A size in MiB or GiB.
+/// A size in KiB, MiB or GiB.
 pub(crate) fn bytes(n: u64) -> String {
-    let mib = n as f64 / (1u64 << 20) as f64;
-    if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+    let kib = n as f64 / 1024.0;
+    match kib {
+        ..1023.5 => format!("{kib:.0} KiB"),
+        ..1_048_064.0 => format!("{:.0} MiB", kib / 1024.0),
+        _ => format!("{:.2} GiB", kib / 1_048_576.0),
+    }
 }
 
 /// Lines up the columns of `rows`: the first to the left, the others to the right.
@@ -97,6 +101,15 @@ mod tests {
         assert_eq!(super::count(0), "0");
         assert_eq!(super::count(999), "999");
         assert_eq!(super::count(1_234_567), "1,234,567");
+    }
+
+    #[test]
+    fn sizes_have_the_unit_that_suits_them() {
+        let sizes = [0, 900, 700_000, 1_048_575, 3 << 20, (1 << 30) - 1, 5 << 29];
+        assert_eq!(
+            sizes.map(super::bytes),
+            ["0 KiB", "1 KiB", "684 KiB", "1 MiB", "3 MiB", "1.00 GiB", "2.50 GiB"]
+        );
     }
 
     #[test]

@@ -154,7 +154,10 @@ impl Inspection {
     }
 
     fn problem(&mut self, what: impl Into<String>) {
-        self.problems.push(what.into());
+        let what = what.into();
+        if !self.problems.contains(&what) {
+            self.problems.push(what);
+        }
     }
 
     /// Reads a JSON file into `config`; its text, or a problem.

@@ -194,12 +194,14 @@ fn architecture(found: &mut Inspection, dir: &Path) {
         Ok(base) => base,
         Err(error) => {
             // An encoder whose files have no head for labels is a base for one; what else they hold is not used.
-            let refused = matches!(error, taper_base::Error::Unsupported { .. });
+            let refused = |error: &_| matches!(error, taper_base::Error::Unsupported { .. });
             let labels = Task::Classify(Labels::numbered(2));
-            if !refused || Base::open_for(files(), Compute::F32, labels).is_err() {
-                found.problem(error.to_string());
-            }
-            return;
+            let error = match refused(&error).then(|| Base::open_for(files(), Compute::F32, labels)) {
+                Some(Ok(_)) => return,
+                Some(Err(other)) if !refused(&other) => other,
+                _ => error,
+            };
+            return found.problem(error.to_string());
         }
     };
     let tied = base.model.sizes().tie_word_embeddings;
