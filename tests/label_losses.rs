@@ -1,7 +1,7 @@
 //! Weighted and smoothed labels, and numbers: the loss and every gradient that PyTorch 2.15 + PEFT 0.21.2 compute.
 //! `oracle/label_losses.py` and `oracle/smoothed_losses.py` made the fixtures.
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use taper_base::{Base, ModelDir};
 use taper_kernels::{Compute, Scoring};
 use taper_lora::LoraAdapter;
@@ -62,6 +62,40 @@ fn weighted_labels_are_scored_and_divided_as_in_torch() {
 fn numbers_are_learned_by_the_mean_squared_error_of_torch() {
     let micro = MicroBatch { numbers: NUMBERS.to_vec(), ..texts() };
     check("label_losses/adapter", micro, Pass::default(), "numbers");
+}
+
+#[test]
+fn the_gradient_behind_a_dropped_head_is_the_slope_of_its_loss() {
+    for name in ["bert-classify", "bert-tokens", "llama-classify"] {
+        let case = Case::open(name);
+        let loss = |adapter: &LoraAdapter, pass| {
+            step_grads(&*case.base.model, adapter, std::slice::from_ref(&case.micro), pass)
+                .expect("gradients")
+        };
+        let dropping = Pass { head_dropout: 0.3, seed: 7, ..Pass::default() };
+        let adapter = case.adapter();
+        let found = loss(&adapter, dropping);
+        let other = loss(&adapter, Pass { seed: 8, ..dropping });
+        assert!(found.loss().to_bits() != other.loss().to_bits(), "{name}: each seed drops others");
+        let whole = loss(&adapter, Pass::default());
+        assert!(found.loss().to_bits() != whole.loss().to_bits(), "{name}: something is dropped");
+        for (parameter, gradient) in &found.grads {
+            let (at, slope) =
+                (0..).zip(gradient).max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).expect("values");
+            let var = &adapter.params()[parameter];
+            let was = values(var);
+            let beside = |step: f32| {
+                let mut moved = was.clone();
+                moved[at] += step;
+                var.set(&Tensor::from_vec(moved, var.shape(), var.device()).expect("a tensor")).expect("set");
+                loss(&adapter, dropping).loss()
+            };
+            let difference = (beside(0.01) - beside(-0.01)) / 0.02;
+            beside(0.0);
+            let error = (difference - f64::from(*slope)).abs();
+            assert!(error <= 2e-2 * difference.abs() + 1e-4, "{name} {parameter}: {slope} for {difference}");
+        }
+    }
 }
 
 #[test]

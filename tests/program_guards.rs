@@ -57,6 +57,34 @@ fn numbers_are_not_smoothed() {
 }
 
 #[test]
+fn what_a_head_reads_is_dropped_while_training_alone() {
+    let room = Room::new();
+    let data = room.rows("rows.jsonl", &kinds(12));
+    let flags = ["--eval-data", &data, "--max-steps", "3", "--batch-size", "12"];
+    let run = |out: &str, more: &[&str]| -> Vec<f64> {
+        train(&room, &data, out, &[&flags, more].concat()).good();
+        room.events(&format!("{out}/metrics.jsonl"), "step").iter().map(loss).collect()
+    };
+    let dropping = ["--head-dropout", "0.5"];
+    let (steps, plain) = (run("out", &dropping), run("plain", &[]));
+    assert_eq!(steps, run("again", &dropping), "the seed decides");
+    assert_ne!(steps, run("other", &[&dropping[..], &["--seed", "1"]].concat()));
+    assert!((steps[0] - plain[0]).abs() > 1e-4, "{steps:?} {plain:?}");
+    let evals = room.events("out/metrics.jsonl", "eval");
+    let (model, out) = (room.model("bert-classify"), room.arg("out"));
+    let found = taper(&["eval", "--model", &model, "--adapter", &out, "--data", &data, "--json"]).json();
+    assert!((loss(&evals[evals.len() - 1]) - loss(&found)).abs() < 1e-6, "{found} {evals:?}");
+    assert!(room.read("out/recipe.toml").contains("head_dropout = 0.5"));
+
+    train(&room, &data, "bad", &["--head-dropout", "1"]).bad(&["`head_dropout` is 1", "below 1"]);
+    let texts = room.rows("texts.jsonl", &[json!({"text": "a b c"})]);
+    let flags =
+        ["train", "--model", "tiny", "--data", &texts, "--out", &room.arg("bad"), "--head-dropout", "0.1"];
+    taper(&flags).bad(&["`head_dropout` is 0.1", "causal-lm", "leave it out"]);
+    assert!(!room.path("bad").exists());
+}
+
+#[test]
 fn labels_tags_numbers_and_answers_have_range_tests_too() {
     let room = Room::new();
     let number = |i: u32| json!({"text": "a".repeat(1 + i as usize), "label": f64::from(i) + 0.5});

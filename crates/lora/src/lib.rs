@@ -59,5 +59,6 @@ mod variant;
 pub use adapter::{LoraAdapter, Training};
 pub use config::{Bias, Init, LoraConfig, Names};
 pub use error::Error;
+pub use ops::dropped;
 pub use plan::BaseModules;
 pub use task::{labels, task};

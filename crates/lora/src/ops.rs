@@ -5,8 +5,9 @@ use taper_kernels::Dropout;
 
 /// `x` with each element dropped with probability `p` and the rest scaled by `1/(1 - p)`; the gradient goes the same way.
 ///
-/// For DoRA, whose frozen product sees the dropped input too; elsewhere dropout is part of the fused product.
-pub(crate) fn dropped(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
+/// For DoRA, whose frozen product sees the dropped input too, and for what a head reads; elsewhere dropout is part of the
+/// fused product.
+pub fn dropped(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Elementwise::Dropped(dropout))
 }
 

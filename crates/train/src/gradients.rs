@@ -2,12 +2,15 @@
 
 use candle_core::Tensor;
 use taper_base::{Adapter, Network};
-use taper_kernels::{Gradients, Scoring};
-use taper_lora::{LoraAdapter, Training};
+use taper_kernels::{Dropout, Gradients, Scoring};
+use taper_lora::{LoraAdapter, Training, dropped};
 
 use crate::Error;
 use crate::optim::{Grads, Params};
 use crate::packing::MicroBatch;
+
+/// Random stream of what the head reads.
+const HEAD: u64 = 0x6865_6164_5f64_726f;
 
 /// What one step's forward and backward passes give.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ impl StepGrads {
 pub struct Pass<'a> {
     /// Decides the dropout of the step.
     pub seed: u64,
+    /// Share of what the head reads that is zeroed, the rest scaled by `1 / (1 - share)`.
+    pub head_dropout: f32,
     /// So many blocks, the first ones, are run again in backward instead of being kept.
     pub recomputed_blocks: usize,
     /// How labels are smoothed and weighted. The loss is then the sum over the weights of its labels, `Σ loss / Σ w`, as in
@@ -52,8 +57,10 @@ pub fn step_grads(
     let mut sum = StepGrads { grads: Grads::new(), loss_sum: 0.0, labels: 0.0 };
     let (adapter, of_factors) = (adapter.between_updates(), Gradients::default());
     for (index, batch) in micro.iter().enumerate() {
-        let training = adapter.training(mix(pass.seed, index as u64)).recomputing(pass.recomputed_blocks);
-        let scored = Scored { model, batch, scoring: pass.scoring };
+        let seed = mix(pass.seed, index as u64);
+        let training = adapter.training(seed).recomputing(pass.recomputed_blocks);
+        let head_dropout = Dropout { p: pass.head_dropout, seed: mix(seed ^ HEAD, 0) };
+        let scored = Scored { model, batch, head_dropout, scoring: pass.scoring };
         sum.loss_sum += scored.add(training.summing(&of_factors), (adapter.params(), &mut sum.grads))?;
         sum.labels += scored.weight();
     }
@@ -89,6 +96,7 @@ fn add(grads: &mut Grads, name: &str, values: Vec<f32>) {
 struct Scored<'a> {
     model: &'a dyn Network,
     batch: &'a MicroBatch,
+    head_dropout: Dropout,
     scoring: Scoring<'a>,
 }
 
@@ -98,7 +106,10 @@ impl Scored<'_> {
     /// Gradients leave candle's store as plain numbers: a stored tensor may hold on to the whole graph (`backprop.rs`,
     /// candle-core 0.11.1), which here ends with this call.
     fn add(&self, adapter: Training<'_>, (params, grads): (&Params, &mut Grads)) -> Result<f64, Error> {
-        let hidden = self.model.hidden(&self.batch.batch, &mut [], &adapter)?;
+        let mut hidden = self.model.hidden(&self.batch.batch, &mut [], &adapter)?;
+        if self.head_dropout.p > 0.0 {
+            hidden = dropped(&hidden, self.head_dropout)?;
+        }
         let loss = self.loss(&adapter, &hidden)?;
         drop(hidden);
         let mut store = loss.backward()?;

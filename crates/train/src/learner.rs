@@ -66,7 +66,8 @@ impl<'a> Learner<'a> {
         let scoring =
             Scoring { label_smoothing: self.recipe.label_smoothing as f32, weights: self.weights.as_deref() };
         let seed = mix(self.recipe.seed ^ DROPOUT, done as u64);
-        let pass = Pass { seed, recomputed_blocks: self.recomputed_blocks, scoring };
+        let head_dropout = self.recipe.head_dropout as f32;
+        let pass = Pass { seed, head_dropout, recomputed_blocks: self.recomputed_blocks, scoring };
         let mut sum = step_grads(&*self.base.model, &self.adapter, &step.micro, pass).map_err(in_step)?;
         let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
         self.optim.step(self.adapter.params(), &sum.grads, lr)?;

@@ -87,6 +87,14 @@ pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
             recipe.label_smoothing
         )));
     }
+    if recipe.head_dropout > 0.0 && base.task.labels().is_none() {
+        return Err(Error::recipe(format!(
+            "`head_dropout` is {}, but `task` is {}, whose head is the frozen model's own: leave it out; `dropout` is that of \
+             the low-rank terms",
+            recipe.head_dropout,
+            opened.name()
+        )));
+    }
     Ok(Recipe { task: Some(opened), ..recipe.clone() })
 }
 

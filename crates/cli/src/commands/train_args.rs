@@ -76,6 +76,9 @@ struct Fields {
     /// Share of each label that is spread over all labels, or all tokens; evaluations count labels whole [default: 0]
     #[arg(long, help_heading = "Data", value_name = "SHARE")]
     label_smoothing: Option<f64>,
+    /// Of classify and tag: share of what the head reads that is zeroed while training [default: 0]
+    #[arg(long, help_heading = "Data", value_name = "SHARE")]
+    head_dropout: Option<f64>,
     /// Rank of the low-rank update [default: 16]
     #[arg(long, help_heading = "Adapter", value_name = "R")]
     rank: Option<usize>,

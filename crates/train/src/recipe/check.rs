@@ -57,6 +57,8 @@ impl Recipe {
             (0.0..1.0).contains(&smoothing),
             "a share of 0 or more and below 1, such as 0.1",
         )?;
+        let dropout = self.head_dropout;
+        require("head_dropout", dropout, (0.0..1.0).contains(&dropout), "a share of 0 or more and below 1")?;
         require("lora_plus_ratio", self.lora_plus_ratio, positive(self.lora_plus_ratio), "a number above 0")?;
         require("weight_decay", self.weight_decay, not_negative(self.weight_decay), "a number of 0 or more")?;
         require(
@@ -136,13 +138,14 @@ mod tests {
 
     #[test]
     fn each_bad_value_is_named_with_what_is_allowed() {
-        let cases: [(Recipe, &str); 14] = [
+        let cases: [(Recipe, &str); 15] = [
             (Recipe { data: String::new(), ..good() }, "`data` is not set"),
             (Recipe { out: "".into(), ..good() }, "`out` is not set"),
             (Recipe { lr: -1.0, ..good() }, "`lr` is -1"),
             (Recipe { lr: f64::NAN, ..good() }, "`lr` is NaN"),
             (Recipe { dropout: Some(1.0), ..good() }, "`dropout` is 1"),
             (Recipe { label_smoothing: 1.0, ..good() }, "`label_smoothing` is 1: give a share"),
+            (Recipe { head_dropout: -0.1, ..good() }, "`head_dropout` is -0.1: give a share"),
             (Recipe { rank: Some(0), ..good() }, "`rank` is 0: give 1 or more"),
             (Recipe { max_length: Some(1), ..good() }, "`max_length` is 1"),
             (Recipe { seed: u64::MAX, ..good() }, "`seed` is 18446744073709551615"),

@@ -47,6 +47,9 @@ pub struct Recipe {
     /// Share ε of each label that is spread evenly over all labels, or all tokens: a step's loss is that of
     /// `(1-ε)·label + ε/V`, as torch's `label_smoothing`. Evaluations count the labels as they are. Default 0.
     pub label_smoothing: f64,
+    /// Of `classify` and `tag`: share of what the head reads that is zeroed while training, as transformers'
+    /// `classifier_dropout`. Default 0.
+    pub head_dropout: f64,
     /// How training rows are changed, anew in each epoch. Default: not at all.
     #[serde(skip_serializing_if = "Augment::is_off")]
     pub augment: Augment,
@@ -149,6 +152,7 @@ impl Default for Recipe {
             problem_type: None,
             class_weights: None,
             label_smoothing: 0.0,
+            head_dropout: 0.0,
             augment: Augment::default(),
             format: None,
             column: BTreeMap::new(),

@@ -117,7 +117,7 @@ fn relative(path: &Path, from: &Path) -> PathBuf {
 }
 
 /// Names of other programs for a recipe's fields.
-const SYNONYMS: [(&str, &str); 19] = [
+const SYNONYMS: [(&str, &str); 21] = [
     ("r", "rank"),
     ("lora_r", "rank"),
     ("lora_rank", "rank"),
@@ -130,6 +130,8 @@ const SYNONYMS: [(&str, &str); 19] = [
     ("num_train_epochs", "epochs"),
     ("num_epochs", "epochs"),
     ("label_smoothing_factor", "label_smoothing"),
+    ("classifier_dropout", "head_dropout"),
+    ("seq_classif_dropout", "head_dropout"),
     ("iters", "max_steps"),
     ("per_device_train_batch_size", "batch_size"),
     ("max_seq_length", "max_length"),
