@@ -66,7 +66,7 @@ fn numbers_are_learned_by_the_mean_squared_error_of_torch() {
 
 #[test]
 fn the_gradient_behind_a_dropped_head_is_the_slope_of_its_loss() {
-    for name in ["bert-classify", "bert-tokens", "llama-classify"] {
+    for name in ["bert-classify", "bert-tokens", "llama-classify", "t5-classify"] {
         let case = Case::open(name);
         let loss = |adapter: &LoraAdapter, pass| {
             step_grads(&*case.base.model, adapter, std::slice::from_ref(&case.micro), pass)

@@ -279,5 +279,6 @@ oracle! {
     roberta_classify: "roberta-classify";
     smollm3: "smollm3";
     t5: "t5";
+    t5_classify: "t5-classify";
     t5_v1_1: "t5-v1.1";
 }

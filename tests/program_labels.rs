@@ -45,6 +45,7 @@ fn a_classifier_learns_is_saved_for_peft_and_predicts() {
         ("distilbert-classify", "pre_classifier.weight"),
         ("modernbert-classify", "classifier.weight"),
         ("llama-classify", "score.weight"),
+        ("t5-classify", "classification_head.dense.weight"),
     ];
     for (case, head) in heads {
         let room = Room::new();
@@ -221,7 +222,7 @@ type Make = Box<dyn Fn(&Room) -> String>;
 fn a_head_that_the_base_lacks_is_merged_with_its_labels() {
     let body = |prefix: &'static str| move |name: &str| name.strip_prefix(prefix).map(str::to_owned);
     let bodies = |name: &str| (!name.starts_with("score")).then(|| name.to_owned());
-    let bases: [(&str, &str, Make); 5] = [
+    let bases: [(&str, &str, Make); 6] = [
         (
             "bert-classify",
             "BertForSequenceClassification",
@@ -250,6 +251,7 @@ fn a_head_that_the_base_lacks_is_merged_with_its_labels() {
             "RobertaForSequenceClassification",
             Box::new(|room| room.model("roberta-classify")),
         ),
+        ("t5-classify", "T5ForSequenceClassification", Box::new(|room| room.model("t5-classify"))),
     ];
     for (case, architecture, base) in bases {
         let room = Room::new();

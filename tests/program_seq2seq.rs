@@ -76,7 +76,7 @@ fn labels_are_refused_with_what_to_do_instead() {
     let labels = [json!({"text": "a", "label": "x"}), json!({"text": "b", "label": "y"})];
     let data = room.rows("labels.jsonl", &labels);
     taper(&["train", "--model", &model, "--data", &data, "--out", &out]).bad(&[
-        "a t5 has no head for labels",
+        "this t5 has no head for labels (`classification_head`)",
         "bert",
         "`prompt` and `completion`",
     ]);

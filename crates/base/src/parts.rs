@@ -71,6 +71,11 @@ impl Parts<'_> {
         self.checkpoint.tensor(&self.name(path, name), &[size])
     }
 
+    /// The small table at `path` of `(rows, width)` values, widened.
+    pub(crate) fn table(&self, path: &str, (rows, width): (usize, usize)) -> Result<Tensor, Error> {
+        self.checkpoint.tensor(&self.name(path, "weight"), &[rows, width])
+    }
+
     fn weight(&self, path: &str, (rows, cols): (usize, usize)) -> Result<Weight, Error> {
         let weight = self.checkpoint.weight(&self.name(path, "weight"), rows, cols)?;
         Ok(weight.with_compute(self.compute))

@@ -2,6 +2,7 @@
 //! attend to the first one's. Tokens know their places by a bias on the scores alone.
 
 mod buckets;
+mod classifier;
 mod stack;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use candle_core::{Result as Tensors, Tensor};
 use taper_kernels::{Activation, Compute};
 
 pub(crate) use self::buckets::Buckets;
+pub(crate) use self::classifier::T5Classifier;
 use self::stack::{Sources, Stack};
 use crate::parts::Parts;
 use crate::pass::{Pass, with_caches};
@@ -36,29 +38,52 @@ pub(crate) struct T5Config {
     pub(crate) scaled: bool,
     /// The first token of everything that is written.
     pub(crate) decoder_start: u32,
+    /// Standard deviation of a fresh head's weights.
+    pub(crate) head_deviation: f64,
 }
 
-/// A frozen T5.
+/// A frozen T5 without a head.
 #[derive(Debug)]
-pub(crate) struct T5 {
+struct Body {
     config: T5Config,
     embedding: Embedding,
     encoder: Stack,
     decoder: Stack,
+}
+
+/// A frozen T5 that writes.
+#[derive(Debug)]
+pub(crate) struct T5 {
+    body: Body,
     head: Head,
 }
 
 impl T5 {
     /// Finds every weight that `config` calls for; nothing is copied but norms and the tables of biases.
     pub(crate) fn load(config: T5Config, checkpoint: &Checkpoint, compute: Compute) -> Result<Self, Error> {
-        let sizes = &config.sizes;
+        let sizes = config.sizes;
         let parts = Parts { checkpoint, compute, tied: sizes.tie_word_embeddings };
-        let (vocab, hidden) = (sizes.vocab_size, sizes.hidden_size);
+        let head = parts.linear("lm_head", (sizes.hidden_size, sizes.vocab_size), false)?.into();
+        Ok(Self { body: Body::load(config, parts, "")?, head })
+    }
+
+    /// [`hidden`](Network::hidden) of a batch that begins where the caches' keys end.
+    fn run(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Tensors<Tensor> {
+        let rows = self.body.run(batch, caches, adapter)?;
+        let T5Config { scaled, sizes, .. } = &self.body.config;
+        if *scaled { rows * (sizes.hidden_size as f64).powf(-0.5) } else { Ok(rows) }
+    }
+}
+
+impl Body {
+    /// The body whose modules' paths begin with `prefix`.
+    fn load(config: T5Config, parts: Parts<'_>, prefix: &str) -> Result<Self, Error> {
+        let sizes = &config.sizes;
+        let stack = |name, layers| Stack::load(&config, parts, (prefix, name), layers);
         Ok(Self {
-            embedding: parts.embedding("shared", (vocab, hidden))?,
-            encoder: Stack::load(&config, parts, "encoder", config.encoder_layers)?,
-            decoder: Stack::load(&config, parts, "decoder", sizes.num_hidden_layers)?,
-            head: parts.linear("lm_head", (hidden, vocab), false)?.into(),
+            embedding: parts.embedding(&format!("{prefix}shared"), (sizes.vocab_size, sizes.hidden_size))?,
+            encoder: stack("encoder", config.encoder_layers)?,
+            decoder: stack("decoder", sizes.num_hidden_layers)?,
             config,
         })
     }
@@ -72,7 +97,7 @@ impl T5 {
         Ok(Sources { layers: self.decoder.keys_of_sources(&rows, adapter)?, segments })
     }
 
-    /// [`hidden`](Network::hidden) of a batch that begins where the caches' keys end.
+    /// The decoder's rows `(N, D)` of a batch that begins where the caches' keys end.
     fn run(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Tensors<Tensor> {
         let sources = batch.source().map(|source| self.read(source, adapter)).transpose()?;
         if let Some(Sources { segments, .. }) = &sources
@@ -90,14 +115,32 @@ impl T5 {
         }
         let mut pass = Pass { segments: batch.segments().into(), caches, adapter };
         let x = self.embedding.forward(batch.tokens(), adapter)?;
-        let rows = self.decoder.forward(x, sources.as_ref(), &mut pass)?;
-        if self.config.scaled { rows * (self.config.sizes.hidden_size as f64).powf(-0.5) } else { Ok(rows) }
+        self.decoder.forward(x, sources.as_ref(), &mut pass)
+    }
+
+    /// Embedding, encoder, decoder.
+    fn modules(&self) -> impl Iterator<Item = Module<'_>> {
+        let stacks = self.encoder.modules().chain(self.decoder.modules());
+        [Module::Embedding(&self.embedding)].into_iter().chain(stacks)
+    }
+
+    /// Values that a token keeps for the backward pass where it is read, and where it is written. With heads of A = H·E values
+    /// and feed-forward width F, a part of a block keeps its norm, what it gives and the sum, 3 D; attention keeps 4 A
+    /// besides, or 2 A of a token that is written from a source and 2 A in each of the decoder's blocks of one that is read;
+    /// a feed-forward layer 2 F, or 3 F with a gate.
+    fn kept_per_token(&self) -> (usize, usize) {
+        let sizes = &self.config.sizes;
+        let attended = sizes.query_width();
+        let fed = sizes.intermediate_size * if self.config.gated { 3 } else { 2 };
+        let read = self.config.encoder_layers * (6 * sizes.hidden_size + 4 * attended + fed)
+            + sizes.num_hidden_layers * 2 * attended;
+        (read, sizes.num_hidden_layers * (9 * sizes.hidden_size + 6 * attended + fed))
     }
 }
 
 impl Network for T5 {
     fn sizes(&self) -> &Sizes {
-        &self.config.sizes
+        &self.body.config.sizes
     }
 
     fn hidden(&self, batch: &Batch, caches: &mut [&mut KvCache], adapter: &dyn Adapter) -> Tensors<Tensor> {
@@ -105,7 +148,7 @@ impl Network for T5 {
     }
 
     fn decoder_start(&self) -> Option<u32> {
-        Some(self.config.decoder_start)
+        Some(self.body.config.decoder_start)
     }
 
     fn head(&self) -> &Head {
@@ -113,31 +156,22 @@ impl Network for T5 {
     }
 
     fn embedding(&self) -> &Embedding {
-        &self.embedding
+        &self.body.embedding
     }
 
     fn new_cache(&self) -> KvCache {
-        let sizes = &self.config.sizes;
+        let sizes = self.sizes();
         KvCache::new(sizes.num_hidden_layers, sizes.key_width())
     }
 
     /// Embedding, encoder, decoder, head.
     fn modules(&self) -> Vec<Module<'_>> {
-        let stacks = self.encoder.modules().chain(self.decoder.modules());
-        let head = Module::Linear(&self.head.linear);
-        [Module::Embedding(&self.embedding)].into_iter().chain(stacks).chain([head]).collect()
+        self.body.modules().chain([Module::Linear(&self.head.linear)]).collect()
     }
 
-    /// Of a token that is read or written, whichever keeps more. With heads of A = H·E values and feed-forward width F, a
-    /// part of a block keeps its norm, what it gives and the sum, 3 D; attention keeps 4 A besides, or 2 A of a token that
-    /// is written from a source and 2 A in each of the decoder's blocks of one that is read; a feed-forward layer 2 F, or
-    /// 3 F with a gate.
+    /// Of a token that is read or written, whichever keeps more.
     fn kept_per_token(&self, _: bool) -> usize {
-        let sizes = &self.config.sizes;
-        let attended = sizes.query_width();
-        let fed = sizes.intermediate_size * if self.config.gated { 3 } else { 2 };
-        let read = self.config.encoder_layers * (6 * sizes.hidden_size + 4 * attended + fed)
-            + sizes.num_hidden_layers * 2 * attended;
-        read.max(sizes.num_hidden_layers * (9 * sizes.hidden_size + 6 * attended + fed))
+        let (read, written) = self.body.kept_per_token();
+        read.max(written)
     }
 }

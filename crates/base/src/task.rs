@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 /// What the classes of each model type begin with in transformers (5.23).
-const CLASSES: [(&str, &str); 16] = [
+const CLASSES: [(&str, &str); 17] = [
     ("bert", "Bert"),
     ("distilbert", "DistilBert"),
     ("gemma2", "Gemma2"),
@@ -21,6 +21,7 @@ const CLASSES: [(&str, &str); 16] = [
     ("qwen3", "Qwen3"),
     ("roberta", "Roberta"),
     ("smollm3", "SmolLM3"),
+    ("t5", "T5"),
     ("xlm-roberta", "XLMRoberta"),
 ];
 

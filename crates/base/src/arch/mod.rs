@@ -29,7 +29,7 @@ use crate::encoder::{Encoder, EncoderConfig, Names, Pooling};
 use crate::gpt::Gpt;
 use crate::modernbert::ModernBert;
 use crate::rope::Rope;
-use crate::t5::T5;
+use crate::t5::{T5, T5Classifier};
 use crate::{Checkpoint, Error, Network, Sizes, Task};
 
 const SUPPORTED: &str = "bert, distilbert, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, llama, mistral, modernbert, phi3, \
@@ -47,9 +47,13 @@ pub(crate) fn build(
     }
     match task {
         Task::CausalLm => writer(config, checkpoint, compute),
+        Task::Classify(_) if config["model_type"] == "t5" && T5Classifier::is_in(checkpoint) => {
+            let head = (task, Task::of(config) == *task);
+            Ok(Box::new(T5Classifier::load(t5::facts(config, checkpoint)?, checkpoint, compute, head)?))
+        }
         Task::Classify(_) | Task::Tag(_) if config["model_type"] == "t5" => Err(unsupported(
-            "a t5 has no head for labels, it writes texts: use an encoder (bert, roberta, distilbert) or a decoder, or give rows \
-             with `prompt` and `completion`, the label as a text"
+            "this t5 has no head for labels (`classification_head`), it writes texts: use an encoder (bert, roberta, distilbert) \
+             or a decoder, or give rows with `prompt` and `completion`, the label as a text"
                 .into(),
         )),
         Task::Classify(_) | Task::Tag(_) => {
@@ -108,7 +112,7 @@ fn writer(config: &Value, checkpoint: &Checkpoint, compute: Compute) -> Result<B
 
 /// [`Network::decoder_start`] of the network that `config` describes.
 pub(crate) fn decoder_start(config: &Value) -> Option<u32> {
-    (config["model_type"] == "t5").then(|| t5::decoder_start(config))
+    (config["model_type"] == "t5" && Task::of(config) == Task::CausalLm).then(|| t5::decoder_start(config))
 }
 
 /// What every Llama-type config.json says in the same words; biases, norms and windows are each model type's own.

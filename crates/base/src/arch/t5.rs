@@ -43,6 +43,8 @@ pub(super) fn facts(config: &Value, checkpoint: &Checkpoint) -> Result<T5Config,
         .checked()?,
         scaled,
         decoder_start: decoder_start(config),
+        head_deviation: config["initializer_factor"].as_f64().unwrap_or(1.0)
+            / (super::size(config, "d_model")? as f64).sqrt(),
     })
 }
 

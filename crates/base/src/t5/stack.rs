@@ -57,22 +57,25 @@ struct Feed {
 }
 
 impl Stack {
-    /// The stack `name`: `encoder` or `decoder`.
+    /// The stack `name`, `encoder` or `decoder`, of the body whose paths begin with `prefix`.
     pub(super) fn load(
         config: &T5Config,
         parts: Parts<'_>,
-        name: &str,
+        (prefix, name): (&str, &str),
         layers: usize,
     ) -> Result<Self, Error> {
         let (sizes, causal) = (&config.sizes, name == "decoder");
+        let path = format!("{prefix}{name}");
         let heads = sizes.num_attention_heads;
-        let table = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
-        let table = parts.checkpoint.tensor(&table, &[config.buckets.count, heads])?;
-        let block = |i| Block::load(config, parts, &format!("{name}.block.{i}.layer"), causal);
+        let table = parts.table(
+            &format!("{path}.block.0.layer.0.SelfAttention.relative_attention_bias"),
+            (config.buckets.count, heads),
+        )?;
+        let block = |i| Block::load(config, parts, &format!("{path}.block.{i}.layer"), causal);
         Ok(Self {
             blocks: (0..layers).map(block).collect::<Result<_, Error>>()?,
             bias: Arc::new(config.buckets.bias(&table, !causal)?),
-            norm: parts.rms_norm(&format!("{name}.final_layer_norm"), sizes.hidden_size, config.eps)?,
+            norm: parts.rms_norm(&format!("{path}.final_layer_norm"), sizes.hidden_size, config.eps)?,
             shape: AttentionShape {
                 heads,
                 kv_heads: heads,

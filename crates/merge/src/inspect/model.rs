@@ -187,6 +187,9 @@ const BUFFERS: [&str; 5] = [
     ".attention.rotary_emb.inv_freq",
 ];
 
+/// Ends of the names of tensors that are read, and are no modules that an adapter may name.
+const TABLES: [&str; 2] = ["rope_freqs.weight", ".SelfAttention.relative_attention_bias.weight"];
+
 /// Opens the model, and tells what its architecture lacks or does not use.
 fn architecture(found: &mut Inspection, dir: &Path) {
     let files = || ModelDir { path: dir.to_owned(), name: dir.display().to_string() };
@@ -211,11 +214,9 @@ fn architecture(found: &mut Inspection, dir: &Path) {
             used.extend(base.checkpoint.stored_name(&format!("{}.{parameter}", module.path()), tied));
         }
     }
-    // Read as a part of the configuration.
-    used.insert("rope_freqs.weight");
-    let is_buffer = |name: &str| BUFFERS.iter().any(|end| name.ends_with(end));
+    let is_known = |name: &str| BUFFERS.iter().chain(&TABLES).any(|end| name.ends_with(end));
     let unused: Vec<&str> =
-        base.checkpoint.names().filter(|name| !used.contains(name) && !is_buffer(name)).collect();
+        base.checkpoint.names().filter(|name| !used.contains(name) && !is_known(name)).collect();
     if !unused.is_empty() {
         found.problem(format!(
             "tensors that a {} model of this configuration does not use: {}",
