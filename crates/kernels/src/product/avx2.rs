@@ -1,8 +1,7 @@
 //! Products in AVX2 and FMA, for machines without AVX-512: `C = A · B`, where `B` is `W` or its transpose.
 //!
-//! `A` is read where it lies; `B` is widened to f32 one panel of 16
-//! columns at a time, just before the panels of a piece are used. A tile is 6 rows of C by two vectors: twelve sums, two vectors of B and
-//! a value of A fill the sixteen registers.
+//! `A` is read where it lies; `B` is widened to f32 in panels of 16 columns, just before the panels of a piece are used. A
+//! tile is 6 rows of C by two vectors: twelve sums, two vectors of B and a value of A fill the sixteen registers.
 //!
 //! Everything `unsafe` here is so for two reasons: pointers, whose bounds each function states, and instructions, which
 //! [`super::Kernels`] has found to exist.
@@ -50,7 +49,7 @@ pub(super) struct Left<'a> {
 }
 
 thread_local! {
-    /// This thread's panels, and rows of W on their way into it.
+    /// This thread's panels, and rows of W on their way into them.
     static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
@@ -87,7 +86,7 @@ enum Onto<'a> {
 /// AVX2, FMA and F16C; `c` has values where it is added to itself.
 unsafe fn write(a: Left<'_>, right: Right<'_>, c: &mut [MaybeUninit<f32>], onto: Option<Onto<'_>>) {
     let (k, n) = right.dims();
-    assert!(a.k == k && k > 0 && c.len() == a.m * n);
+    assert!(a.k == k && k > 0 && a.m > 0 && a.values.len() == a.m * k && c.len() == a.m * n);
     if let Some(Onto::Other(beneath)) = onto {
         beneath.check(a.m, n);
     }
@@ -278,7 +277,8 @@ struct Place<'a> {
 /// Writes a tile of `A · B` to its place.
 ///
 /// # Safety
-/// AVX2 and FMA; each row of A has as many values as the panel has steps; the rows and columns of C are the caller's alone, and what they are added to has as many.
+/// AVX2 and FMA; each row of A has as many values as the panel has steps; the rows and columns of C are the caller's alone,
+/// and what they are added to has as many.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile(a: [*const f32; ROWS], b: &[f32], place: &Place<'_>) {
     // While the sums are made, what they are added to and their place come nearer.
