@@ -33,7 +33,7 @@ fn main() {
         }
     }
     println!("M rows by a 1 GB run of (2048,5632), GB/s");
-    for m in [1, 2, 4, 8, 12, 16] {
+    for m in [1, 2, 4, 8, 12, 16, 24, 32] {
         few_rows(m, stored);
     }
 }

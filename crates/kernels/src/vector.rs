@@ -150,6 +150,27 @@ pub(crate) fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
     );
 }
 
+/// `y += Σ factor · row`, of rows as long as `y`, one after the other in `rows`.
+pub(crate) fn add_rows(factors: &[f32], rows: &[f32], y: &mut [f32]) {
+    assert_eq!(rows.len(), factors.len() * y.len());
+    let &[a, b, c, d] = factors else {
+        let rows = rows.chunks_exact(y.len());
+        return factors.iter().zip(rows).for_each(|(factor, row)| axpy(*factor, row, y));
+    };
+    let ((p, q), (r, s)) = {
+        let (low, high) = rows.split_at(2 * y.len());
+        (low.split_at(y.len()), high.split_at(y.len()))
+    };
+    wide(
+        #[inline(always)]
+        || {
+            for ((((y, p), q), r), s) in y.iter_mut().zip(p).zip(q).zip(r).zip(s) {
+                *y += (a * p + b * q) + (c * r + d * s);
+            }
+        },
+    );
+}
+
 struct Sum<'a>(&'a [f32]);
 
 impl WithSimd for Sum<'_> {

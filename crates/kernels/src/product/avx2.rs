@@ -1,5 +1,6 @@
-//! Products in AVX2 and FMA, for machines without AVX-512: `C = A · B`, where `B` is `W` or its transpose.
+//! Products in AVX2 and FMA, for machines without AVX-512: packed panels for many rows, a stream of dot products for few.
 //!
+//! `C = A · B`, where `B` is `W` or its transpose.
 //! `A` is read where it lies; `B` is widened to f32 in panels of 16 columns, just before the panels of a piece are used. A
 //! tile is 6 rows of C by two vectors: twelve sums, two vectors of B and a value of A fill the sixteen registers.
 //!
@@ -12,10 +13,14 @@
 )]
 #![expect(unsafe_code, reason = "vector instructions on pointers into slices")]
 
+mod rows;
+
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
+
+pub(super) use rows::few_rows;
 
 use super::plan::{Piece, Plan};
 use super::portable::to_bf16;
@@ -42,7 +47,7 @@ pub(super) struct Left<'a> {
     pub(super) values: &'a [f32],
     pub(super) m: usize,
     pub(super) k: usize,
-    /// Whether B is rounded to bf16, as A has been.
+    /// Whether B is rounded to bf16 where it is not of it, as A has been.
     pub(super) round: bool,
     /// What the product is multiplied by.
     pub(super) alpha: f32,
@@ -53,11 +58,21 @@ thread_local! {
     static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+/// Whether [`few_rows`] is the faster way: a dot product ends in a sum across lanes, which is not worth it for a short
+/// contraction.
+pub(super) fn are_few(a: &Left<'_>, direction: Direction) -> bool {
+    direction == Direction::Forward && a.m <= rows::FEW && a.k >= 16 * a.m.min(16)
+}
+
 /// `C = A · B`, or `C += A · B` where `add`.
 ///
 /// # Safety
 /// AVX2, FMA and F16C.
 pub(super) unsafe fn product(a: Left<'_>, right: Right<'_>, c: &mut [f32], add: bool) {
+    if are_few(&a, right.direction) {
+        // SAFETY: the caller's.
+        return unsafe { few_rows(a, (&[right.w], &[Disjoint::new(c)]), add, &|_, _| ()) };
+    }
     // SAFETY: what is written there are values.
     let c = unsafe { std::slice::from_raw_parts_mut(c.as_mut_ptr().cast(), c.len()) };
     // SAFETY: the caller's; C has values.

@@ -82,15 +82,17 @@ impl Kernels {
             return unsafe { with_avx512((c, a, b), transposed, dims, (alpha, add)) };
         }
         #[cfg(target_arch = "x86_64")]
-        if self == Self::Avx2 && !transposed.0 && m >= AVX2_ROWS {
+        if self == Self::Avx2 && !transposed.0 {
             let left = avx2::Left { values: a, m, k, round: false, alpha };
             let right = if transposed.1 {
                 Right::new(Matrix::dense(b, n, k), Direction::Forward)
             } else {
                 Right::new(Matrix::dense(b, k, n), Direction::Backward)
             };
-            // SAFETY: `self` says that the instructions exist.
-            return unsafe { avx2::product(left, right, c, add) };
+            if m >= AVX2_ROWS || avx2::are_few(&left, right.direction) {
+                // SAFETY: `self` says that the instructions exist.
+                return unsafe { avx2::product(left, right, c, add) };
+            }
         }
         let strided = |values, transposed, rows, cols| {
             if transposed { Strided(values, 1, rows) } else { Strided(values, cols, 1) }

@@ -154,7 +154,7 @@ pub(crate) fn add_to_rows(c: &mut [f32], row: &[f32]) {
 pub enum Kernels {
     /// Any machine's: the `gemm` crate, with NEON where it is.
     Portable,
-    /// AVX2, FMA and F16C; of few rows, and where a small matrix is transposed, still the `gemm` crate.
+    /// AVX2, FMA and F16C; where a small matrix is transposed, still the `gemm` crate.
     Avx2,
     /// AVX-512 F, BW and VL.
     Avx512,
@@ -257,7 +257,10 @@ impl<'a> Prepared<'a> {
         let len = self.m * n;
         beneath.check(self.m, n);
         #[cfg(target_arch = "x86_64")]
-        if let Some(left) = self.tiles(right) {
+        if let Some(left) = self.in_avx2()
+            && !avx2::are_few(&left, right.direction)
+            && !self.are_few_across(right.direction)
+        {
             // SAFETY: there only where the instructions exist.
             return unsafe { avx2::product_onto(left, right, beneath) };
         }
@@ -268,17 +271,27 @@ impl<'a> Prepared<'a> {
         c
     }
 
-    /// The left operand of products in AVX2, where those are in force and there are rows enough.
+    /// Whether adding rows of W up is the fastest way.
+    fn are_few_across(&self, direction: Direction) -> bool {
+        direction == Direction::Backward && self.m <= portable::FEW && self.kernels < Kernels::Avx512
+    }
+
+    /// The left operand of products in AVX2, where those are in force and there is anything to multiply.
     #[cfg(target_arch = "x86_64")]
-    fn tiles(&self, right: Right<'_>) -> Option<avx2::Left<'_>> {
+    fn in_avx2(&self) -> Option<avx2::Left<'_>> {
         let (values, round) = match &self.left {
             Left::Exact(values) => (*values, false),
-            Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
+            Left::Rounded(values) => (values.as_slice(), true),
             Left::Pairs(_) => return None,
         };
         let Self { m, k, .. } = *self;
-        let few = m <= portable::FEW || k == 0;
-        (self.kernels == Kernels::Avx2 && !few).then_some(avx2::Left { values, m, k, round, alpha: 1.0 })
+        (self.kernels == Kernels::Avx2 && m > 0 && k > 0).then_some(avx2::Left {
+            values,
+            m,
+            k,
+            round,
+            alpha: 1.0,
+        })
     }
 
     /// `C = A Wᵀ` or `C = A W`, or with `add` that is added to `C`.
@@ -304,13 +317,16 @@ impl<'a> Prepared<'a> {
             // SAFETY: made only where the instructions exist.
             Left::Pairs(pairs) => return unsafe { avx512::product(pairs, right, c, add) },
         };
+        if self.are_few_across(right.direction) {
+            return portable::few_rows_across(right, round, values, c, add);
+        }
         #[cfg(target_arch = "x86_64")]
         if self.kernels >= Kernels::Avx512 && !round {
             // SAFETY: `kernels` says that the instructions exist.
             return unsafe { avx512::product(&avx512::Left::exact(values, self.m, k), right, c, add) };
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(left) = self.tiles(right) {
+        if let Some(left) = self.in_avx2() {
             // SAFETY: there only where the instructions exist.
             return unsafe { avx2::product(left, right, c, add) };
         }

@@ -12,8 +12,8 @@ use half::slice::HalfFloatSliceExt;
 use super::dense::Dims;
 use super::{Direction, Right};
 use crate::Stored;
-use crate::pool::{Disjoint, for_each};
-use crate::vector::{dot, wide};
+use crate::pool::{self, Disjoint, for_each};
+use crate::vector::{add_rows, dot, wide};
 
 /// Values of W that a task widens at once, about.
 const WIDENED: usize = 1 << 18;
@@ -22,6 +22,9 @@ const WIDENED: usize = 1 << 18;
 pub(super) const FEW: usize = 8;
 /// Values of W to a task that makes such dot products, about.
 const ROWS: usize = 1 << 16;
+/// Tasks that rows of W are shared out to, and how many rows a task takes at a time.
+const SHARES: usize = 16;
+const TOGETHER: usize = 4;
 
 /// A matrix in a slice, with its row and column strides.
 #[derive(Clone, Copy)]
@@ -93,6 +96,30 @@ fn few_rows(right: Right<'_>, round: bool, a: &[f32], c: &mut [f32]) {
             }
         }
     });
+}
+
+/// For a few rows of A: rows of W are streamed, and added to C as many times as A says. Each task has some rows and sums of
+/// its own, whose number does not depend on the threads.
+pub(super) fn few_rows_across(right: Right<'_>, round: bool, a: &[f32], c: &mut [f32], add: bool) {
+    let (k, n) = right.dims();
+    let per_task = k.div_ceil(SHARES).next_multiple_of(TOGETHER);
+    let mut sums = vec![0.0; k.div_ceil(per_task) * c.len()];
+    pool::for_each_chunk(&mut sums, c.len(), |task, sums| {
+        let rows = task * per_task..k.min((task + 1) * per_task);
+        let mut widened = vec![0.0; TOGETHER * n];
+        for row in rows.clone().step_by(TOGETHER) {
+            let count = TOGETHER.min(rows.end - row);
+            let widened = &mut widened[..count * n];
+            Block { rows: (row, count), cols: (0, n) }.read_into(right, round, widened);
+            for (a, sums) in a.chunks_exact(k).zip(sums.chunks_exact_mut(n)) {
+                add_rows(&a[row..row + count], widened, sums);
+            }
+        }
+    });
+    if !add {
+        c.fill(0.0);
+    }
+    sums.chunks_exact(c.len()).for_each(|sums| add_rows(&[1.0], sums, c));
 }
 
 /// Each task makes some columns of C from as many rows of W.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::dense::{Dims, Write, nt};
 use super::{Direction, Left, Matrix, Prepared, Right};
 #[cfg(target_arch = "x86_64")]
-use super::{Kernels, avx512};
+use super::{Kernels, avx2, avx512};
 use crate::parts;
 use crate::pool::Disjoint;
 
@@ -57,35 +57,48 @@ impl Prepared<'_> {
     /// Whether the rows were few enough.
     #[cfg(target_arch = "x86_64")]
     fn few_rows(&self, targets: &mut [Target<'_>]) -> bool {
-        let rounds = |target: &Target<'_>| target.w.stored != crate::Stored::Bf16;
-        let exact;
-        let x = match &self.left {
-            Left::Pairs(pairs) => pairs,
-            Left::Rounded(_) if targets.iter().any(rounds) => return false,
-            Left::Exact(_) | Left::Rounded(_) if self.kernels < Kernels::Avx512 || self.m == 0 => {
-                return false;
-            }
-            Left::Exact(values) => {
-                exact = avx512::Left::exact(values, self.m, self.k);
-                &exact
-            }
-            Left::Rounded(values) => {
-                exact = avx512::Left::exact(values, self.m, self.k);
-                &exact
-            }
-        };
-        if !avx512::are_few(x) {
-            return false;
-        }
+        let Some(few) = self.few(targets) else { return false };
         let ws: Vec<Matrix<'_>> = targets.iter().map(|target| target.w).collect();
         let rests: Vec<Rest<'_>> = targets.iter().map(|target| target.rest).collect();
         let ys: Vec<_> = targets.iter_mut().map(|target| Disjoint::new(target.y)).collect();
         let finish =
             |i: usize, columns: Range<usize>| rests[i].finish(&ys[i], (0..self.m, columns), ws[i].rows);
-        // SAFETY: `left` and `kernels` say that the instructions exist.
-        unsafe { avx512::few_rows(x, (&ws, &ys), false, &finish) };
+        // SAFETY: each is there only where its instructions exist.
+        unsafe {
+            match few {
+                Few::Avx2(x) => avx2::few_rows(x, (&ws, &ys), false, &finish),
+                Few::Avx512(x) => avx512::few_rows(&x, (&ws, &ys), false, &finish),
+                Few::Pairs(x) => avx512::few_rows(x, (&ws, &ys), false, &finish),
+            }
+        }
         true
     }
+
+    /// The left operand, where its rows are few and there are kernels for them.
+    #[cfg(target_arch = "x86_64")]
+    fn few(&self, targets: &[Target<'_>]) -> Option<Few<'_>> {
+        let rounds = |target: &Target<'_>| target.w.stored != crate::Stored::Bf16;
+        if let Some(x) = self.in_avx2() {
+            return avx2::are_few(&x, Direction::Forward).then_some(Few::Avx2(x));
+        }
+        let values = match &self.left {
+            Left::Pairs(x) => return avx512::are_few(x).then_some(Few::Pairs(x)),
+            _ if self.kernels < Kernels::Avx512 || self.m == 0 => return None,
+            Left::Rounded(_) if targets.iter().any(rounds) => return None,
+            Left::Rounded(values) => values,
+            Left::Exact(values) => *values,
+        };
+        let x = avx512::Left::exact(values, self.m, self.k);
+        avx512::are_few(&x).then_some(Few::Avx512(x))
+    }
+}
+
+/// A left operand of few rows, by the kernels that take it.
+#[cfg(target_arch = "x86_64")]
+enum Few<'a> {
+    Avx2(avx2::Left<'a>),
+    Avx512(avx512::Left<'a>),
+    Pairs(&'a avx512::Left<'a>),
 }
 
 type Part = (std::ops::Range<usize>, std::ops::Range<usize>);

@@ -12,7 +12,7 @@ use crate::pool;
 /// Relative to the sum of magnitudes: f32 rounding of a sum of up to 5000 terms in some 16 chains.
 const TOLERANCE: f64 = 1e-6;
 
-const SIZES: [(usize, usize, usize); 15] = [
+const SIZES: [(usize, usize, usize); 16] = [
     (1, 1, 1),
     (1, 100, 37),
     (2, 33, 64),
@@ -22,6 +22,7 @@ const SIZES: [(usize, usize, usize); 15] = [
     (8, 1100, 50),
     (9, 1, 16),
     (13, 32, 3),
+    (19, 300, 33),
     (25, 67, 1031),
     (40, 1031, 67),
     (19, 2, 200),
