@@ -1,4 +1,4 @@
-//! Speed of a frozen weight's products: `cargo run --release -p taper-kernels --example products -- [THREADS] [bf16|f16|f32|q8_0|q4_k|q6_k]`.
+//! Speed of a frozen weight's products: `cargo run --release -p taper-kernels --example products -- [THREADS] [bf16|f16|f32|q8_0|q4_k|q5_k|q6_k]`.
 //!
 //! GF/s are `2 M K N / time`, with all conversion and packing in the time; GB/s are bytes of the weight. Best and median.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement for people")]
@@ -22,6 +22,7 @@ fn main() {
         ("f32", Stored::F32),
         ("q8_0", Stored::Q8_0),
         ("q4_k", Stored::Q4_K),
+        ("q5_k", Stored::Q5_K),
         ("q6_k", Stored::Q6_K),
     ];
     let (name, stored) = *kinds.iter().find(|(name, _)| has(name)).unwrap_or(&kinds[0]);

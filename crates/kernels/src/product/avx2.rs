@@ -13,6 +13,7 @@
 )]
 #![expect(unsafe_code, reason = "vector instructions on pointers into slices")]
 
+mod quantised;
 mod rows;
 
 use std::arch::x86_64::*;

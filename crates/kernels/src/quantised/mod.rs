@@ -7,6 +7,11 @@
     clippy::inline_always,
     reason = "a body must be compiled inside the function that enables its instructions"
 )]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops over the same places of several arrays, which become vectors as they are"
+)]
+#![expect(non_camel_case_types, reason = "the names that ggml gives its types")]
 
 mod encode;
 
@@ -34,115 +39,218 @@ pub(crate) fn read(line: &[u8], stored: Stored, first: usize, out: &mut [f32]) {
     wide(
         #[inline(always)]
         || match stored {
-            Stored::Q8_0 => read_by(line, stored, first, out, q8_0),
-            Stored::Q4_0 => read_by(line, stored, first, out, q4_0),
-            Stored::Q4_K => read_by(line, stored, first, out, q4_k),
-            Stored::Q5_K => read_by(line, stored, first, out, q5_k),
-            Stored::Q6_K => read_by(line, stored, first, out, q6_k),
+            Stored::Q8_0 => read_by::<Q8_0>(line, first, out),
+            Stored::Q4_0 => read_by::<Q4_0>(line, first, out),
+            Stored::Q4_K => read_by::<Q4_K>(line, first, out),
+            Stored::Q5_K => read_by::<Q5_K>(line, first, out),
+            Stored::Q6_K => read_by::<Q6_K>(line, first, out),
             Stored::F32 | Stored::F16 | Stored::Bf16 => {}
         },
     );
 }
 
-/// `group` gives group `g` of a block.
+/// A type of block. (Functions that were passed as values would not be inlined into what enables the instructions.)
+pub(crate) trait Blocks {
+    const STORED: Stored;
+
+    fn scales(block: &[u8]) -> Scales;
+
+    /// The integers of group `g` of a block.
+    fn levels(block: &[u8], g: usize) -> [i8; GROUP];
+}
+
+/// What the integers of each half of a group are multiplied by, and what is then taken off those of a group.
+pub(crate) struct Scales {
+    pub(crate) d: [f32; 16],
+    pub(crate) m: [f32; 8],
+}
+
+impl Scales {
+    /// One for the whole block.
+    #[inline(always)]
+    fn one(d: f32) -> Self {
+        Self { d: [d; 16], m: [0.0; 8] }
+    }
+
+    /// Of the groups of a block that starts with d, dmin and 6-bit numbers, packed.
+    #[inline(always)]
+    fn with_minima(block: &[u8]) -> Self {
+        let mut numbers = [[0u8; 8]; 2];
+        let packed: [u8; 12] = bytes(block, 4);
+        for g in 0..4 {
+            let (scale, min, both) = (packed[g], packed[g + 4], packed[g + 8]);
+            (numbers[0][g], numbers[1][g]) = (scale & 63, min & 63);
+            (numbers[0][g + 4], numbers[1][g + 4]) = (both & 15 | scale >> 6 << 4, both >> 4 | min >> 6 << 4);
+        }
+        let (d, m) = (half(block, 0), half(block, 2));
+        let mut scales = Self::one(0.0);
+        for g in 0..8 {
+            let d = d * f32::from(numbers[0][g]);
+            (scales.d[2 * g], scales.d[2 * g + 1]) = (d, d);
+            scales.m[g] = m * f32::from(numbers[1][g]);
+        }
+        scales
+    }
+}
+
 #[inline(always)]
-fn read_by(
-    line: &[u8],
-    stored: Stored,
-    first: usize,
-    out: &mut [f32],
-    group: impl Fn(&[u8], usize) -> [f32; GROUP],
-) {
-    let (block, bytes) = (stored.block(), stored.block_bytes());
+fn read_by<T: Blocks>(line: &[u8], first: usize, out: &mut [f32]) {
+    let (values, bytes) = (T::STORED.block(), T::STORED.block_bytes());
     let mut at = first;
     let mut rest = out;
     while !rest.is_empty() {
-        let values = group(&line[at / block * bytes..][..bytes], at % block / GROUP);
-        let count = (GROUP - at % GROUP).min(rest.len());
-        let (now, later) = std::mem::take(&mut rest).split_at_mut(count);
-        now.copy_from_slice(&values[at % GROUP..][..count]);
-        (at, rest) = (at + count, later);
+        let block = &line[at / values * bytes..][..bytes];
+        let scales = T::scales(block);
+        let end = (at - at % values + values).min(at + rest.len());
+        while at < end {
+            let count = (GROUP - at % GROUP).min(end - at);
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(count);
+            let g = at % values / GROUP;
+            if let Ok(now) = now.try_into() {
+                read_group::<T>(block, &scales, g, now);
+            } else {
+                let mut all = [0.0; GROUP];
+                read_group::<T>(block, &scales, g, &mut all);
+                now.copy_from_slice(&all[at % GROUP..][..count]);
+            }
+            (at, rest) = (at + count, later);
+        }
     }
+}
+
+#[inline(always)]
+fn read_group<T: Blocks>(block: &[u8], scales: &Scales, g: usize, out: &mut [f32; GROUP]) {
+    let levels = T::levels(block, g);
+    for i in 0..GROUP {
+        out[i] = scales.d[2 * g + i / 16] * f32::from(levels[i]) - scales.m[g];
+    }
+}
+
+/// A copy of `N` bytes: what is written cannot lie over them, so that loops become vectors.
+#[inline(always)]
+fn bytes<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    let mut copy = [0; N];
+    copy.copy_from_slice(&block[at..at + N]);
+    copy
 }
 
 #[inline(always)]
 fn half(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32_const()
 }
 
 /// d, then 32 signed bytes.
-#[inline(always)]
-fn q8_0(block: &[u8], _: usize) -> [f32; GROUP] {
-    let d = half(block, 0);
-    let mut out = [0.0; GROUP];
-    for (out, &q) in out.iter_mut().zip(&block[2..34]) {
-        *out = d * f32::from(q.cast_signed());
+pub(crate) struct Q8_0;
+
+impl Blocks for Q8_0 {
+    const STORED: Stored = Stored::Q8_0;
+
+    #[inline(always)]
+    fn scales(block: &[u8]) -> Scales {
+        Scales::one(half(block, 0))
     }
-    out
+
+    #[inline(always)]
+    fn levels(block: &[u8], _: usize) -> [i8; GROUP] {
+        bytes::<GROUP>(block, 2).map(u8::cast_signed)
+    }
 }
 
 /// d, then 16 bytes: the low nibbles are the first half, the high ones the second.
-#[inline(always)]
-fn q4_0(block: &[u8], _: usize) -> [f32; GROUP] {
-    let d = half(block, 0);
-    let mut out = [0.0; GROUP];
-    for (i, &q) in block[2..18].iter().enumerate() {
-        out[i] = d * f32::from((q & 15).cast_signed() - 8);
-        out[i + 16] = d * f32::from((q >> 4).cast_signed() - 8);
+pub(crate) struct Q4_0;
+
+impl Blocks for Q4_0 {
+    const STORED: Stored = Stored::Q4_0;
+
+    #[inline(always)]
+    fn scales(block: &[u8]) -> Scales {
+        Scales::one(half(block, 0))
     }
-    out
+
+    #[inline(always)]
+    fn levels(block: &[u8], _: usize) -> [i8; GROUP] {
+        let both: [u8; 16] = bytes(block, 2);
+        let mut levels = [0; GROUP];
+        for i in 0..16 {
+            levels[i] = (both[i] & 15).cast_signed() - 8;
+            levels[i + 16] = (both[i] >> 4).cast_signed() - 8;
+        }
+        levels
+    }
 }
 
 /// d, dmin, 12 bytes of scales and minima, then four runs of 32 bytes: low nibbles are one group, high ones the next.
-#[inline(always)]
-fn q4_k(block: &[u8], g: usize) -> [f32; GROUP] {
-    let (d, m) = scale_min(block, g);
-    let mut out = [0.0; GROUP];
-    for (out, &q) in out.iter_mut().zip(&block[16 + g / 2 * 32..][..32]) {
-        *out = d * f32::from(q >> (g % 2 * 4) & 15) - m;
+pub(crate) struct Q4_K;
+
+impl Blocks for Q4_K {
+    const STORED: Stored = Stored::Q4_K;
+
+    #[inline(always)]
+    fn scales(block: &[u8]) -> Scales {
+        Scales::with_minima(block)
     }
-    out
+
+    #[inline(always)]
+    fn levels(block: &[u8], g: usize) -> [i8; GROUP] {
+        let both: [u8; 32] = bytes(block, 16 + g / 2 * 32);
+        let mut levels = [0; GROUP];
+        for i in 0..GROUP {
+            levels[i] = (both[i] >> (g % 2 * 4) & 15).cast_signed();
+        }
+        levels
+    }
 }
 
-/// As `q4_k`, with 32 bytes before the nibbles whose bit `g` is the fifth of group `g`.
-#[inline(always)]
-fn q5_k(block: &[u8], g: usize) -> [f32; GROUP] {
-    let (d, m) = scale_min(block, g);
-    let mut out = [0.0; GROUP];
-    let low = &block[48 + g / 2 * 32..][..32];
-    for ((out, &low), &high) in out.iter_mut().zip(low).zip(&block[16..48]) {
-        *out = d * f32::from(low >> (g % 2 * 4) & 15 | (high >> g & 1) << 4) - m;
+/// As [`Q4_K`], with 32 bytes before the nibbles whose bit `g` is the fifth of group `g`.
+pub(crate) struct Q5_K;
+
+impl Blocks for Q5_K {
+    const STORED: Stored = Stored::Q5_K;
+
+    #[inline(always)]
+    fn scales(block: &[u8]) -> Scales {
+        Scales::with_minima(block)
     }
-    out
+
+    #[inline(always)]
+    fn levels(block: &[u8], g: usize) -> [i8; GROUP] {
+        let (low, high): ([u8; 32], [u8; 32]) = (bytes(block, 48 + g / 2 * 32), bytes(block, 16));
+        let mut levels = [0; GROUP];
+        for i in 0..GROUP {
+            levels[i] = (low[i] >> (g % 2 * 4) & 15 | (high[i] >> g & 1) << 4).cast_signed();
+        }
+        levels
+    }
 }
 
 /// 128 bytes of low nibbles, 64 of high pairs of bits, 16 signed scales, d.
-#[inline(always)]
-fn q6_k(block: &[u8], g: usize) -> [f32; GROUP] {
-    let d = half(block, 208);
-    let (side, part) = (g / 4, g % 4);
-    let low = &block[64 * side + 32 * (part % 2)..][..32];
-    let high = &block[128 + 32 * side..][..32];
-    let scales = [2 * g, 2 * g + 1].map(|i| d * f32::from(block[192 + i].cast_signed()));
-    let mut out = [0.0; GROUP];
-    for (i, ((out, &low), &high)) in out.iter_mut().zip(low).zip(high).enumerate() {
-        let q = low >> (part / 2 * 4) & 15 | (high >> (2 * part) & 3) << 4;
-        *out = scales[i / 16] * f32::from(q.cast_signed() - 32);
-    }
-    out
-}
+pub(crate) struct Q6_K;
 
-/// The scale and the minimum of group `g` in a block that starts with d, dmin and the packed 6-bit numbers.
-#[inline(always)]
-fn scale_min(block: &[u8], g: usize) -> (f32, f32) {
-    let packed = &block[4..16];
-    let (scale, min) = if g < 4 {
-        (packed[g] & 63, packed[g + 4] & 63)
-    } else {
-        let both = packed[g + 4];
-        (both & 15 | packed[g - 4] >> 6 << 4, both >> 4 | packed[g] >> 6 << 4)
-    };
-    (half(block, 0) * f32::from(scale), half(block, 2) * f32::from(min))
+impl Blocks for Q6_K {
+    const STORED: Stored = Stored::Q6_K;
+
+    #[inline(always)]
+    fn scales(block: &[u8]) -> Scales {
+        let numbers: [u8; 16] = bytes(block, 192);
+        let mut scales = Scales::one(half(block, 208));
+        for i in 0..16 {
+            scales.d[i] *= f32::from(numbers[i].cast_signed());
+        }
+        scales
+    }
+
+    #[inline(always)]
+    fn levels(block: &[u8], g: usize) -> [i8; GROUP] {
+        let (side, part) = (g / 4, g % 4);
+        let low: [u8; 32] = bytes(block, 64 * side + 32 * (part % 2));
+        let high: [u8; 32] = bytes(block, 128 + 32 * side);
+        let mut levels = [0; GROUP];
+        for i in 0..GROUP {
+            let level = low[i] >> (part / 2 * 4) & 15 | (high[i] >> (2 * part) & 3) << 4;
+            levels[i] = level.cast_signed() - 32;
+        }
+        levels
+    }
 }
 
 #[cfg(test)]

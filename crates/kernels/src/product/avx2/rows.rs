@@ -5,6 +5,7 @@ use std::array::from_fn;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::quantised::Row;
 use super::{LANES, Left, widened};
 use crate::Stored;
 use crate::pool::{self, Disjoint};
@@ -14,6 +15,8 @@ use crate::product::portable::to_bf16;
 /// Rows of x up to which streaming W beats packing it.
 pub(super) const FEW: usize = 32;
 
+/// Rows of x for each of which a quantised row of W is read anew; for more, it is widened once.
+const BY_ROW: usize = 3;
 /// Bytes of W to a task, about: they stay in the L2 cache.
 const TASK: usize = 128 * 1024;
 
@@ -39,11 +42,20 @@ pub(in crate::product) unsafe fn few_rows(
         let per_task = (TASK / w.stride()).next_multiple_of(6).max(6);
         tasks.extend((0..w.rows).step_by(per_task).map(|first| (i, first..w.rows.min(first + per_task))));
     }
+    let is_quantised = |w: &Matrix<'_>| w.stored.size().is_none();
+    let by_row = x.m <= BY_ROW && !x.round && ws.iter().any(is_quantised);
+    let xs: Vec<Row<'_>> = x.values.chunks_exact(x.k).filter(|_| by_row).map(Row::new).collect();
     pool::for_each(tasks.len(), |task| {
         let (i, rows) = &tasks[task];
         let part = Part { x, w: &ws[*i], y: &ys[*i], add };
         // SAFETY: the caller's; these columns of y belong to this task.
-        LINES.with_borrow_mut(|lines| unsafe { part.rows(rows, lines) });
+        unsafe {
+            if by_row && is_quantised(part.w) {
+                part.quantised(rows, &xs);
+            } else {
+                LINES.with_borrow_mut(|lines| part.rows(rows, lines));
+            }
+        }
         finish(*i, rows.clone());
     });
 }
@@ -175,13 +187,34 @@ impl Part<'_> {
         for m in 0..M {
             for r in 0..rows.there {
                 let sum = sums[1..].iter().fold(sums[0][m][r], |sum, s| _mm256_add_ps(sum, s[m][r]));
-                let at = (first + m) * self.w.rows + rows.first + r;
                 // SAFETY: the caller's.
-                let to = unsafe { &mut self.y.get(at..at + 1)[0] };
-                *to = if self.add { *to } else { 0.0 } + self.x.alpha * total(sum);
+                unsafe { self.put((first + m) * self.w.rows + rows.first + r, total(sum)) };
             }
         }
         M
+    }
+
+    /// The columns of y that `rows` of a quantised W make with `xs`, the rows of x.
+    ///
+    /// # Safety
+    /// As [`Part::rows`].
+    unsafe fn quantised(&self, rows: &Range<usize>, xs: &[Row<'_>]) {
+        for row in rows.clone() {
+            for (m, x) in xs.iter().enumerate() {
+                // SAFETY: the caller's.
+                unsafe { self.put(m * self.w.rows + row, x.dot(self.w.row(row), self.w.stored)) };
+            }
+        }
+    }
+
+    /// Writes a product to a place of y.
+    ///
+    /// # Safety
+    /// It is the caller's alone.
+    unsafe fn put(&self, at: usize, sum: f32) {
+        // SAFETY: the caller's.
+        let to = unsafe { &mut self.y.get(at..at + 1)[0] };
+        *to = if self.add { *to } else { 0.0 } + self.x.alpha * sum;
     }
 }
 
@@ -239,7 +272,7 @@ fn value<const S: u8>(bytes: &[u8]) -> __m256 {
 
 /// The sum of all lanes.
 #[target_feature(enable = "avx2")]
-fn total(v: __m256) -> f32 {
+pub(super) fn total(v: __m256) -> f32 {
     let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
     _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
