@@ -25,7 +25,7 @@ def config(a, model):
         return json.load(f)
 
 
-def step(taper, model, rows, length, rank):
+def step(taper, dtype, model, rows, length, rank):
     """Seconds of the median step, and its tokens."""
     with tempfile.TemporaryDirectory() as work:
         data = os.path.join(work, "rows.jsonl")
@@ -35,7 +35,7 @@ def step(taper, model, rows, length, rank):
                 out.write(json.dumps({"text": text}) + "\n")
         adapter = os.path.join(work, "adapter")
         subprocess.run([taper, "train", "--model", model, "--data", data, "--out", adapter, "--rank", str(rank), "--batch-size",
-                        str(rows), "--max-length", str(length), "--max-steps", "4", "--max-grad-norm", "0", "--dtype", "bf16",
+                        str(rows), "--max-length", str(length), "--max-steps", "4", "--max-grad-norm", "0", "--dtype", dtype,
                         "--quiet"], check=True)
         with open(os.path.join(adapter, "metrics.jsonl")) as lines:
             steps = [row for row in map(json.loads, lines) if row["event"] == "step"]
@@ -46,6 +46,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--taper", required=True)
     p.add_argument("--models", required=True, help="folder with smollm2-135m, qwen2.5-0.5b and tinyllama-1.1b")
+    p.add_argument("--dtype", default="bf16", help="of the products: f32 or bf16")
     p.add_argument("--gflops", type=float, required=True)
     p.add_argument("--out", required=True)
     a = p.parse_args()
@@ -67,12 +68,12 @@ def main():
     for axis, (title, label, value, points) in zip(axes, panels):
         xs, measured, bound = [], [], []
         for model, rows, length, rank in points:
-            seconds, tokens = step(a.taper, os.path.join(a.models, model), rows, length, rank)
+            seconds, tokens = step(a.taper, a.dtype, os.path.join(a.models, model), rows, length, rank)
             xs.append(value((model, rows, length, rank)))
             measured.append(seconds)
             bound.append(flops(config(a, model), tokens, length, rank) / a.gflops / 1e9)
             print(f"| {title} | {xs[-1]:.0f} | {seconds:.3f} | {bound[-1]:.3f} | {bound[-1] / seconds:.2f} |", flush=True)
-        axis.plot(xs, measured, "o-", color="#1f6f8b", label="measured")
+        axis.plot(xs, measured, "o-", color="#1f6f8b", label=f"measured, {a.dtype}")
         axis.plot(xs, bound, "--", color="#c0562f", label=f"operations at {a.gflops:.0f} GF/s")
         axis.set(title=title, xlabel=label, ylim=(0, None))
         if label == "rank" or "length" in title:
