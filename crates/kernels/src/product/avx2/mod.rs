@@ -1,8 +1,8 @@
 //! Products in AVX2 and FMA, for machines without AVX-512: packed panels for many rows, a stream of dot products for few.
 //!
-//! `C = A · B`, where `B` is `W` or its transpose.
-//! `A` is read where it lies; `B` is widened to f32 in panels of 16 columns, just before the panels of a piece are used. A
-//! tile is 6 rows of C by two vectors: twelve sums, two vectors of B and a value of A fill the sixteen registers.
+//! `C = A · B`, where `B` is `W` or its transpose. `A` is read where it lies; `B` is widened to f32 in panels of 16 columns,
+//! just before the panels of a piece are used. A tile is 6 rows of C by two vectors: twelve sums, two vectors of B and a value
+//! of A fill the sixteen registers.
 //!
 //! Everything `unsafe` here is so for two reasons: pointers, whose bounds each function states, and instructions, which
 //! [`super::Kernels`] has found to exist.
@@ -13,8 +13,10 @@
 )]
 #![expect(unsafe_code, reason = "vector instructions on pointers into slices")]
 
+mod panel;
 mod quantised;
 mod rows;
+mod tile;
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -23,9 +25,12 @@ use std::ops::Range;
 
 pub(super) use rows::few_rows;
 
+use panel::{across, along};
+use tile::{Place, tile};
+
 use super::plan::{Piece, Plan};
 use super::portable::to_bf16;
-use super::{Beneath, Direction, Matrix, Right};
+use super::{Beneath, Direction, Right};
 use crate::Stored;
 use crate::buffers::made;
 use crate::pool::{self, Disjoint};
@@ -207,157 +212,6 @@ impl Call<'_> {
     }
 }
 
-/// Columns of B are rows of W, transposed eight by eight values at a time.
-///
-/// # Safety
-/// AVX2 and F16C.
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn along(
-    w: &Matrix<'_>,
-    rows: &Range<usize>,
-    steps: &Range<usize>,
-    panel: &mut [f32],
-    lines: &mut Vec<f32>,
-) {
-    let depth = steps.len();
-    if w.stored.size().is_none() {
-        lines.resize(depth * COLUMNS, 0.0);
-        for (row, line) in rows.clone().zip(lines.chunks_exact_mut(depth)) {
-            w.read(row, steps.start, line);
-        }
-    }
-    let line = |i: usize| {
-        let row = i.min(rows.len() - 1);
-        match w.stored.size() {
-            Some(size) => &w.row(rows.start + row)[steps.start * size..],
-            None => bytemuck::cast_slice(&lines[row * depth..]),
-        }
-    };
-    let (stored, size) = w.stored.size().map_or((Stored::F32, 4), |size| (w.stored, size));
-    for half in (0..COLUMNS).step_by(LANES) {
-        let lines: [&[u8]; LANES] = std::array::from_fn(|i| line(half + i));
-        for (at, to) in (0..depth - depth % LANES).step_by(LANES).zip(panel.chunks_mut(COLUMNS * LANES)) {
-            let mut values = [_mm256_setzero_ps(); LANES];
-            for (values, line) in values.iter_mut().zip(lines) {
-                *values = widened(stored, &line[at * size..]);
-            }
-            for (line, to) in transpose(values).into_iter().zip(to[half..].chunks_mut(COLUMNS)) {
-                store(to, line);
-            }
-        }
-    }
-    let rest = depth - depth % LANES;
-    let mut last = [0.0; LANES];
-    for (i, row) in rows.clone().enumerate().filter(|_| rest < depth) {
-        let last = &mut last[..depth - rest];
-        w.read(row, steps.start + rest, last);
-        for (step, &value) in (rest..).zip(&*last) {
-            panel[step * COLUMNS + i] = value;
-        }
-    }
-}
-
-/// Columns of B are columns of W.
-///
-/// # Safety
-/// AVX2 and F16C.
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn across(w: &Matrix<'_>, columns: &Range<usize>, rows: &Range<usize>, panel: &mut [f32]) {
-    let plain = w.stored.size().filter(|_| columns.len() == COLUMNS);
-    for (row, to) in rows.clone().zip(panel.chunks_exact_mut(COLUMNS)) {
-        let Some(size) = plain else {
-            w.read(row, columns.start, &mut to[..columns.len()]);
-            continue;
-        };
-        let line = &w.row(row)[columns.start * size..][..COLUMNS * size];
-        let (low, high) = line.split_at(LANES * size);
-        store(&mut to[..LANES], widened(w.stored, low));
-        store(&mut to[LANES..], widened(w.stored, high));
-    }
-}
-
-/// Where a tile goes, its rows `stride` values apart.
-struct Place<'a> {
-    c: *mut f32,
-    alpha: f32,
-    /// What it is added to, laid out as C is.
-    onto: Option<*const f32>,
-    /// Added to each row.
-    bias: Option<&'a [f32]>,
-    stride: usize,
-    /// How many are in C.
-    rows: usize,
-    columns: usize,
-}
-
-/// Writes a tile of `A · B` to its place.
-///
-/// # Safety
-/// AVX2 and FMA; each row of A has as many values as the panel has steps; the rows and columns of C are the caller's alone,
-/// and what they are added to has as many.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile(a: [*const f32; ROWS], b: &[f32], place: &Place<'_>) {
-    // While the sums are made, what they are added to and their place come nearer.
-    for i in 0..place.rows {
-        for at in [0, place.columns - 1] {
-            let at = i * place.stride + at;
-            let to = place.onto.unwrap_or(place.c).wrapping_add(at);
-            _mm_prefetch::<_MM_HINT_T0>(to.cast());
-        }
-    }
-    let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-    for (step, b) in b.as_chunks::<COLUMNS>().0.iter().enumerate() {
-        let b = [load(&b[..LANES]), load(&b[LANES..])];
-        for (sums, a) in sums.iter_mut().zip(a) {
-            // SAFETY: the caller's.
-            let a = _mm256_set1_ps(unsafe { *a.add(step) });
-            sums[0] = _mm256_fmadd_ps(a, b[0], sums[0]);
-            sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
-        }
-    }
-    let alpha = _mm256_set1_ps(place.alpha);
-    for (i, sums) in sums.into_iter().enumerate().take(place.rows) {
-        let at = i * place.stride;
-        let sums = [_mm256_mul_ps(alpha, sums[0]), _mm256_mul_ps(alpha, sums[1])];
-        if place.columns < COLUMNS {
-            // SAFETY: the caller's.
-            unsafe { put_some(sums, at, place) };
-            continue;
-        }
-        for (half, mut sum) in sums.into_iter().enumerate() {
-            if let Some(bias) = place.bias {
-                sum = _mm256_add_ps(sum, load(&bias[half * LANES..]));
-            }
-            // SAFETY: the caller's.
-            unsafe {
-                if let Some(onto) = place.onto {
-                    sum = _mm256_add_ps(sum, _mm256_loadu_ps(onto.add(at + half * LANES)));
-                }
-                _mm256_storeu_ps(place.c.add(at + half * LANES), sum);
-            }
-        }
-    }
-}
-
-/// Writes the columns of a row, `at` values from the first, that are in C.
-///
-/// # Safety
-/// As [`tile`].
-#[target_feature(enable = "avx2")]
-unsafe fn put_some(sums: [__m256; 2], at: usize, place: &Place<'_>) {
-    let mut line = [0.0; COLUMNS];
-    store(&mut line[..LANES], sums[0]);
-    store(&mut line[LANES..], sums[1]);
-    for (j, mut sum) in line.into_iter().enumerate().take(place.columns) {
-        sum += place.bias.map_or(0.0, |bias| bias[j]);
-        // SAFETY: the caller's.
-        unsafe {
-            sum += place.onto.map_or(0.0, |onto| *onto.add(at + j));
-            place.c.add(at + j).write(sum);
-        }
-    }
-}
-
 /// Eight values of a plain type at the start of `bytes`, widened.
 #[target_feature(enable = "avx2,f16c")]
 fn widened(stored: Stored, bytes: &[u8]) -> __m256 {
@@ -390,24 +244,4 @@ fn store(values: &mut [f32], vector: __m256) {
     let values = &mut values[..LANES];
     // SAFETY: as many values as are written.
     unsafe { _mm256_storeu_ps(values.as_mut_ptr(), vector) }
-}
-
-/// Transposes eight by eight values.
-#[target_feature(enable = "avx2")]
-fn transpose(r: [__m256; LANES]) -> [__m256; LANES] {
-    let pair = |i: usize| (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
-    let four = |i: usize| {
-        let ((a, b), (c, d)) = (pair(i), pair(i + 2));
-        [
-            _mm256_shuffle_ps::<0x44>(a, c),
-            _mm256_shuffle_ps::<0xee>(a, c),
-            _mm256_shuffle_ps::<0x44>(b, d),
-            _mm256_shuffle_ps::<0xee>(b, d),
-        ]
-    };
-    let (top, bottom) = (four(0), four(4));
-    std::array::from_fn(|i| {
-        let (a, b) = (top[i % 4], bottom[i % 4]);
-        if i < 4 { _mm256_permute2f128_ps::<0x20>(a, b) } else { _mm256_permute2f128_ps::<0x31>(a, b) }
-    })
 }
