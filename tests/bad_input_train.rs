@@ -86,6 +86,11 @@ fn data_with_nothing_to_learn_is_refused() {
     std::fs::create_dir(room.path("folder")).expect("a folder");
     train(&model, &room.arg("folder"), &out, &[]).bad(&["folder", "train"]);
     train(&model, &data, &out, &["--format", "alpacca"]).bad(&["alpacca", "alpaca"]);
+    train(&model, &data, &out, &["--column", "prompt=prmpt"]).bad(&[
+        "rows.jsonl:1",
+        "prompt=prmpt",
+        "`completion`",
+    ]);
     assert!(!room.path("out").exists());
 }
 
@@ -113,9 +118,9 @@ fn recipes_with_unknown_fields_and_values_out_of_range() {
     let (room, model, data) = good();
     let recipe =
         |text: &str| room.write("run/recipe.toml", format!("model = {model:?}\ndata = {data:?}\n{text}\n"));
-    taper(&["train", &recipe("learning_rte = 1")]).bad(&["learning_rte"]);
+    taper(&["train", &recipe("learning_rte = 1")]).bad(&["recipe.toml:3", "learning_rte"]);
     taper(&["train", &recipe("batchsize = 4")]).bad(&["batchsize", "batch_size"]);
-    taper(&["train", &recipe("lr = 'fast'")]).bad(&["lr"]);
+    taper(&["train", &recipe("lr = 'fast'")]).bad(&["recipe.toml:3", "`lr`", "expected a number"]);
     taper(&["train", &recipe("lr = = 3")]).bad(&["recipe.toml", "line 3"]);
     taper(&["train", &room.arg("none.toml")]).bad(&["none.toml"]);
     for (field, value) in [
@@ -129,6 +134,7 @@ fn recipes_with_unknown_fields_and_values_out_of_range() {
         taper(&["train", &recipe(&format!("{field} = {value}"))]).bad(&[&format!("`{field}` is"), "give"]);
     }
     let out = room.arg("out");
+    train(&model, &data, &out, &["--lr", "-1"]).bad(&["`lr` is -1", "give"]);
     train(&model, &data, &out, &["--schedule", "wavy"]).bad(&["wavy", "cosine"]);
     train(&model, &data, &out, &["--task", "tag"]).bad(&["tag", "`tokens` and `tags`"]);
     train(&model, &data, &out, &["--early-stopping", "2"]).bad(&["early_stopping", "eval_data"]);

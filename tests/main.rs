@@ -18,6 +18,7 @@ mod label_losses;
 mod oracle_cases;
 mod peft_reads;
 mod program_eval;
+mod program_folder;
 mod program_generate;
 mod program_guards;
 mod program_labels;

@@ -8,9 +8,10 @@ use taper_train::{DataFiles, DataOptions, DataSet, Split, evaluate};
 use crate::program_train::colours;
 use crate::support::{Room, keys, open, taper, taper_on};
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "task",
     "model",
+    "name",
     "adapter",
     "examples",
     "tokens",
@@ -40,7 +41,11 @@ fn eval_prints_one_object_with_the_librarys_numbers() {
     let with = ["--adapter", adapter.as_str()];
     for (flags, expected) in [(&[][..], measure(&())), (&with[..], measure(&loaded))] {
         let eval = taper(&[&["eval", "--model", &model, "--data", &data, "--json"], flags].concat()).json();
-        assert_eq!(keys(&eval), KEYS);
+        let beside: &[&str] = if flags.is_empty() { &[] } else { &["base"] };
+        assert_eq!(keys(&eval), [&KEYS[..], beside].concat());
+        let alone = if flags.is_empty() { &eval } else { &eval["base"] };
+        assert_eq!((&alone["name"], &alone["adapter"]), (&json!("base"), &json!(null)));
+        assert!((alone["loss"].as_f64().expect("a loss") - measure(&()).loss).abs() < 1e-6);
         assert_eq!(
             (eval["task"].as_str(), eval["model"].as_str()),
             (Some("causal-lm"), Some(model.as_str()))
@@ -95,7 +100,9 @@ fn several_adapters_stand_side_by_side() {
     for (found, path) in all["results"].as_array().expect("results").iter().zip([&a, &b]) {
         let single = taper(&["eval", "--model", &model, "--data", &data, "--adapter", path, "--json"]).json();
         assert_eq!((&found["loss"], &found["adapter"]), (&single["loss"], &json!(path)));
+        assert_eq!(all["base"]["loss"], single["base"]["loss"]);
     }
+    assert_eq!((&all["results"][0]["name"], &all["results"][1]["name"]), (&json!("a"), &json!("b")));
     let twice = ["eval", "--model", &model, "--data", &data, "--adapter", &named[0], "--adapter", &named[0]];
     taper(&twice).bad(&["`a` is taken", "NAME="]);
 }

@@ -10,7 +10,7 @@ use crate::commands;
 
 /// Train, evaluate, swap and merge LoRA adapters on a frozen base model.
 #[derive(Parser)]
-#[command(name = "taper", version, max_term_width = 110, allow_negative_numbers = true)]
+#[command(name = "taper", version, max_term_width = 110)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

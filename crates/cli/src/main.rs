@@ -10,14 +10,16 @@ mod sources;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use taper_kernels::Kernels;
 
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
     taper_kernels::keep_freed();
-    let cli = Cli::parse();
+    // A value such as `--lr -1` is told what is wrong with it where it is read, not taken for a flag.
+    let command = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -21,6 +21,14 @@ pub(crate) struct Loaded {
     pub(crate) adapter: LoraAdapter,
 }
 
+/// Says so where a sequence of `tokens` tokens is longer than the base was made for.
+pub(crate) fn warn_beyond(base: &Base, tokens: usize) {
+    let made_for = base.model.sizes().max_position_embeddings;
+    if tokens > made_for {
+        say(format_args!("warning: up to {tokens} tokens at a time, and the model was made for {made_for}"));
+    }
+}
+
 /// Opens a base that is to write text.
 pub(crate) fn open_writer(args: &ModelArgs, adapters: &[String]) -> anyhow::Result<Base> {
     let base = open_base(args, adapters)?;

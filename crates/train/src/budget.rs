@@ -4,6 +4,7 @@
 //! The process holds, at its peak, which is in the first backward pass of a step:
 //!
 //! - the base's files, which are mapped;
+//! - the rows, as tokens;
 //! - 4 bytes for each value that the network's blocks keep of a token (`Network::kept_per_token`) and that its low-rank
 //!   terms do (`u`, of their rank); of a block that is run again, its input alone;
 //! - the one block that is in backward: its gradients and, where it is run again, what it then keeps;
@@ -17,7 +18,8 @@
 use taper_base::Base;
 use taper_lora::{Bias, LoraAdapter};
 
-use crate::{DataSet, Error, Size};
+use crate::prepare::Rows;
+use crate::{Error, Size};
 
 /// What activations of one micro-batch may take where neither `memory` nor `micro_batch_tokens` is given. It depends on
 /// nothing but the model, so that the same recipe cuts the same micro-batches on every machine with memory enough.
@@ -64,15 +66,17 @@ pub(crate) struct Budget {
     whole_blocks: bool,
     /// Trained values.
     trainable: u64,
+    /// Bytes of all rows.
+    data: u64,
     /// Tokens of the longest row, and of the largest step.
     longest: usize,
     step: usize,
 }
 
 impl Budget {
-    /// The budget of a run whose steps have `rows` rows of `set`.
-    pub(crate) fn new(base: &Base, adapter: &LoraAdapter, set: &DataSet, rows: usize) -> Self {
-        let (sizes, longest) = (base.model.sizes(), set.stats.longest);
+    /// The budget of a run whose steps have `step_rows` of the training `rows`.
+    pub(crate) fn new(base: &Base, adapter: &LoraAdapter, rows: &Rows, step_rows: usize) -> Self {
+        let (sizes, longest) = (base.model.sizes(), rows.train.stats.longest);
         let whole_blocks = whole_blocks(base, adapter);
         let blocks = sizes.num_hidden_layers.max(1);
         let ranks: usize = adapter.ranks().iter().map(|(_, rank)| rank).sum();
@@ -84,8 +88,9 @@ impl Budget {
             kept: ((base.model.kept_per_token(whole_blocks) + ranks) / blocks) as u64,
             whole_blocks,
             trainable: adapter.params().values().map(|var| var.elem_count() as u64).sum(),
+            data: rows.sets().map(|set| set.bytes() as u64).sum(),
             longest,
-            step: rows.saturating_mul(longest),
+            step: step_rows.saturating_mul(longest),
         }
     }
 
@@ -147,7 +152,8 @@ impl Budget {
         let in_backward = self.kept * if blocks > 0 { 2 } else { 1 };
         let logits = LOGITS.min(LOGITS_ROWS.min(rows) * self.vocabulary * 4);
         let adapter = COPIES * 4 * self.trainable;
-        let bytes = self.base + PROCESS + 4 * rows * (kept + in_backward) + logits + logits / 2 + adapter;
+        let bytes =
+            self.base + PROCESS + self.data + 4 * rows * (kept + in_backward) + logits + logits / 2 + adapter;
         Memory { micro_batch_tokens: tokens, recomputed_blocks: blocks, bytes }
     }
 }
@@ -182,6 +188,7 @@ mod tests {
         kept: 5872,
         whole_blocks: true,
         trainable: 4_884_480,
+        data: 0,
         longest: 256,
         step: 1024,
     };

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::metrics::Score;
+use crate::outputs::recipe_name;
 use crate::{DoneReport, Recipe, SplitResult, Summary, Task};
 
 /// Of an adapter of `tiny`.
@@ -18,7 +19,7 @@ pub(crate) fn card(recipe: &Recipe, summary: &Summary, done: &DoneReport) -> Str
     let kind = if recipe.use_dora { "DoRA" } else { "LoRA" };
     let _ = write!(text, "# {name}\n\nA {kind} adapter for {}, trained with taper.\n\n", named(model));
     text += &training(recipe, summary, done);
-    text += &results(&done.results);
+    text += &results(&done.results, summary.loss_unit);
     text += &usage(&name, model, recipe.task());
     text
 }
@@ -66,10 +67,13 @@ fn training(recipe: &Recipe, summary: &Summary, done: &DoneReport) -> String {
     for (what, value) in rows {
         let _ = writeln!(text, "| {what} | {value} |");
     }
-    text + "\nThe whole recipe is in `recipe.toml`, every step in `metrics.jsonl`.\n\n![loss](loss.svg)\n\n"
+    let file = recipe_name(&recipe.out);
+    text + &format!(
+        "\nThe whole recipe is in `{file}`, every step in `metrics.jsonl`.\n\n![loss](loss.svg)\n\n"
+    )
 }
 
-fn results(results: &[SplitResult]) -> String {
+fn results(results: &[SplitResult], unit: &str) -> String {
     let mut text = String::from("## Results\n\n");
     if results.is_empty() {
         return text + "There were no rows to evaluate on.\n\n";
@@ -89,7 +93,7 @@ fn results(results: &[SplitResult]) -> String {
         }
         text.push('\n');
     }
-    text += "\nLoss is in nats per label.\n\n";
+    let _ = writeln!(text, "\nLoss: {unit}.\n");
     text + &scores(results)
 }
 

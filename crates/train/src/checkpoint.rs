@@ -180,13 +180,14 @@ mod tests {
 
     #[test]
     fn a_state_reads_back() {
-        let best = Some(Best { step: 3, loss: 0.1 + 0.2, score: Some(0.7 - 0.1) });
+        let best = Some(Best { step: 3, loss: 0.1 + 0.2, score: Some(14.0 / 15.0) });
         let progress = Progress { step: 7, best, stale: 2 };
-        let state = State::new(progress, 99, true, origin(&Recipe { lr: 0.1 + 0.2, ..Recipe::default() }));
+        let lr = 0.000_464_158_883_361_277_73;
+        let state = State::new(progress, 99, true, origin(&Recipe { lr, ..Recipe::default() }));
         let read: State = serde_json::from_slice(&serde_json::to_vec_pretty(&state).unwrap()).unwrap();
         assert_eq!(read.progress, progress);
         assert_eq!(read.origin, state.origin);
-        assert_eq!(read.recipe().unwrap().lr.to_bits(), (0.1f64 + 0.2).to_bits());
+        assert_eq!(read.recipe().unwrap().lr.to_bits(), lr.to_bits());
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Summary {
     pub trainable_tensors: usize,
     /// Modules with low-rank factors.
     pub adapted_modules: usize,
+    /// What losses are counted in: nats per label, or the mean squared error.
+    pub loss_unit: &'static str,
     /// What the rows were read as.
     pub format: String,
     /// Training rows: rows read, cut and dropped, and tokens and labels of one epoch.
@@ -166,19 +168,20 @@ pub struct DoneReport {
 pub struct Best {
     /// Steps made when it was found.
     pub step: usize,
-    /// Mean over labels, in nats.
+    /// Mean over labels, in nats; of numbers, the mean squared error.
     pub loss: f64,
-    /// The value of `metric_for_best`, where that is not the loss.
+    /// The value of `metric_for_best`; none where that is the loss, or undefined on these rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
 }
 
 impl Best {
-    /// Whether this one is better: a higher score, or without scores a lower loss.
+    /// Whether this one is better: a higher score, or a score rather than none, or without scores a lower loss.
     pub(crate) fn beats(&self, other: &Self) -> bool {
         match (self.score, other.score) {
-            (Some(ours), Some(theirs)) => ours > theirs || theirs.is_nan() && !ours.is_nan(),
-            _ => self.loss < other.loss,
+            (Some(ours), Some(theirs)) => ours > theirs,
+            (None, None) => self.loss < other.loss,
+            (ours, _) => ours.is_some(),
         }
     }
 }

@@ -33,6 +33,7 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
             return Ok(taper_lora::labels(&dir)?);
         }
         let number = recipe.problem_type.map(|problem| problem == ProblemType::Regression);
+        let options = DataOptions { task: Some(task.reads()), ..options.clone() };
         let found = labels(files, &options, number)?;
         Ok::<_, Error>(as_the_base_has_them(found, Labels::of(&dir.json("config.json")?).as_ref()))
     };

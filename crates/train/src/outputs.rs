@@ -1,6 +1,6 @@
 //! The output folder of a run: whether it may be written to, and the files that are neither adapter nor checkpoint.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -28,13 +28,22 @@ pub enum Start {
 /// The base's configuration with the labels of the adapter.
 const CONFIG: &str = "config.json";
 
-/// Files that a run writes, besides `recipe.toml`.
+/// A row for every event.
+const METRICS: &str = "metrics.jsonl";
+
+/// The effective recipe, and its name where the folder holds a recipe that no run wrote.
+const RECIPES: [&str; 2] = ["recipe.toml", "recipe.effective.toml"];
+
+/// The first line of the recipes that runs write.
+const OURS: &str = "# Written by taper train: the recipe of this run with everything filled in.\n";
+
+/// Files that a run writes, besides the recipe.
 const WRITTEN: [&str; 7] = [
     "adapter_config.json",
     CONFIG,
     "adapter_model.safetensors",
     "README.md",
-    "metrics.jsonl",
+    METRICS,
     "loss.svg",
     "eval.json",
 ];
@@ -46,6 +55,9 @@ pub(crate) fn check(out: &Path, start: Start) -> Result<(), Error> {
     }
     let finished = out.join("adapter_model.safetensors").exists();
     let unfinished = !Checkpoints::new(out).steps()?.is_empty();
+    let holds = |name: &str| out.join(name).metadata().is_ok_and(|file| file.len() > 0);
+    let is_a_runs = RECIPES.iter().any(|name| is_ours(out, name));
+    let foreign = WRITTEN.into_iter().find(|name| !is_a_runs && holds(name));
     let refuse = |what: &str| Err(Error::output(format!("{}: {what}", out.display())));
     match start {
         Start::New if finished => {
@@ -54,9 +66,26 @@ pub(crate) fn check(out: &Path, start: Start) -> Result<(), Error> {
         Start::New if unfinished => {
             refuse("holds a run that was not finished: --resume goes on with it, --force starts anew")
         }
+        Start::New if let Some(name) = foreign => refuse(&format!(
+            "holds a {name} that no training run wrote: give another --out, or --force to replace it"
+        )),
         Start::Resume if !out.exists() => refuse("there is no such folder, so nothing to resume"),
+        Start::Resume if !unfinished => {
+            refuse("holds no checkpoint to go on from: without --resume a run starts anew")
+        }
         _ => Ok(()),
     }
+}
+
+/// Whether the file `name` of `out` is a recipe that a run wrote.
+fn is_ours(out: &Path, name: &str) -> bool {
+    fs::read_to_string(out.join(name)).is_ok_and(|text| text.starts_with(OURS))
+}
+
+/// The name of the effective recipe in `out`: one that someone else wrote there stays as it is.
+pub(crate) fn recipe_name(out: &Path) -> &'static str {
+    let [usual, other] = RECIPES;
+    if out.join(usual).exists() && !is_ours(out, usual) { other } else { usual }
 }
 
 /// Makes the folder where it is none.
@@ -64,22 +93,26 @@ pub(crate) fn make_folder(out: &Path) -> Result<(), Error> {
     fs::create_dir_all(out).map_err(Error::io(out))
 }
 
-/// Makes the folder ready: removes what killed runs left, and with [`Start::Force`] what earlier runs wrote; writes
-/// `recipe.toml`, which shows whether it can be written to at all.
-pub(crate) fn prepare(recipe: &Recipe, start: Start) -> Result<(), Error> {
+/// Makes the folder ready, and this run's alone: removes what killed runs left, and with [`Start::Force`] what earlier runs
+/// wrote; writes the effective recipe, which shows whether it can be written to at all. Of the metrics the first `keep` bytes
+/// stay.
+pub(crate) fn prepare(recipe: &Recipe, start: Start, keep: u64) -> Result<Metrics, Error> {
     let out = &recipe.out;
     make_folder(out)?;
+    let metrics = Metrics::open(out)?;
     let checkpoints = Checkpoints::new(out);
     clean(out)?;
     clean(checkpoints.dir())?;
-    write_whole(&out.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
+    let text = OURS.to_owned() + &recipe.to_toml()?;
+    write_whole(&out.join(recipe_name(out)), text.as_bytes())?;
     if start == Start::Force {
-        for path in WRITTEN.map(|name| out.join(name)).iter().filter(|path| path.exists()) {
-            fs::remove_file(path).map_err(Error::io(path))?;
+        let old = WRITTEN.iter().filter(|name| **name != METRICS).map(|name| out.join(name));
+        for path in old.filter(|path| path.exists()) {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
         }
         remove_folder(checkpoints.dir())?;
     }
-    Ok(())
+    metrics.cut(keep)
 }
 
 /// `metrics.jsonl`, one row an event.
@@ -91,17 +124,29 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file of `out` and forgets all beyond its first `keep` bytes.
-    pub(crate) fn open(out: &Path, keep: u64) -> Result<Self, Error> {
-        let path = out.join("metrics.jsonl");
-        let open = || -> std::io::Result<(File, u64)> {
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
-            let bytes = keep.min(file.metadata()?.len());
-            file.set_len(bytes)?;
-            Ok((file, bytes))
-        };
-        let (file, bytes) = open().map_err(Error::io(&path))?;
-        Ok(Self { path, file, bytes })
+    /// Opens the file of `out`, which is locked for as long as it is open.
+    ///
+    /// # Errors
+    /// Another run has it open.
+    fn open(out: &Path) -> Result<Self, Error> {
+        let path = out.join(METRICS);
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+        // Where a file system knows no locks, a run goes on without.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            let out = out.display();
+            return Err(Error::output(format!(
+                "{out}: another run is writing there: wait for its end, or give another --out"
+            )));
+        }
+        Ok(Self { path, file, bytes: 0 })
+    }
+
+    /// Forgets all beyond the first `keep` bytes.
+    fn cut(mut self, keep: u64) -> Result<Self, Error> {
+        let length = self.file.metadata().map_err(Error::io(&self.path))?.len();
+        self.bytes = keep.min(length);
+        self.file.set_len(self.bytes).map_err(Error::io(&self.path))?;
+        Ok(self)
     }
 
     /// Appends a row; the plan is none.
@@ -122,12 +167,12 @@ impl Metrics {
     }
 }
 
-/// Draws `loss.svg` from `metrics.jsonl`.
-pub(crate) fn write_plot(out: &Path, title: &str, base: Option<f64>) -> Result<(), Error> {
-    let path = out.join("metrics.jsonl");
+/// Draws `loss.svg` from `metrics.jsonl` under a title and with the unit of the loss, the base's loss beside the others.
+pub(crate) fn write_plot(out: &Path, titles: (&str, &str), base: Option<f64>) -> Result<(), Error> {
+    let path = out.join(METRICS);
     let metrics = fs::read_to_string(&path).map_err(Error::io(&path))?;
     let curves = Curves { base, ..Curves::read(&metrics) };
-    write_whole(&out.join("loss.svg"), draw(title, &curves)?.as_bytes())
+    write_whole(&out.join("loss.svg"), draw(titles, &curves)?.as_bytes())
 }
 
 /// Writes `eval.json`: base and adapter side by side on each split. It holds no times: the same run writes the same bytes.
@@ -189,11 +234,14 @@ mod tests {
     #[test]
     fn metrics_are_cut_to_where_a_checkpoint_left_them() {
         let dir = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(dir.path(), 0).unwrap();
+        let mut metrics = Metrics::open(dir.path()).unwrap().cut(0).unwrap();
         metrics.append(&saved(1)).unwrap();
         let keep = metrics.sync().unwrap();
         metrics.append(&saved(2)).unwrap();
-        Metrics::open(dir.path(), keep).unwrap().append(&saved(3)).unwrap();
+        let second = Metrics::open(dir.path()).unwrap_err().to_string();
+        assert!(second.contains("another run is writing there"), "{second}");
+        drop(metrics);
+        Metrics::open(dir.path()).unwrap().cut(keep).unwrap().append(&saved(3)).unwrap();
         let text = fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
         let expected = "{\"event\":\"saved\",\"step\":1,\"path\":\"checkpoints/step-1\"}\n\
                         {\"event\":\"saved\",\"step\":3,\"path\":\"checkpoints/step-3\"}\n";
@@ -210,8 +258,28 @@ mod tests {
         assert!(check(dir.path(), Start::New).unwrap_err().to_string().contains("--force"));
         check(dir.path(), Start::Force).unwrap();
         check(dir.path(), Start::Resume).unwrap();
+        fs::remove_dir_all(dir.path().join("checkpoints")).unwrap();
+        assert!(check(dir.path(), Start::Resume).unwrap_err().to_string().contains("no checkpoint"));
         let missing = dir.path().join("nothing");
         assert!(check(&missing, Start::Resume).unwrap_err().to_string().contains("nothing to resume"));
+    }
+
+    #[test]
+    fn what_no_run_wrote_is_not_replaced_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = Recipe { data: "d".into(), out: dir.path().into(), ..Recipe::default() };
+        fs::write(dir.path().join("recipe.toml"), "# mine\n").unwrap();
+        check(dir.path(), Start::New).unwrap();
+        prepare(&recipe, Start::New, 0).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("recipe.toml")).unwrap(), "# mine\n");
+        assert_eq!(recipe_name(dir.path()), "recipe.effective.toml");
+        // What stands beside a run's recipe is a run's.
+        fs::write(dir.path().join("README.md"), "x").unwrap();
+        check(dir.path(), Start::New).unwrap();
+        fs::remove_file(dir.path().join("recipe.effective.toml")).unwrap();
+        let refused = check(dir.path(), Start::New).unwrap_err().to_string();
+        assert!(refused.contains("README.md that no training run wrote"), "{refused}");
+        check(dir.path(), Start::Force).unwrap();
     }
 
     #[test]
@@ -222,9 +290,9 @@ mod tests {
         }
         fs::create_dir_all(dir.path().join("checkpoints/step-3")).unwrap();
         let recipe = Recipe { data: "d".into(), out: dir.path().into(), ..Recipe::default() };
-        prepare(&recipe, Start::Force).unwrap();
+        prepare(&recipe, Start::Force, 0).unwrap();
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["notes.txt", "recipe.toml"]);
+        assert_eq!(left, ["metrics.jsonl", "notes.txt", "recipe.toml"]);
     }
 }

@@ -64,14 +64,14 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.iter().enumerate().filter(|(i, _)| i % every == 0 || *i == last).map(|(_, point)| *point).collect()
 }
 
-/// The picture as SVG text.
-pub(crate) fn draw(title: &str, curves: &Curves) -> Result<String, Error> {
+/// The picture as SVG text, with its title and the unit of the loss.
+pub(crate) fn draw(titles: (&str, &str), curves: &Curves) -> Result<String, Error> {
     let mut svg = String::new();
-    draw_on(&mut svg, title, curves).map_err(|what| Error::output(format!("loss.svg: {what}")))?;
+    draw_on(&mut svg, titles, curves).map_err(|what| Error::output(format!("loss.svg: {what}")))?;
     Ok(svg)
 }
 
-fn draw_on(svg: &mut String, title: &str, curves: &Curves) -> Result<(), String> {
+fn draw_on(svg: &mut String, (title, unit): (&str, &str), curves: &Curves) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let last = curves.points().map(|(step, _)| step).fold(1.0, f64::max);
     let low = curves.points().map(|(_, loss)| loss).fold(f64::INFINITY, f64::min).min(1e6);
@@ -89,7 +89,7 @@ fn draw_on(svg: &mut String, title: &str, curves: &Curves) -> Result<(), String>
     chart
         .configure_mesh()
         .x_desc("step")
-        .y_desc("loss (nats per label)")
+        .y_desc(format!("loss ({unit})"))
         .x_label_formatter(&|step| format!("{step:.0}"))
         .y_label_formatter(&|loss| format!("{loss:.2}"))
         .label_style(("sans-serif", 14).into_font().color(&INK))
@@ -146,7 +146,7 @@ mod tests {
         let metrics = rows.join("\n");
         let curves = Curves { base: Some(4.0), ..Curves::read(&metrics) };
         assert_eq!((curves.train.len(), curves.eval.len()), (200, 4));
-        let svg = draw("sentiment on tiny", &curves).unwrap();
+        let svg = draw(("sentiment on tiny", "nats per label"), &curves).unwrap();
         for text in ["step", "loss (nats per label)", "evaluation of the base", "train, running mean"] {
             assert!(svg.contains(text), "{text}");
         }
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_run_of_one_step_or_none_is_drawn_too() {
-        draw("x", &Curves::default()).unwrap();
-        draw("x", &Curves { train: vec![(1.0, 2.0)], ..Curves::default() }).unwrap();
+        draw(("x", "nats per label"), &Curves::default()).unwrap();
+        draw(("x", "nats per label"), &Curves { train: vec![(1.0, 2.0)], ..Curves::default() }).unwrap();
     }
 }

@@ -1,5 +1,7 @@
 //! What stands before the first step: data, adapter, effective recipe, and the plan that is shown.
 
+use std::path::Path;
+
 use taper_base::{Base, Labels, ModelDir, ModelSource};
 use taper_kernels::pool;
 use taper_lora::{LoraAdapter, LoraConfig, Names};
@@ -50,6 +52,11 @@ impl Rows {
         let rows = Self { train, valid, test };
         rows.check(recipe)?;
         Ok(rows)
+    }
+
+    /// Every split there is.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = &DataSet> {
+        [&self.train].into_iter().chain(&self.valid).chain(&self.test)
     }
 
     /// Whether there are the rows that the recipe watches.
@@ -105,16 +112,16 @@ pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
         task: Some(Task::of(base).reads()),
         labels: base.task.labels().cloned(),
         columns: recipe.column.clone(),
-        max_length: Some(max_length(base, recipe)),
+        max_length: Some(max_length(base, recipe.max_length)),
         decoder_start: base.model.decoder_start(),
         texts: false,
         threads: pool::threads(),
     }
 }
 
-/// Tokens at which rows are cut.
-pub(crate) fn max_length(base: &Base, recipe: &Recipe) -> usize {
-    recipe.max_length.unwrap_or_else(|| MAX_LENGTH.min(base.model.sizes().max_position_embeddings))
+/// Tokens at which rows are cut: as `given`, else 1024 or the model's own limit if that is less.
+pub fn max_length(base: &Base, given: Option<usize>) -> usize {
+    given.unwrap_or_else(|| MAX_LENGTH.min(base.model.sizes().max_position_embeddings))
 }
 
 /// A run with nothing missing but its first step.
@@ -131,6 +138,7 @@ pub(crate) struct Prepared {
 /// Builds or loads the adapter and completes the recipe. Nothing is written.
 pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -> Result<Prepared, Error> {
     outputs::check(&recipe.out, start)?;
+    apart(base, recipe)?;
     let checkpoints = Checkpoints::new(&recipe.out);
     let state = if start == Start::Resume { checkpoints.last()? } else { None };
     let adapter = match (&state, &recipe.init_adapter) {
@@ -155,10 +163,10 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
     if recipe.metrics.is_empty() {
         recipe.metrics = default_metrics(&base.task).iter().map(|name| (*name).to_owned()).collect();
     }
-    recipe.max_length = Some(max_length(base, &recipe));
+    recipe.max_length = Some(max_length(base, recipe.max_length));
     let before = state.as_ref().map(State::recipe).transpose()?.and_then(|recipe| recipe.micro_batch_tokens);
     let tokens = recipe.micro_batch_tokens.or(before);
-    let memory = Budget::new(base, &adapter, &rows.train, recipe.step_rows()).plan(
+    let memory = Budget::new(base, &adapter, rows, recipe.step_rows()).plan(
         tokens,
         recipe.memory,
         available_bytes(),
@@ -175,6 +183,19 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
         )));
     }
     Ok(Prepared { recipe, adapter, origin, state, memory })
+}
+
+/// Refuses to write where the run reads from.
+fn apart(base: &Base, recipe: &Recipe) -> Result<(), Error> {
+    let Ok(out) = recipe.out.canonicalize() else { return Ok(()) };
+    let init = recipe.init_adapter.as_ref().map(Path::new);
+    for (what, place) in [("the base", Some(base.dir.path.as_path())), ("`init_adapter`", init)] {
+        if place.and_then(|place| place.canonicalize().ok()).as_ref() == Some(&out) {
+            let out = recipe.out.display();
+            return Err(Error::output(format!("{out}: is the folder of {what}: give another --out")));
+        }
+    }
+    Ok(())
 }
 
 /// The configuration of a fresh adapter.
@@ -348,6 +369,10 @@ pub(crate) fn summary(base: &Base, prepared: &Prepared, rows: &Rows, steps_per_e
         trainable_parameters: adapter.params().values().map(|var| var.elem_count() as u64).sum(),
         trainable_tensors: adapter.params().len(),
         adapted_modules: adapter.ranks().len(),
+        loss_unit: match base.task.labels() {
+            Some(Labels::Number) => "mean squared error",
+            _ => "nats per label",
+        },
         format: rows.train.format.name.to_owned(),
         train: rows.train.stats,
         valid: rows.valid.as_ref().map(|set| set.stats),
@@ -371,7 +396,7 @@ pub(crate) fn summary(base: &Base, prepared: &Prepared, rows: &Rows, steps_per_e
 
 /// Steps of the whole run.
 pub(crate) fn steps(recipe: &Recipe, steps_per_epoch: usize) -> usize {
-    recipe.max_steps.unwrap_or(recipe.epochs * steps_per_epoch)
+    recipe.max_steps.unwrap_or(recipe.epochs.saturating_mul(steps_per_epoch))
 }
 
 fn warnings(base: &Base, recipe: &Recipe, summary: &Summary) -> Vec<String> {
@@ -381,7 +406,7 @@ fn warnings(base: &Base, recipe: &Recipe, summary: &Summary) -> Vec<String> {
         let longest = summary.train.longest;
         warnings.push(format!("rows have up to {longest} tokens, the model was made for {made_for}"));
     }
-    if summary.learned_share() < FEW_LABELS {
+    if base.task.labels().is_none() && summary.learned_share() < FEW_LABELS {
         let share = 100.0 * summary.learned_share();
         warnings.push(format!("only {share:.2} % of the tokens are learned: look at `taper data show`"));
     }

@@ -98,8 +98,8 @@ impl<'a> Run<'a> {
         let state = prepared.state.clone();
         let mut learner = Learner::new(base, prepared, rows)?;
         on_event(&Event::Plan(Box::new(summary.clone())));
-        outputs::prepare(&recipe, start)?;
-        let metrics = Metrics::open(&recipe.out, state.as_ref().map_or(0, |state| state.metrics_bytes))?;
+        let metrics =
+            outputs::prepare(&recipe, start, state.as_ref().map_or(0, |state| state.metrics_bytes))?;
         let checkpoints = Checkpoints::new(&recipe.out);
         if let Some(state) = &state {
             checkpoints.restore(state.progress.step, &mut learner.optim)?;
@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
         let mut result = self.loss_on(&adapter, valid)?;
         result.metrics = self.watched.scores(self.base, &adapter, valid)?;
         let step = self.progress.step;
-        let score = result.metrics.0.first().map(|score| score.value);
+        let score = result.metrics.0.first().map(|score| score.value).filter(|value| !value.is_nan());
         let found = Best { step, loss: result.loss, score };
         let best = self.progress.best.is_none_or(|best| found.beats(&best));
         if best {
@@ -211,7 +211,7 @@ impl<'a> Run<'a> {
         if self.saved != Some(self.progress.step) {
             self.save(false)?;
         }
-        outputs::write_plot(&self.recipe.out, &self.title(), None)?;
+        outputs::write_plot(&self.recipe.out, (&self.title(), self.summary.loss_unit), None)?;
         self.done(Ending::Interrupted, None, Vec::new())
     }
 
@@ -230,7 +230,7 @@ impl<'a> Run<'a> {
         let results = self.compare(&adapter, kept)?;
         let base_loss = results.iter().find(|result| result.split == "valid").map(|result| result.base.loss);
         outputs::write_eval(&self.recipe, kept, &results)?;
-        outputs::write_plot(&self.recipe.out, &self.title(), base_loss)?;
+        outputs::write_plot(&self.recipe.out, (&self.title(), self.summary.loss_unit), base_loss)?;
         let (base, recipe, summary) = (self.base, self.recipe.clone(), self.summary.clone());
         let done = self.done(ending, Some(kept), results)?;
         write_whole(&recipe.out.join("README.md"), card::card(&recipe, &summary, &done).as_bytes())?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use taper_base::{ModelDir, ModelSource, Tokenizer};
 use taper_train::{Augment, DataFiles, DataOptions, DataReport, ShownRow, ShownToken, Split, SplitReport};
@@ -71,9 +72,9 @@ pub(crate) struct ReadingArgs {
     /// A column under another name, as format's=file's: prompt=question; may be repeated
     #[arg(long, value_name = "KEY=COLUMN", value_parser = column)]
     pub(crate) column: Vec<(String, String)>,
-    /// Tokens at which a row is cut
+    /// Tokens at which a row is cut [default of eval: as train's; of data: no cut]
     #[arg(long, value_name = "TOKENS")]
-    pub(crate) max_length: Option<usize>,
+    pub(crate) max_length: Option<NonZeroUsize>,
 }
 
 impl ReadingArgs {
@@ -81,7 +82,7 @@ impl ReadingArgs {
         DataOptions {
             format: self.format.clone(),
             columns: self.column.iter().cloned().collect::<BTreeMap<_, _>>(),
-            max_length: self.max_length,
+            max_length: self.max_length.map(NonZeroUsize::get),
             decoder_start: None,
             threads: taper_kernels::pool::threads(),
             ..DataOptions::default()
@@ -116,8 +117,16 @@ pub(crate) fn run(args: &DataArgs) -> anyhow::Result<()> {
             let first = row.get() - 1;
             let augment = Augment::try_from(shares(augment))?;
             let files = files.first(&Split::ALL)?;
-            let shown =
-                taper_train::show(files, &tokenizer, &options, first..first + count, (augment, *seed))?;
+            let shown = taper_train::show(
+                files,
+                &tokenizer,
+                &options,
+                first..first.saturating_add(*count),
+                (augment, *seed),
+            )?;
+            if shown.is_empty() && *count > 0 {
+                bail!("there is no row {row}: the files end before it");
+            }
             if *json {
                 return print(serde_json::to_string(&serde_json::json!({ "rows": shown }))?);
             }

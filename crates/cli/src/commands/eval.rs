@@ -1,5 +1,7 @@
 //! `taper eval`: loss, perplexity, bits per byte and metrics of the answers of a base and of adapters on a data set.
 
+use std::num::NonZeroUsize;
+
 use clap::Args;
 use serde_json::{Value, json};
 use taper_base::{Adapter, Base};
@@ -9,10 +11,10 @@ use taper_train::{Asked, DataFiles, DataSet, Evaluation, Split, Task, evaluate};
 use super::data::ReadingArgs;
 use crate::args::{AdapterArgs, ModelArgs};
 use crate::output::{count, print, say, table};
-use crate::sources::{self, Loaded};
+use crate::sources::{self, Loaded, warn_beyond};
 
 /// Tokens of one pass, unless a row is longer: products run at full speed, memory stays small.
-const BUDGET: usize = 1024;
+const BUDGET: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// Measure loss, perplexity and other metrics on a data set.
 #[derive(Args)]
@@ -34,7 +36,7 @@ pub(crate) struct EvalArgs {
     max_new_tokens: usize,
     /// Most tokens of one forward pass
     #[arg(long, value_name = "TOKENS", default_value_t = BUDGET)]
-    micro_batch_tokens: usize,
+    micro_batch_tokens: NonZeroUsize,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -48,10 +50,18 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let task = Task::from(&base.task);
     options.decoder_start = base.model.decoder_start();
     (options.task, options.labels) = (Some(task.name()), base.task.labels().cloned());
-    options.max_length = options.max_length.or_else(|| most_tokens(&base));
+    let length = taper_train::max_length(&base, options.max_length);
+    options.max_length = Some(length);
     let files = DataFiles::named(&args.data)?;
     let set =
         DataSet::load(files.first(&[Split::Test, Split::Valid, Split::Train])?, &base.tokenizer, &options)?;
+    warn_beyond(&base, set.stats.longest);
+    if set.stats.truncated > 0 && args.reading.max_length.is_none() {
+        let cut = set.stats.truncated;
+        say(format_args!(
+            "{cut} rows are cut at {length} tokens, as in training: --max-length N takes more or less"
+        ));
+    }
     if set.stats.kept() < set.stats.rows {
         say(format_args!(
             "{} of {} rows hold nothing to score and are left out",
@@ -60,7 +70,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         ));
     }
     let measure = |adapter: &dyn Adapter| -> Result<Evaluation, taper_train::Error> {
-        let found = evaluate(&*base.model, adapter, &set.examples, args.micro_batch_tokens)?;
+        let found = evaluate(&*base.model, adapter, &set.examples, args.micro_batch_tokens.get())?;
         Ok(Evaluation { metrics: asked.scores(&base, adapter, &set)?, ..found })
     };
     let bytes = learned_bytes(&base, &set)?;
@@ -92,11 +102,6 @@ fn asked(args: &EvalArgs, base: &Base) -> Result<Asked, taper_train::Error> {
         return Asked::new(task, taper_train::default_metrics(&base.task), args.max_new_tokens, 0);
     }
     Asked::new(task, &args.metrics, args.max_new_tokens, 0)
-}
-
-/// Tokens at which rows have to be cut: labels stand for texts of any length, and a model has positions for some.
-fn most_tokens(base: &Base) -> Option<usize> {
-    base.task.labels().map(|_| base.model.sizes().max_position_embeddings)
 }
 
 /// Bytes of the text that the labels spell; none where they are no text.
@@ -148,7 +153,8 @@ fn cell(score: &Score) -> String {
     }
 }
 
-/// One object for the base or the one adapter; a list of them under `results` for several.
+/// One object for the base or the one adapter; a list of them under `results` for several. Beside adapters the base's own
+/// measures are under `base`.
 fn as_json<E>(
     (base, bytes): (&Base, Option<usize>),
     adapters: &[Loaded],
@@ -162,6 +168,7 @@ fn as_json<E>(
         Ok(json!({
             "task": Task::of(base).name(),
             "model": base.dir.name,
+            "name": adapter.map_or("base", |loaded| &loaded.name),
             "adapter": adapter.map(|loaded| loaded.dir.display().to_string()),
             "examples": found.examples,
             "tokens": found.tokens,
@@ -174,11 +181,13 @@ fn as_json<E>(
             "peak_rss_bytes": taper_train::peak_rss_bytes(),
         }))
     };
-    match adapters {
-        [] => object(None),
-        [one] => object(Some(one)),
-        several => Ok(
-            json!({ "results": several.iter().map(|one| object(Some(one))).collect::<Result<Vec<_>, E>>()? }),
-        ),
-    }
+    let mut all = match adapters {
+        [] => return object(None),
+        [one] => object(Some(one))?,
+        several => {
+            json!({ "results": several.iter().map(|one| object(Some(one))).collect::<Result<Vec<_>, E>>()? })
+        }
+    };
+    all["base"] = object(None)?;
+    Ok(all)
 }

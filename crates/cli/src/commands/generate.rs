@@ -60,6 +60,8 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let texts = prompts(args)?;
     let ids = texts.iter().map(|text| prompt_ids(&base, args, text)).collect::<anyhow::Result<Vec<_>>>()?;
     let options = args.sampling.options();
+    let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
+    sources::warn_beyond(&base, longest);
     let chosen = choose(&adapters, args.compare)?;
     let beams = Beams { count: args.num_beams.get(), ..Beams::default() };
     let stream = !args.json && chosen.len() == 1 && ids.len() == 1 && beams.count == 1;

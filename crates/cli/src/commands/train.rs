@@ -261,19 +261,48 @@ fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<(
         }
     }
     show_samples(base, recipe)?;
-    let (model, data) = (&recipe.model, from_here(&recipe.data));
-    if base.task != taper_base::Task::CausalLm {
-        say(format_args!(
-            "\nnext:\n  taper eval --model {model} --adapter {out} --data {data}\n  taper predict --model {model} --adapter \
-             {out} --input TEXTS"
-        ));
-        return Ok(());
-    }
-    say(format_args!(
-        "\nnext:\n  taper eval --model {model} --adapter {out} --data {data}\n  taper generate --model {model} --adapter \
-         {out} --compare --prompt \"...\"\n  taper merge --model {model} --adapter {out} --out {out}-merged"
-    ));
+    say(next(base, recipe));
     Ok(())
+}
+
+/// What to do with the adapter, as commands for a shell.
+fn next(base: &Base, recipe: &Recipe) -> String {
+    let out = recipe.out.display().to_string();
+    let under = format!("--model {} --adapter {}", quoted(&recipe.model), quoted(&out));
+    let mut eval = format!("\nnext:\n  taper eval {under} --data {}", quoted(&from_here(&recipe.data)));
+    for (ours, theirs) in &recipe.column {
+        eval += &format!(" --column {}", quoted(&format!("{ours}={theirs}")));
+    }
+    if let Some(format) = &recipe.format {
+        eval += &format!(" --format {format}");
+    }
+    if let Some(length) = recipe.max_length {
+        eval += &format!(" --max-length {length}");
+    }
+    if base.task != taper_base::Task::CausalLm {
+        return eval + &format!("\n  taper predict {under} --input TEXTS");
+    }
+    eval += &format!("\n  taper generate {under} --compare --prompt \"...\"");
+    if base.dir.is_gguf() {
+        return eval;
+    }
+    // The folder itself may have been named as `.`.
+    let whole = recipe.out.canonicalize().unwrap_or_default();
+    let beside = match whole.file_name() {
+        Some(name) if recipe.out == Path::new(".") => format!("../{}", name.display()),
+        _ => out,
+    };
+    eval + &format!("\n  taper merge {under} --out {}", quoted(&format!("{beside}-merged")))
+}
+
+/// `text` as one word of a shell.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:@+,%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 fn results(results: &[SplitResult]) -> String {

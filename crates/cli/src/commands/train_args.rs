@@ -25,8 +25,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, help_heading = "Data", value_name = "KEY=SHARE", value_delimiter = ',', value_parser = super::data::share)]
     augment: Vec<(String, f64)>,
     /// Take the rows in the order of the file
-    #[arg(long)]
-    no_shuffle: bool,
+    #[arg(long, help_heading = "Data", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    no_shuffle: Option<bool>,
     /// Go on from the last checkpoint in the output folder
     #[arg(long, conflicts_with = "force")]
     pub(crate) resume: bool,
@@ -61,7 +61,7 @@ struct Fields {
     /// Folder to write the adapter to [default: the recipe's own]
     #[arg(long, help_heading = "What", value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What is learned [default: causal-lm]
+    /// What is learned [default: what the rows' format is for]
     #[arg(long, help_heading = "What", value_name = "TASK")]
     task: Option<String>,
     /// Row format [default: detected from the rows]
@@ -95,10 +95,10 @@ struct Fields {
     #[arg(long, help_heading = "Adapter", value_name = "NAMES", value_delimiter = ',')]
     modules_to_save: Option<Vec<String>>,
     /// Scale by alpha / sqrt(rank) instead (rsLoRA)
-    #[arg(long, help_heading = "Adapter", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, help_heading = "Adapter", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     use_rslora: Option<bool>,
     /// Learn magnitude and direction apart (DoRA)
-    #[arg(long, help_heading = "Adapter", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, help_heading = "Adapter", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     use_dora: Option<bool>,
     /// How the update starts: default, gaussian or random [default: default]
     #[arg(long, help_heading = "Adapter", value_name = "INIT")]
@@ -192,8 +192,8 @@ impl TrainArgs {
         if !self.augment.is_empty() {
             table.insert("augment".into(), super::data::shares(&self.augment).into());
         }
-        if self.no_shuffle {
-            table.insert("shuffle".into(), false.into());
+        if let Some(no_shuffle) = self.no_shuffle {
+            table.insert("shuffle".into(), (!no_shuffle).into());
         }
         Ok(table)
     }

@@ -17,8 +17,6 @@ mod encode;
 
 pub use encode::encode;
 
-use half::f16;
-
 use crate::Stored;
 use crate::vector::wide;
 
@@ -52,6 +50,10 @@ pub(crate) fn read(line: &[u8], stored: Stored, first: usize, out: &mut [f32]) {
 /// A type of block. (Functions that were passed as values would not be inlined into what enables the instructions.)
 pub(crate) trait Blocks {
     const STORED: Stored;
+    /// Whether anything is taken off.
+    const MINIMA: bool = false;
+    /// Whether the halves of a group have scales of their own.
+    const HALVES: bool = false;
 
     fn scales(block: &[u8]) -> Scales;
 
@@ -59,9 +61,10 @@ pub(crate) trait Blocks {
     fn levels(block: &[u8], g: usize) -> [i8; GROUP];
 }
 
-/// What the integers of each half of a group are multiplied by, and what is then taken off those of a group.
+/// What the integers of the first and the second half of each group are multiplied by, and what is then taken off those of
+/// a group.
 pub(crate) struct Scales {
-    pub(crate) d: [f32; 16],
+    pub(crate) d: [[f32; 8]; 2],
     pub(crate) m: [f32; 8],
 }
 
@@ -69,27 +72,28 @@ impl Scales {
     /// One for the whole block.
     #[inline(always)]
     fn one(d: f32) -> Self {
-        Self { d: [d; 16], m: [0.0; 8] }
+        Self { d: [[d; 8]; 2], m: [0.0; 8] }
     }
 
     /// Of the groups of a block that starts with d, dmin and 6-bit numbers, packed.
     #[inline(always)]
     fn with_minima(block: &[u8]) -> Self {
-        let mut numbers = [[0u8; 8]; 2];
-        let packed: [u8; 12] = bytes(block, 4);
-        for g in 0..4 {
-            let (scale, min, both) = (packed[g], packed[g + 4], packed[g + 8]);
-            (numbers[0][g], numbers[1][g]) = (scale & 63, min & 63);
-            (numbers[0][g + 4], numbers[1][g + 4]) = (both & 15 | scale >> 6 << 4, both >> 4 | min >> 6 << 4);
-        }
-        let (d, m) = (half(block, 0), half(block, 2));
-        let mut scales = Self::one(0.0);
-        for g in 0..8 {
-            let d = d * f32::from(numbers[0][g]);
-            (scales.d[2 * g], scales.d[2 * g + 1]) = (d, d);
-            scales.m[g] = m * f32::from(numbers[1][g]);
-        }
-        scales
+        const SIX: u32 = 0x3f3f_3f3f;
+        const FOUR: u32 = 0x0f0f_0f0f;
+        const UPPER: u32 = 0x3030_3030;
+        let word = |at| u32::from_le_bytes(bytes(block, at));
+        let (scales, mins, both) = (word(4), word(8), word(12));
+        let scaled = |unit: f32, low: u32, high: u32| {
+            let numbers = (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+            let mut scaled = [0.0; 8];
+            for g in 0..8 {
+                scaled[g] = unit * f32::from(numbers[g]);
+            }
+            scaled
+        };
+        let d = scaled(half(block, 0), scales & SIX, both & FOUR | scales >> 2 & UPPER);
+        let m = scaled(half(block, 2), mins & SIX, both >> 4 & FOUR | mins >> 2 & UPPER);
+        Self { d: [d; 2], m }
     }
 }
 
@@ -122,7 +126,7 @@ fn read_by<T: Blocks>(line: &[u8], first: usize, out: &mut [f32]) {
 fn read_group<T: Blocks>(block: &[u8], scales: &Scales, g: usize, out: &mut [f32; GROUP]) {
     let levels = T::levels(block, g);
     for i in 0..GROUP {
-        out[i] = scales.d[2 * g + i / 16] * f32::from(levels[i]) - scales.m[g];
+        out[i] = scales.d[i / 16][g] * f32::from(levels[i]) - scales.m[g];
     }
 }
 
@@ -134,9 +138,16 @@ fn bytes<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     copy
 }
 
+/// The f16 at `at`, without the branches of [`half::f16`]: scales are as often subnormal as not.
 #[inline(always)]
-fn half(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32_const()
+fn half(block: &[u8], at: usize) -> f32 {
+    let bits = u32::from(u16::from_le_bytes(bytes(block, at)));
+    let magnitude = bits & 0x7fff;
+    let subnormal = magnitude as f32 * (1.0 / (1 << 24) as f32);
+    let exponent = if magnitude < 0x7c00 { 127 - 15 } else { 255 - 31 };
+    let normal = f32::from_bits((magnitude << 13) + (exponent << 23));
+    let value = if magnitude < 0x400 { subnormal } else { normal };
+    f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
 }
 
 /// d, then 32 signed bytes.
@@ -184,6 +195,7 @@ pub(crate) struct Q4_K;
 
 impl Blocks for Q4_K {
     const STORED: Stored = Stored::Q4_K;
+    const MINIMA: bool = true;
 
     #[inline(always)]
     fn scales(block: &[u8]) -> Scales {
@@ -206,6 +218,7 @@ pub(crate) struct Q5_K;
 
 impl Blocks for Q5_K {
     const STORED: Stored = Stored::Q5_K;
+    const MINIMA: bool = true;
 
     #[inline(always)]
     fn scales(block: &[u8]) -> Scales {
@@ -228,13 +241,14 @@ pub(crate) struct Q6_K;
 
 impl Blocks for Q6_K {
     const STORED: Stored = Stored::Q6_K;
+    const HALVES: bool = true;
 
     #[inline(always)]
     fn scales(block: &[u8]) -> Scales {
         let numbers: [u8; 16] = bytes(block, 192);
         let mut scales = Scales::one(half(block, 208));
         for i in 0..16 {
-            scales.d[i] *= f32::from(numbers[i].cast_signed());
+            scales.d[i % 2][i / 2] *= f32::from(numbers[i].cast_signed());
         }
         scales
     }

@@ -103,8 +103,13 @@ impl DataReport {
             let set = DataSet::load(files, tokenizer, &options)?;
             // Labels are those of the training rows, which come first.
             options.labels = options.labels.or(set.labels.clone());
+            let whole = DataOptions { max_length: None, ..options.clone() };
+            let whole =
+                (set.stats.truncated > 0).then(|| DataSet::load(files, tokenizer, &whole)).transpose()?;
+            // What is there twice is told by whole rows.
+            let examples = &whole.as_ref().unwrap_or(&set).examples;
             let rows: Vec<Known> =
-                set.examples.iter().map(|row| Known::of(row, tokenizer)).collect::<Result<_, _>>()?;
+                examples.iter().map(|row| Known::of(row, tokenizer)).collect::<Result<_, _>>()?;
             for first in &seen {
                 let [exactly, nearly] = first.shared(split, &rows);
                 overlaps.extend(exactly);
@@ -148,7 +153,9 @@ struct Seen {
 
 impl Known {
     fn of(example: &Example, tokenizer: &Tokenizer) -> Result<Self, Error> {
-        let text = tokenizer.decode(&example.tokens)?.to_lowercase();
+        let source = example.source.as_deref().unwrap_or_default();
+        let text = tokenizer.decode(source)? + " " + &tokenizer.decode(&example.tokens)?;
+        let text = text.to_lowercase();
         let words = text.split_whitespace().flat_map(|word| [word, " "]).flat_map(str::bytes);
         let folded = words.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -23,7 +23,8 @@ pub struct Example {
     pub cut: usize,
     /// Where the row stood: its line in the file, or its number, from 1.
     pub line: usize,
-    /// A hash of the row's tokens and labels before any cut, equal for equal rows.
+    /// A hash of the row's tokens and labels, equal for equal rows: before the cut, but of a row that learns labels, which is
+    /// cut as it is framed.
     pub key: u64,
 }
 
@@ -99,6 +100,21 @@ impl Example {
     /// Tokens that run through the model: those of the source and its own.
     pub fn run_length(&self) -> usize {
         self.tokens.len() + self.source.as_ref().map_or(0, Vec::len)
+    }
+
+    /// About how much memory it takes, with what the allocator adds to each list.
+    pub(super) fn bytes(&self) -> usize {
+        const LIST: usize = 16;
+        let learned = match &self.learn {
+            Learn::Tokens(spans) => LIST + size_of_val(spans.as_slice()),
+            Learn::Tags(tags) => LIST + size_of_val(tags.as_slice()),
+            Learn::Class(_) | Learn::Number(_) => 0,
+        };
+        let tokens = [Some(&self.tokens), Some(&self.types), self.source.as_ref()];
+        let tokens =
+            tokens.into_iter().flatten().filter(|ids| !ids.is_empty()).map(|ids| LIST + 4 * ids.len());
+        let texts = self.texts.iter().map(|text| size_of::<String>() + LIST + text.len());
+        size_of::<Self>() + learned + tokens.chain(texts).sum::<usize>()
     }
 
     /// Number of labels.

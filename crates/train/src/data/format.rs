@@ -108,11 +108,12 @@ impl Format {
 pub(super) fn by_name(name: &str) -> Result<&'static Format, Error> {
     let wanted = name.trim().to_ascii_lowercase().replace('_', "-");
     FORMATS.iter().find(|format| format.name == wanted).ok_or_else(|| {
-        let names: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
+        let names: Vec<_> =
+            FORMATS.iter().filter(|format| format.usable().is_ok()).map(|format| format.name).collect();
         let near = nearest::closest(&wanted, &names)
-            .map(|near| format!(", did you mean {near}?"))
+            .map(|near| format!(" (did you mean {near}?)"))
             .unwrap_or_default();
-        Error::data(format!("--format {name} is not a row format{near} There are {}", names.join(", ")))
+        Error::data(format!("--format {name} is not a row format{near}: there are {}", names.join(", ")))
     })
 }
 

@@ -14,7 +14,7 @@ use crate::Error;
 /// Names listed in a message.
 const LISTED: usize = 12;
 
-/// The labels that stand in `files`, in order: integers by value, texts by their bytes. A number where every label is
+/// The labels that stand in `files`, in `tags` where the options' task is tag and else in `label`, in order: integers by value, texts by their bytes. A number where every label is
 /// one and some are not whole, or where `number` asks for it.
 ///
 /// # Errors
@@ -24,7 +24,8 @@ pub fn labels(files: &[PathBuf], options: &DataOptions, number: Option<bool>) ->
     for (file, path) in files.iter().enumerate() {
         for row in Rows::open(path, file)? {
             let row = row?.renamed(&options.columns);
-            let found = of_row(&row.fields).map_err(|what| Error::row(path, row.line, what))?;
+            let found = of_row(&row.fields, options.task == Some("tag"))
+                .map_err(|what| Error::row(path, row.line, what))?;
             names.extend(found);
         }
     }
@@ -43,16 +44,18 @@ pub fn labels(files: &[PathBuf], options: &DataOptions, number: Option<bool>) ->
         names.sort_by_key(|name| name.parse::<i64>().unwrap_or_default());
     }
     if let [only] = names.as_slice() {
+        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
         return Err(Error::data(format!(
-            "every row has the label `{only}`: there is nothing to tell apart, give rows with another label too"
+            "{}: every row has the label `{only}`: there is nothing to tell apart, give rows with another label too",
+            files.join(", ")
         )));
     }
     Ok(Labels::Names(names))
 }
 
-/// The names in a row's `label` or `tags`.
-fn of_row(fields: &Fields) -> Result<Vec<String>, String> {
-    if let Some(label) = fields.get("label") {
+/// The names in a row's `tags` or `label`.
+fn of_row(fields: &Fields, tags: bool) -> Result<Vec<String>, String> {
+    if let Some(label) = fields.get("label").filter(|_| !tags) {
         return Ok(vec![name(label).map_err(|what| format!("`label` {what}"))?]);
     }
     let tags = list(fields, "tags").map_err(|_| nearest::lacks_label(fields))?;

@@ -26,6 +26,17 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// Whether the row has the columns that were named. Later rows may lack one, as JSON has no fixed columns.
+    pub(super) fn has_columns(&self, columns: &BTreeMap<String, String>) -> Result<(), String> {
+        let Some((ours, theirs)) = columns.iter().find(|(_, theirs)| !self.fields.contains_key(*theirs))
+        else {
+            return Ok(());
+        };
+        let keys: Vec<&str> = self.fields.keys().map(String::as_str).collect();
+        let keys = keys.join("`, `");
+        Err(format!("--column {ours}={theirs} names a column that is not there: the row has `{keys}`"))
+    }
+
     /// The row with `columns` (from our name to the file's) under our names.
     pub(super) fn renamed(mut self, columns: &BTreeMap<String, String>) -> Self {
         let taken: Vec<_> =

@@ -11,7 +11,7 @@ use crate::Error;
 /// A row cut where its first answer begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// Tokens before the answer.
+    /// Tokens before the answer, or those that an encoder-decoder writes it from.
     pub prompt: Vec<u32>,
     /// The answer's text.
     pub answer: String,
@@ -35,7 +35,9 @@ pub fn samples(
     while samples.len() < count
         && let Some(row) = source.next()?
     {
-        samples.extend(sample(tokenizer, &source.builder.build(&row)?)?);
+        let mut example = source.builder.build(&row)?;
+        example.cut(options.max_length.unwrap_or(usize::MAX));
+        samples.extend(sample(tokenizer, &example)?);
     }
     Ok(samples)
 }
@@ -60,5 +62,6 @@ pub(crate) fn first_examples(
 fn sample(tokenizer: &Tokenizer, example: &Example) -> Result<Option<Sample>, Error> {
     let Some(span) = example.spans().first() else { return Ok(None) };
     let answer = tokenizer.decode(&example.tokens[span.clone()])?;
-    Ok(Some(Sample { prompt: example.tokens[..span.start].to_vec(), answer }))
+    let prompt = example.source.as_deref().unwrap_or(&example.tokens[..span.start]).to_vec();
+    Ok(Some(Sample { prompt, answer }))
 }

@@ -99,10 +99,16 @@ impl DataSet {
                 set.add(example, options.max_length);
             }
         }
+        set.examples.shrink_to_fit();
         if set.examples.is_empty() {
             return Err(Error::data(set.nothing_left(files, options.max_length)));
         }
         Ok(set)
+    }
+
+    /// About how much memory the examples take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.examples.iter().map(Example::bytes).sum()
     }
 
     fn add(&mut self, mut example: Example, max_length: Option<usize>) {
@@ -168,7 +174,11 @@ struct Begun {
 fn begin(files: &[PathBuf], options: &DataOptions) -> Result<Begun, Error> {
     let path = files.first().ok_or_else(|| Error::data("no data file was given"))?;
     let mut rows = Rows::open(path, 0)?;
-    let first = rows.next().transpose()?.map(|row| row.renamed(&options.columns));
+    let first = rows.next().transpose()?;
+    if let Some(row) = &first {
+        row.has_columns(&options.columns).map_err(|what| Error::row(path, row.line, what))?;
+    }
+    let first = first.map(|row| row.renamed(&options.columns));
     let fields = first.as_ref().map(|row| (row.line, &row.fields));
     let format = match (&options.format, fields) {
         (Some(name), _) => format::by_name(name)?,
@@ -208,7 +218,10 @@ impl<'a> Source<'a> {
         let Begun { format, rows, first } = begin(files, options)?;
         let labels = match (&options.labels, format.task) {
             (Some(labels), _) => Some(Cow::Borrowed(labels)),
-            (None, "classify" | "tag") => Some(Cow::Owned(labels(files, options, None)?)),
+            (None, task @ ("classify" | "tag")) => {
+                let options = DataOptions { task: Some(task), ..options.clone() };
+                Some(Cow::Owned(labels(files, &options, None)?))
+            }
             (None, _) => None,
         };
         let mut encoder = Encoder::new(tokenizer)?.writing_from(options.decoder_start);

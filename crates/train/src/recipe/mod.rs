@@ -232,7 +232,7 @@ impl Recipe {
 
     /// Rows of one step.
     pub fn step_rows(&self) -> usize {
-        self.batch_size * self.gradient_accumulation
+        self.batch_size.saturating_mul(self.gradient_accumulation)
     }
 }
 

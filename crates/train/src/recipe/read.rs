@@ -22,10 +22,18 @@ impl Recipe {
     /// [`Error::File`] where the file is no TOML; [`Error::Recipe`] names an unknown field with the nearest known one, or
     /// a value that cannot be honoured.
     pub fn load(file: Option<&Path>, flags: Table) -> Result<Self, Error> {
-        let mut table = match file {
-            Some(path) => read_file(path)?,
-            None => Table::new(),
-        };
+        let mut table = Table::new();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            let given =
+                text.parse().map_err(|error: toml::de::Error| Error::file(path, error.to_string()))?;
+            table = beside(path.parent().unwrap_or(Path::new("")), given);
+            for (field, value) in &table {
+                let alone = Table::from_iter([(field.clone(), value.clone())]);
+                Self::from_table(alone)
+                    .map_err(|error| Error::row(path, line_of(&text, field), error.to_string()))?;
+            }
+        }
         table.extend(flags);
         let recipe = Self::from_table(table)?;
         recipe.check()?;
@@ -37,8 +45,7 @@ impl Recipe {
         if let Some(unknown) = table.keys().find(|key| !Self::fields().contains(&key.as_str())) {
             return Err(self::unknown(unknown));
         }
-        Self::deserialize(table)
-            .map_err(|error| Error::recipe(error.to_string().trim_end().replace('\n', " ")))
+        Self::deserialize(table).map_err(|error| Error::recipe(in_words(&error.to_string())))
     }
 
     /// Names of all fields, in order.
@@ -68,12 +75,26 @@ impl Recipe {
     }
 }
 
-/// The table of a file, its paths made relative to the working folder.
-fn read_file(path: &Path) -> Result<Table, Error> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let mut table: Table =
-        text.parse().map_err(|error: toml::de::Error| Error::file(path, error.to_string()))?;
-    let folder = path.parent().unwrap_or(Path::new(""));
+/// What serde says of a value, without the names that Rust has for types.
+fn in_words(message: &str) -> String {
+    let names = [
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected f64", "expected a number"),
+    ];
+    names
+        .iter()
+        .fold(message.trim_end().replace('\n', " "), |text, (theirs, ours)| text.replace(theirs, ours))
+}
+
+/// The line, from 1, that sets `field`, or its table's.
+fn line_of(text: &str, field: &str) -> usize {
+    let sets = |line: &str| line.trim_start_matches([' ', '\t', '[', '"']).starts_with(field);
+    text.lines().position(sets).unwrap_or(0) + 1
+}
+
+/// The table of a file in `folder`, its paths made relative to the working folder.
+fn beside(folder: &Path, mut table: Table) -> Table {
     for key in SOURCES {
         if let Some(Value::String(text)) = table.get_mut(key)
             && is_path(key, text, folder)
@@ -85,7 +106,7 @@ fn read_file(path: &Path) -> Result<Table, Error> {
     if let Value::String(text) = out {
         *text = join(folder, text);
     }
-    Ok(table)
+    table
 }
 
 /// Whether a source is a path beside the recipe, and not `tiny` or a hub id.

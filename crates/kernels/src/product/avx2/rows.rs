@@ -5,7 +5,7 @@ use std::array::from_fn;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::quantised::Row;
+use super::quantised;
 use super::{LANES, Left, widened};
 use crate::Stored;
 use crate::pool::{self, Disjoint};
@@ -15,8 +15,6 @@ use crate::product::portable::to_bf16;
 /// Rows of x up to which streaming W beats packing it.
 pub(super) const FEW: usize = 32;
 
-/// Rows of x for each of which a quantised row of W is read anew; for more, it is widened once.
-const BY_ROW: usize = 3;
 /// Bytes of W to a task, about: they stay in the L2 cache.
 const TASK: usize = 128 * 1024;
 
@@ -43,17 +41,15 @@ pub(in crate::product) unsafe fn few_rows(
         tasks.extend((0..w.rows).step_by(per_task).map(|first| (i, first..w.rows.min(first + per_task))));
     }
     let is_quantised = |w: &Matrix<'_>| w.stored.size().is_none();
-    let by_row = x.m <= BY_ROW && !x.round && ws.iter().any(is_quantised);
-    let xs: Vec<Row<'_>> = x.values.chunks_exact(x.k).filter(|_| by_row).map(Row::new).collect();
+    let reordered = (!x.round && ws.iter().any(is_quantised)).then(|| quantised::Rows::new(x.values, x.k));
     pool::for_each(tasks.len(), |task| {
         let (i, rows) = &tasks[task];
         let part = Part { x, w: &ws[*i], y: &ys[*i], add };
         // SAFETY: the caller's; these columns of y belong to this task.
         unsafe {
-            if by_row && is_quantised(part.w) {
-                part.quantised(rows, &xs);
-            } else {
-                LINES.with_borrow_mut(|lines| part.rows(rows, lines));
+            match &reordered {
+                Some(xs) if is_quantised(part.w) => part.quantised(rows, xs),
+                _ => LINES.with_borrow_mut(|lines| part.rows(rows, lines)),
             }
         }
         finish(*i, rows.clone());
@@ -198,13 +194,35 @@ impl Part<'_> {
     ///
     /// # Safety
     /// As [`Part::rows`].
-    unsafe fn quantised(&self, rows: &Range<usize>, xs: &[Row<'_>]) {
+    unsafe fn quantised(&self, rows: &Range<usize>, xs: &quantised::Rows) {
         for row in rows.clone() {
-            for (m, x) in xs.iter().enumerate() {
+            let mut first = 0;
+            while first < self.x.m {
                 // SAFETY: the caller's.
-                unsafe { self.put(m * self.w.rows + row, x.dot(self.w.row(row), self.w.stored)) };
+                first += unsafe {
+                    match self.x.m - first {
+                        1 => self.quantised_row::<1>(row, xs, first),
+                        2 | 3 => self.quantised_row::<2>(row, xs, first),
+                        _ => self.quantised_row::<4>(row, xs, first),
+                    }
+                };
             }
         }
+    }
+
+    /// The same of one row of W and `M` rows of x from `first` on. Gives `M`.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn quantised_row<const M: usize>(&self, row: usize, xs: &quantised::Rows, first: usize) -> usize {
+        // SAFETY: the caller's.
+        unsafe {
+            let dots = xs.dots::<M>(first, self.w.row(row), self.w.stored);
+            for (m, dot) in dots.into_iter().enumerate() {
+                self.put((first + m) * self.w.rows + row, dot);
+            }
+        }
+        M
     }
 
     /// Writes a product to a place of y.
