@@ -139,6 +139,13 @@ fn an_adapters_folder_is_never_the_output() {
     assert!(room.path("par/ad/adapter_model.safetensors").exists());
 }
 
+#[test]
+fn help_offers_no_base_that_is_refused() {
+    let help = taper(&["merge", "--help"]).good().out;
+    assert!(help.contains("org/name@revision") && !help.contains("gguf"), "{help}");
+    assert!(taper(&["quantize", "--help"]).good().out.contains("no whole blocks"));
+}
+
 /// 1e30 of an adapter is finite in every weight, and in no logit; or what it makes infinite is divided by its length.
 #[test]
 fn a_merge_that_makes_no_numbers_is_not_put_in_place() {

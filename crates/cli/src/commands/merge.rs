@@ -18,8 +18,13 @@ use crate::sources;
 /// them by up to a few percent.
 const SUSPICIOUS: f32 = 0.1;
 
+/// Unlike elsewhere no GGUF file: its weights would be rounded again.
+const BASE: &str =
+    "The base model in full precision: `tiny`, a folder, or a hub id (org/name or org/name@revision)";
+
 /// Merge adapters into full weights: a plain model folder.
 #[derive(Args)]
+#[command(mut_arg("model", |model| model.help(BASE)))]
 pub(crate) struct MergeArgs {
     #[command(flatten)]
     model: ModelArgs,
