@@ -102,6 +102,17 @@ fn nothing_is_overwritten_or_written_in_part() {
     let file = quantize(&room, &model, "f16");
     let again = ["quantize", "--model", &model, "--out", &file, "--type", "f16"];
     taper(&again).bad(&["f16.gguf", "--force"]);
+    // Only a GGUF file is replaced, and never the one that is read.
+    let other = room.write("thesis.gguf", "mine");
+    let forced = |model: &str, out: &str| {
+        taper(&["quantize", "--model", model, "--out", out, "--type", "f16", "--force"])
+    };
+    forced(&model, &other).bad(&["thesis.gguf", "does not begin as a GGUF file"]);
+    assert_eq!(room.read("thesis.gguf"), "mine");
+    forced(&file, &file).bad(&["f16.gguf", "is the model that is read"]);
+    std::fs::create_dir(room.path("folder.gguf")).expect("a folder");
+    let run = forced(&model, &room.arg("folder.gguf")).bad(&["is a folder", "model.gguf"]);
+    assert!(!run.err.contains("--force"), "{}", run.err);
     let elsewhere = room.arg("model.bin");
     taper(&["quantize", "--model", &model, "--out", &elsewhere]).bad(&["model.bin", ".gguf"]);
     // A Mistral's windows and a SmolLM3 that rotates other layers are not what llama.cpp would compute.

@@ -8,7 +8,8 @@ mod vocabulary;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -55,8 +56,8 @@ struct Source {
 /// `F16` that holds them. The file appears whole or not at all.
 ///
 /// # Errors
-/// [`Error::Out`] where `out` exists and `force` is false; [`Error::Unsupported`] for a model that llama.cpp would compute
-/// otherwise; [`Error::NotFinite`]; [`Error::Stopped`] where `on_progress` says so.
+/// [`Error::Out`] where `out` exists and `force` is false, or is no GGUF file or the model itself; [`Error::File`] for a
+/// model that llama.cpp would compute otherwise; [`Error::NotFinite`]; [`Error::Stopped`] where `on_progress` says so.
 pub fn quantize(
     base: &Base,
     to: Stored,
@@ -64,9 +65,7 @@ pub fn quantize(
     force: bool,
     on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Quantized, Error> {
-    if out.exists() && (!force || out.is_dir()) {
-        return Err(Error::out(out, "is there already: give another --out, or --force to replace a file"));
-    }
+    check_place(base, out, force)?;
     let architecture = facts::architecture(base)?;
     let sources = sources(base, architecture, to)?;
     let mut metadata = facts::metadata(base, architecture, to)?;
@@ -103,6 +102,32 @@ pub fn quantize(
 impl Quantized {
     fn of(path: &Path, bytes: u64, sources: &[Source]) -> Self {
         let mut values_by_type = BTreeMap::new();
+/// Whether `out` may be written: replaced is a GGUF file, or an empty one, and never the one that is read.
+fn check_place(base: &Base, out: &Path, force: bool) -> Result<(), Error> {
+    if out.is_dir() {
+        let what = format!("is a folder: give a file's name, such as {}", out.join("model.gguf").display());
+        return Err(Error::out(out, what));
+    }
+    if !out.exists() {
+        return Ok(());
+    }
+    if !force {
+        return Err(Error::out(out, "is there already: give another --out, or --force to replace the file"));
+    }
+    let real = |path: &Path| std::fs::canonicalize(path).map_err(Error::io(path));
+    if real(out)? == real(&base.dir.path)? {
+        return Err(Error::out(out, "is the model that is read: give another --out"));
+    }
+    let mut start = Vec::new();
+    let file = File::open(out).map_err(Error::io(out))?;
+    file.take(4).read_to_end(&mut start).map_err(Error::io(out))?;
+    if start.is_empty() || start == b"GGUF" {
+        return Ok(());
+    }
+    let what = "does not begin as a GGUF file does, and --force replaces no other: give another --out, or move it away";
+    Err(Error::out(out, what))
+}
+
         for Source { info, .. } in sources {
             let values = info.shape.iter().product::<usize>() as u64;
             *values_by_type.entry(format!("{:?}", info.stored)).or_default() += values;
