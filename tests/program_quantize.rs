@@ -122,3 +122,25 @@ fn nothing_is_overwritten_or_written_in_part() {
     }
     assert!(!room.path("x.gguf").exists());
 }
+
+/// What taper and llama.cpp would compute otherwise from a file than from the folder.
+#[test]
+fn what_a_file_cannot_say_is_refused_by_name() {
+    for (field, value) in [
+        ("rope_parameters", json!({ "rope_type": "default", "partial_rotary_factor": 0.5 })),
+        ("rope_parameters", json!({ "rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5 })),
+        ("hidden_act", json!("gelu")),
+    ] {
+        let room = Room::new();
+        let model = room.model("llama");
+        let mut config = room.json("llama-model/config.json");
+        config[field] = value.clone();
+        room.write("llama-model/config.json", config.to_string());
+        let name = ["partial_rotary_factor", "attention_factor", "hidden_act"]
+            .into_iter()
+            .find(|name| *name == field || !value[name].is_null())
+            .expect("a field");
+        taper(&["quantize", "--model", &model, "--out", &room.arg("x.gguf")]).bad(&["llama-model", name]);
+        assert!(!room.path("x.gguf").exists());
+    }
+}

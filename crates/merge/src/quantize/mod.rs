@@ -4,6 +4,7 @@
 //! model. What the blocks of each type hold is `taper-kernels`'; names and the order of rows are those of `taper_base::gguf`.
 
 mod facts;
+mod rope;
 mod vocabulary;
 mod writer;
 
