@@ -144,3 +144,20 @@ fn what_a_file_cannot_say_is_refused_by_name() {
         assert!(!room.path("x.gguf").exists());
     }
 }
+
+#[test]
+fn rows_that_are_no_whole_blocks_are_told() {
+    let room = Room::new();
+    let model = room.model("llama");
+    let write = |to: &str| {
+        taper(&["quantize", "--model", &model, "--out", &room.arg(&format!("{to}.gguf")), "--type", to])
+            .good()
+    };
+    let run = write("q4_k");
+    for words in ["warning", "not stored as Q4_K", "256", "rows of 32, 80"] {
+        assert!(run.err.contains(words), "`{words}` is not in: {}", run.err);
+    }
+    let run = write("q8_0");
+    assert!(run.err.contains("rows of 80 are"), "{}", run.err);
+    assert_eq!(write("f16").err, "");
+}

@@ -39,6 +39,8 @@ pub struct Quantized {
     pub tensors: usize,
     /// Values by type.
     pub values_by_type: BTreeMap<String, u64>,
+    /// Values of matrices that take more bits than was asked for, by the length of their rows: it is not whole blocks.
+    pub unfit_by_row: BTreeMap<usize, u64>,
 }
 
 /// A tensor to write.
@@ -95,14 +97,11 @@ pub fn quantize(
         (Some(error), _) => Err(error),
         (None, Ok(())) => {
             let bytes = std::fs::metadata(out).map_err(Error::io(out))?.len();
-            Ok(Quantized::of(out, bytes, &sources))
+            Ok(Quantized::of(out, bytes, &sources, to))
         }
     }
 }
 
-impl Quantized {
-    fn of(path: &Path, bytes: u64, sources: &[Source]) -> Self {
-        let mut values_by_type = BTreeMap::new();
 /// Whether `out` may be written: replaced is a GGUF file, or an empty one, and never the one that is read.
 fn check_place(base: &Base, out: &Path, force: bool) -> Result<(), Error> {
     if out.is_dir() {
@@ -129,11 +128,19 @@ fn check_place(base: &Base, out: &Path, force: bool) -> Result<(), Error> {
     Err(Error::out(out, what))
 }
 
+impl Quantized {
+    fn of(path: &Path, bytes: u64, sources: &[Source], to: Stored) -> Self {
+        let (mut values_by_type, mut unfit_by_row) = (BTreeMap::new(), BTreeMap::new());
         for Source { info, .. } in sources {
             let values = info.shape.iter().product::<usize>() as u64;
             *values_by_type.entry(format!("{:?}", info.stored)).or_default() += values;
+            if let [_, cols] = info.shape[..]
+                && !cols.is_multiple_of(to.block())
+            {
+                *unfit_by_row.entry(cols).or_default() += values;
+            }
         }
-        Self { path: path.to_owned(), bytes, tensors: sources.len(), values_by_type }
+        Self { path: path.to_owned(), bytes, tensors: sources.len(), values_by_type, unfit_by_row }
     }
 }
 
