@@ -123,6 +123,26 @@ fn nothing_is_overwritten_or_written_in_part() {
     assert!(!room.path("x.gguf").exists());
 }
 
+#[test]
+fn a_scaled_rope_in_a_file_is_the_folders() {
+    for rope in [
+        json!({ "rope_type": "yarn", "original_max_position_embeddings": 32, "beta_fast": 16.0, "rope_theta": 500.0 }),
+        json!({ "rope_type": "yarn", "factor": 4.0, "attention_factor": 1.138_629_4, "rope_theta": 500.0 }),
+        json!({ "rope_type": "linear", "factor": 4.0, "rope_theta": 500.0 }),
+    ] {
+        let room = Room::new();
+        let (model, data) = (room.model("llama"), rows(&room));
+        let mut config = room.json("llama-model/config.json");
+        let plain = loss(&model, &["--data", &data]);
+        config["rope_parameters"] = rope.clone();
+        room.write("llama-model/config.json", config.to_string());
+        let file = quantize(&room, &model, "f32");
+        let [folder, found] = [&model, &file].map(|model| loss(model, &["--data", &data]));
+        assert!((folder - found).abs() <= LOSS * folder, "{rope}: {found} for {folder}");
+        assert!((folder - plain).abs() > 1e-4, "{rope} changes nothing");
+    }
+}
+
 /// What taper and llama.cpp would compute otherwise from a file than from the folder.
 #[test]
 fn what_a_file_cannot_say_is_refused_by_name() {
