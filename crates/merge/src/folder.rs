@@ -12,6 +12,7 @@ use crate::{Error, Out};
 /// A folder being filled. Dropped before [`publish`](Self::publish), it is removed.
 pub(crate) struct Partial {
     out: PathBuf,
+    force: bool,
     dir: TempDir,
 }
 
@@ -38,7 +39,7 @@ impl Partial {
         check_existing(&out, force)?;
         remove_abandoned(&out);
         let dir = sibling(&out, "partial").map_err(Error::io(&out))?;
-        Ok(Self { out, dir })
+        Ok(Self { out, force, dir })
     }
 
     /// Where to write.
@@ -48,7 +49,9 @@ impl Partial {
 
     /// Puts the folder in its place, in that of an older one if there is one.
     pub(crate) fn publish(self) -> Result<PathBuf, Error> {
-        let Self { out, dir } = self;
+        let Self { out, force, dir } = self;
+        // Others may have put something there in the meantime.
+        check_existing(&out, force)?;
         sync_dir(dir.path())?;
         if out.exists() {
             // A rename onto an empty folder replaces it.

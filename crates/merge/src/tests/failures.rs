@@ -88,6 +88,16 @@ fn what_is_built_and_not_published_is_gone() {
     assert!(built.dir().join("model.safetensors").exists() && !out.exists());
     drop(built);
     assert_eq!(room.names(), ["base"]);
+    for force in [false, true] {
+        let to = Out { force, ..Out::new(&out) };
+        let built = build(&room.base(), &[], to, &mut |_| ControlFlow::Continue(())).unwrap();
+        fs::create_dir_all(&out).unwrap();
+        fs::write(out.join("thesis.txt"), "of somebody else, meanwhile").unwrap();
+        failure(built.publish(), &["out", "--force"]);
+        assert!(out.join("thesis.txt").exists());
+        assert_eq!(room.names(), ["base", "out"]);
+        fs::remove_dir_all(&out).unwrap();
+    }
 }
 
 #[test]
