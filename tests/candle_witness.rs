@@ -18,8 +18,10 @@ fn candle_transformers_runs_a_merged_model_to_the_logits_of_base_and_adapter() {
     let room = tempfile::tempdir().expect("a folder");
     let out = room.path().join("merged");
     let weighted = [Weighted { adapter: &adapter, weight: 1.0 }];
-    taper_merge::merge(&base, &weighted, &out, false, &mut |_| std::ops::ControlFlow::Continue(()))
-        .expect("a merge");
+    taper_merge::merge(&base, &weighted, taper_merge::Out::new(&out), &mut |_| {
+        std::ops::ControlFlow::Continue(())
+    })
+    .expect("a merge");
 
     let tokens: Vec<u32> = (7..29).collect();
     let hidden = base.model.hidden(&Batch::new([&tokens]), &mut [], &adapter).expect("hidden states");

@@ -182,8 +182,10 @@ fn merged(case: &Case) {
     let out = out.path().join("merged");
     let adapter = case.adapter();
     let whole = [taper_merge::Weighted { adapter: &adapter, weight: 1.0 }];
-    taper_merge::merge(&case.base, &whole, &out, false, &mut |_| std::ops::ControlFlow::Continue(()))
-        .expect("a merge");
+    taper_merge::merge(&case.base, &whole, taper_merge::Out::new(&out), &mut |_| {
+        std::ops::ControlFlow::Continue(())
+    })
+    .expect("a merge");
     let found = tensors(&out.join("model.safetensors"));
     let before = tensors(&case.dir.join("model/model.safetensors"));
     for (name, tensor) in &found {

@@ -206,6 +206,26 @@ fn chatting_needs_a_template_and_says_so() {
     let ask = Ask::new();
     std::fs::remove_file(ask.room.path("llama-model/tokenizer_config.json")).expect("removed");
     taper(&ask.flags(&["--chat", "--prompt", "hello"])).bad(&["chat template", "llama-model"]);
-    let run = taper_with("hello\n", &["chat", "--model", &ask.model]);
-    assert!(run.err.contains("chat template") && run.out.is_empty(), "{run:?}");
+    let run = taper_with("hello\n", &["chat", "--model", &ask.model]).bad(&["chat template", "llama-model"]);
+    assert!(!run.err.contains("answering with"), "it is no use to begin: {}", run.err);
+}
+
+/// A pipe's end is a success, a full disk is not; nor is a line that cannot be read passed over.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_chat_that_cannot_be_read_or_written_fails() {
+    let ask = Ask::new();
+    let flags = ["chat", "--model", &ask.model, "--max-tokens", "4"];
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
+    let input = std::fs::File::open(ask.room.write("talk.txt", "hello\n")).expect("a file");
+    let output = command(&flags).stdin(input).stdout(full).output().expect("a program that ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("standard output"), "{err}");
+
+    let input =
+        std::fs::File::open(ask.room.write("bad.txt", b"/adapters\nhell\xff\nhello\n")).expect("a file");
+    let output = command(&flags).stdin(input).output().expect("a program that ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("standard input, line 2"), "{err}");
+    assert!(err.contains("UTF-8") && output.stdout.is_empty(), "{err}");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Room, fixtures, taper, taper_with, tensors};
+use crate::support::{Room, Run, fixtures, taper, taper_with, tensors};
 
 /// Texts of two kinds.
 const KINDS: [(&str, &str); 8] = [
@@ -104,6 +104,47 @@ fn two_adapters_predict_side_by_side_and_other_labels_are_refused() {
         .bad(&["different tasks or labels"]);
     taper_with("a\n", &["generate", "--model", &model, "--adapter", &out, "--prompt", "x"])
         .bad(&["labels texts", "taper predict"]);
+}
+
+/// Rows that say the right label themselves keep it.
+#[test]
+fn predictions_take_no_fields_place() {
+    let room = Room::new();
+    let data = rows(&room);
+    train(&room, "bert-classify", &data, &["--max-steps", "2"]).good();
+    let (model, out) = (room.arg("bert-classify-model"), room.arg("out"));
+    let args = ["predict", "--model", &model, "--adapter", &out];
+    let line = |run: Run| serde_json::from_str::<Value>(run.good().out.trim()).expect("one object");
+    let plain = line(taper_with("{\"text\":\"aaa\"}\n", &args));
+    let found = line(taper_with("{\"text\":\"aaa\",\"label\":\"mine\"}\n", &args));
+    assert_eq!((&found["label"], &found["prediction"]["label"]), (&json!("mine"), &plain["label"]));
+    assert_eq!(
+        (&found["probabilities"], &found["prediction"]["probabilities"]),
+        (&Value::Null, &plain["probabilities"])
+    );
+    let both = "a\n{\"text\":\"aaa\",\"label\":1,\"prediction\":2}\n";
+    taper_with(both, &args).bad(&["standard input, line 2", "`prediction`", "label, probabilities"]);
+    let [a, b] = ["a", "b"].map(|name| format!("{name}={out}"));
+    let args = ["predict", "--model", &model, "--adapter", &a, "--adapter", &b];
+    taper_with("{\"text\":\"aaa\",\"b\":1}\n", &args).bad(&["line 1", "`b`", "--adapter NAME=PATH"]);
+    let found = line(taper_with("{\"text\":\"aaa\",\"label\":\"mine\"}\n", &args));
+    assert_eq!((&found["label"], &found["a"]["label"]), (&json!("mine"), &plain["label"]));
+}
+
+#[test]
+fn lines_are_read_after_a_byte_order_mark_and_answers_have_tokens() {
+    let room = Room::new();
+    let model = room.model("llama");
+    let predict = |more: &[&str], input: &str| {
+        taper_with(input, &[&["predict", "--model", &model, "--max-new-tokens"], more].concat())
+    };
+    for input in ["{\"prompt\":\"ab\",\"id\":7}\n", "ab\n"] {
+        let plain = predict(&["2"], input).good().out;
+        assert_eq!(plain, predict(&["2"], &format!("\u{feff}{input}")).good().out);
+        assert!(plain.contains("\"prompt\":\"ab\""), "{plain}");
+    }
+    let run = predict(&["0"], "ab\n");
+    assert!(run.code == Some(2) && run.err.contains("--max-new-tokens"), "{run:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use candle_core::DType;
 use serde_json::{Value, json};
 
 use crate::program_train::colours;
-use crate::support::{LOGITS, Room, assert_close, keys, save, taper, tensors, values};
+use crate::support::{LOGITS, Room, assert_close, fixtures, keys, save, taper, tensors, values};
 
 fn loss(flags: &[&str]) -> f64 {
     taper(&[&["eval", "--json"], flags].concat()).json()["loss"].as_f64().expect("a loss")
@@ -111,12 +111,52 @@ fn an_existing_folder_is_kept_unless_forced() {
     let flags = ["merge", "--model", &model, "--adapter", &adapter, "--out", &out];
     taper(&flags).bad(&["merged", "exists", "--force"]);
     assert_eq!(room.names("merged"), ["notes.txt"]);
-    taper(&[&flags[..], &["--force"]].concat()).good();
-    assert!(!std::path::Path::new(&kept).exists() && room.path("merged/model.safetensors").exists());
+    let forced = [&flags[..], &["--force"]].concat();
+    taper(&forced).bad(&["merged", "no model", "--force"]);
+    assert_eq!(room.names("merged"), ["notes.txt"]);
+    std::fs::remove_file(kept).expect("removed");
+    taper(&forced).good();
+    let old = room.write("merged/old.json", "{}");
+    taper(&forced).good();
+    assert!(!std::path::Path::new(&old).exists() && room.path("merged/model.safetensors").exists());
     let into = ["merge", "--model", &model, "--adapter", &adapter, "--out", &model, "--force"];
     let before = room.bytes("llama-model/model.safetensors");
     taper(&into).bad(&["llama-model"]);
     assert_eq!(before, room.bytes("llama-model/model.safetensors"));
+}
+
+/// What is read may not be replaced: an adapter's folder would be gone with the files that it was merged from.
+#[test]
+fn an_adapters_folder_is_never_the_output() {
+    let room = Room::new();
+    let model = room.model("llama");
+    let adapter = room.copy(&fixtures().join("oracle/llama/adapter"), "par/ad");
+    for out in ["par", "par/ad"] {
+        let out = room.arg(out);
+        taper(&["merge", "--model", &model, "--adapter", &adapter, "--out", &out, "--force"])
+            .bad(&["par/ad", "which is being merged"]);
+    }
+    assert!(room.path("par/ad/adapter_model.safetensors").exists());
+}
+
+#[test]
+fn help_offers_no_base_that_is_refused() {
+    let help = taper(&["merge", "--help"]).good().out;
+    assert!(help.contains("org/name@revision") && !help.contains("gguf"), "{help}");
+    assert!(taper(&["quantize", "--help"]).good().out.contains("no whole blocks"));
+}
+
+/// 1e30 of an adapter is finite in every weight, and in no logit; or what it makes infinite is divided by its length.
+#[test]
+fn a_merge_that_makes_no_numbers_is_not_put_in_place() {
+    for (case, wrong) in [("llama-all-linear", "infinite or not numbers"), ("llama", "all 0")] {
+        let room = Room::new();
+        let (model, adapter, out) = (room.model("llama"), room.adapter(case), room.arg("merged"));
+        let flags = ["merge", "--model", &model, "--adapter", &adapter, "--out", &out, "--weight", "1e30"];
+        taper(&flags).bad(&[wrong, "--weight", "nothing was written"]);
+        assert_eq!(room.names(""), [format!("{case}-adapter"), "llama-model".to_owned()]);
+        taper(&[&flags[..], &["--no-verify"]].concat()).good();
+    }
 }
 
 #[test]

@@ -102,6 +102,17 @@ fn nothing_is_overwritten_or_written_in_part() {
     let file = quantize(&room, &model, "f16");
     let again = ["quantize", "--model", &model, "--out", &file, "--type", "f16"];
     taper(&again).bad(&["f16.gguf", "--force"]);
+    // Only a GGUF file is replaced, and never the one that is read.
+    let other = room.write("thesis.gguf", "mine");
+    let forced = |model: &str, out: &str| {
+        taper(&["quantize", "--model", model, "--out", out, "--type", "f16", "--force"])
+    };
+    forced(&model, &other).bad(&["thesis.gguf", "does not begin as a GGUF file"]);
+    assert_eq!(room.read("thesis.gguf"), "mine");
+    forced(&file, &file).bad(&["f16.gguf", "is the model that is read"]);
+    std::fs::create_dir(room.path("folder.gguf")).expect("a folder");
+    let run = forced(&model, &room.arg("folder.gguf")).bad(&["is a folder", "model.gguf"]);
+    assert!(!run.err.contains("--force"), "{}", run.err);
     let elsewhere = room.arg("model.bin");
     taper(&["quantize", "--model", &model, "--out", &elsewhere]).bad(&["model.bin", ".gguf"]);
     // A Mistral's windows and a SmolLM3 that rotates other layers are not what llama.cpp would compute.
@@ -110,4 +121,63 @@ fn nothing_is_overwritten_or_written_in_part() {
         taper(&["quantize", "--model", &model, "--out", &room.arg("x.gguf")]).bad(&[case, what]);
     }
     assert!(!room.path("x.gguf").exists());
+}
+
+#[test]
+fn a_scaled_rope_in_a_file_is_the_folders() {
+    for rope in [
+        json!({ "rope_type": "yarn", "original_max_position_embeddings": 32, "beta_fast": 16.0, "rope_theta": 500.0 }),
+        json!({ "rope_type": "yarn", "factor": 4.0, "attention_factor": 1.138_629_4, "rope_theta": 500.0 }),
+        json!({ "rope_type": "linear", "factor": 4.0, "rope_theta": 500.0 }),
+    ] {
+        let room = Room::new();
+        let (model, data) = (room.model("llama"), rows(&room));
+        let mut config = room.json("llama-model/config.json");
+        let plain = loss(&model, &["--data", &data]);
+        config["rope_parameters"] = rope.clone();
+        room.write("llama-model/config.json", config.to_string());
+        let file = quantize(&room, &model, "f32");
+        let [folder, found] = [&model, &file].map(|model| loss(model, &["--data", &data]));
+        assert!((folder - found).abs() <= LOSS * folder, "{rope}: {found} for {folder}");
+        assert!((folder - plain).abs() > 1e-4, "{rope} changes nothing");
+    }
+}
+
+/// What taper and llama.cpp would compute otherwise from a file than from the folder.
+#[test]
+fn what_a_file_cannot_say_is_refused_by_name() {
+    for (field, value) in [
+        ("rope_parameters", json!({ "rope_type": "default", "partial_rotary_factor": 0.5 })),
+        ("rope_parameters", json!({ "rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5 })),
+        ("hidden_act", json!("gelu")),
+    ] {
+        let room = Room::new();
+        let model = room.model("llama");
+        let mut config = room.json("llama-model/config.json");
+        config[field] = value.clone();
+        room.write("llama-model/config.json", config.to_string());
+        let name = ["partial_rotary_factor", "attention_factor", "hidden_act"]
+            .into_iter()
+            .find(|name| *name == field || !value[name].is_null())
+            .expect("a field");
+        taper(&["quantize", "--model", &model, "--out", &room.arg("x.gguf")]).bad(&["llama-model", name]);
+        assert!(!room.path("x.gguf").exists());
+    }
+}
+
+#[test]
+fn rows_that_are_no_whole_blocks_are_told() {
+    let room = Room::new();
+    let model = room.model("llama");
+    let write = |to: &str| {
+        taper(&["quantize", "--model", &model, "--out", &room.arg(&format!("{to}.gguf")), "--type", to])
+            .good()
+    };
+    let run = write("q4_k");
+    for words in ["warning", "not stored as Q4_K", "256", "rows of 32, 80"] {
+        assert!(run.err.contains(words), "`{words}` is not in: {}", run.err);
+    }
+    let run = write("q8_0");
+    assert!(run.err.contains("rows of 80 are"), "{}", run.err);
+    assert_eq!(write("f16").err, "");
 }

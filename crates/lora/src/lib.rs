@@ -41,7 +41,7 @@ mod error;
 mod folder;
 mod head;
 mod lora;
-mod matching;
+pub mod matching;
 mod merging;
 mod norms;
 mod ops;

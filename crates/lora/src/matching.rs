@@ -130,19 +130,19 @@ impl Rule {
 }
 
 /// Whether `name` is `path` or its end after a dot.
-pub(crate) fn ends_with(path: &str, name: &str) -> bool {
+pub fn ends_with(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// Whether the entry `name` of `modules_to_save` is the end of `path` or of the path of a module that holds it, at a dot or
 /// not (`key.endswith(name)`, `peft/utils/other.py` `_set_trainable`).
-pub(crate) fn saved_by(path: &str, name: &str) -> bool {
+pub fn saved_by(path: &str, name: &str) -> bool {
     let holders = path.match_indices('.').map(|(dot, _)| &path[..dot]);
     holders.chain([path]).any(|module| module.ends_with(name))
 }
 
 /// Whether the key of a `rank_pattern` or `alpha_pattern` matches `path`.
-pub(crate) fn pattern_matches(field: &str, key: &str, path: &str) -> Result<bool, Error> {
+pub fn pattern_matches(field: &str, key: &str, path: &str) -> Result<bool, Error> {
     pattern(field, key)?.is_match(path).map_err(run_away)
 }
 

@@ -6,38 +6,40 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::Error;
+use crate::merge::{CONFIG, INDEX};
+use crate::{Error, Out};
 
 /// A folder being filled. Dropped before [`publish`](Self::publish), it is removed.
 pub(crate) struct Partial {
     out: PathBuf,
+    force: bool,
     dir: TempDir,
 }
 
 impl Partial {
-    /// Makes `.<out>.partial-<process>-<random>` beside `out`. Without `force` an existing `out` is an error; with it, `out` may be a
-    /// folder, but none that holds one of `sources`.
-    pub(crate) fn create(out: &Path, force: bool, sources: &[&Path]) -> Result<Self, Error> {
-        let out = place(out)?;
-        for source in sources {
-            let source = fs::canonicalize(source).map_err(Error::io(*source))?;
-            if out.starts_with(&source) {
-                return Err(Error::out(
-                    &out,
-                    format!("lies in {}, which is being merged: choose another folder", source.display()),
-                ));
-            }
+    /// Makes `.<out>.partial-<process>-<random>` beside the folder `out`. One that is there is an error without `force`; with
+    /// it, it may be an empty folder or a model's, but none that holds `base` or what is to be kept, and none in `base`.
+    pub(crate) fn create(out: &Out<'_>, base: &Path) -> Result<Self, Error> {
+        let Out { path, force, keep } = *out;
+        let out = place(path)?;
+        let base = fs::canonicalize(base).map_err(Error::io(base))?;
+        if out.starts_with(&base) {
+            let what = format!("lies in {}, which is being merged: choose another folder", base.display());
+            return Err(Error::out(&out, what));
+        }
+        let keep = keep.iter().map(|dir| fs::canonicalize(dir).map_err(Error::io(*dir)));
+        for source in keep.chain([Ok(base)]) {
+            let source = source?;
             if source.starts_with(&out) {
-                return Err(Error::out(
-                    &out,
-                    format!("holds {}, which is being merged: choose another folder", source.display()),
-                ));
+                let what =
+                    format!("holds {}, which is being merged: choose another folder", source.display());
+                return Err(Error::out(&out, what));
             }
         }
         check_existing(&out, force)?;
         remove_abandoned(&out);
         let dir = sibling(&out, "partial").map_err(Error::io(&out))?;
-        Ok(Self { out, dir })
+        Ok(Self { out, force, dir })
     }
 
     /// Where to write.
@@ -47,7 +49,9 @@ impl Partial {
 
     /// Puts the folder in its place, in that of an older one if there is one.
     pub(crate) fn publish(self) -> Result<PathBuf, Error> {
-        let Self { out, dir } = self;
+        let Self { out, force, dir } = self;
+        // Others may have put something there in the meantime.
+        check_existing(&out, force)?;
         sync_dir(dir.path())?;
         if out.exists() {
             // A rename onto an empty folder replaces it.
@@ -98,7 +102,36 @@ fn check_existing(out: &Path, force: bool) -> Result<(), Error> {
     if here.starts_with(out) {
         return Err(Error::out(out, "is, or holds, the folder you are in: it is not replaced"));
     }
-    Ok(())
+    check_replaceable(out)
+}
+
+/// Replaced is what a merge can have written, or nothing: whoever mistypes a name loses no other files.
+fn check_replaceable(out: &Path) -> Result<(), Error> {
+    let kept = |what: &str| {
+        Err(Error::out(
+            out,
+            format!(
+                "{what}: --force replaces a model's folder and nothing else; choose another folder, or move it away"
+            ),
+        ))
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(out).map_err(Error::io(out))? {
+        let entry = entry.map_err(Error::io(out))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() {
+            return kept(&format!("holds the folder `{name}`, which no merged model does"));
+        }
+        names.push(name);
+    }
+    let has = |name: &str| names.iter().any(|there| there == name);
+    if has("adapter_config.json") {
+        return kept("holds an adapter (adapter_config.json)");
+    }
+    if names.is_empty() || has(CONFIG) && (has("model.safetensors") || has(INDEX)) {
+        return Ok(());
+    }
+    kept("is not empty, and holds no model (config.json and model.safetensors, or its index)")
 }
 
 /// An empty folder `.<name of out>.<what>-<this process>-<random>` beside `out`, readable as any new folder is.

@@ -15,8 +15,8 @@ use crate::folder::Partial;
 use crate::plan::{Added, Dropped, OutFile, Plan};
 use crate::write::Writer;
 
-const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Weights in any format, and what belongs to a training run: never copied beside merged weights.
 const WEIGHTS: &[&str] = &[
@@ -151,7 +151,58 @@ pub struct Merged {
     pub untied: bool,
 }
 
-/// Merges `adapters` into the weights of `base` and puts the resulting model into the new folder `out`.
+/// Where a merged model goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Out<'a> {
+    /// The folder, which need not exist.
+    pub path: &'a Path,
+    /// Whether it may replace a model's folder that is there.
+    pub force: bool,
+    /// Folders that it may not replace, nor one that holds them: those that the adapters are in. The base is kept in any case.
+    pub keep: &'a [&'a Path],
+}
+
+impl<'a> Out<'a> {
+    /// The new folder `path`.
+    pub fn new(path: &'a Path) -> Self {
+        Self { path, force: false, keep: &[] }
+    }
+}
+
+/// A merged model, whole but under a hidden name: it can be tried before it stands where it was asked for. Dropped without
+/// [`publish`](Self::publish), it is removed.
+pub struct Built {
+    partial: Partial,
+    merged: Merged,
+}
+
+impl Built {
+    /// The folder that holds it.
+    pub fn dir(&self) -> &Path {
+        self.partial.path()
+    }
+
+    /// Puts it in its place.
+    pub fn publish(self) -> Result<Merged, Error> {
+        Ok(Merged { path: self.partial.publish()?, ..self.merged })
+    }
+}
+
+/// Merges `adapters` into the weights of `base` and puts the resulting model into the folder `out`: [`build`], and
+/// [`Built::publish`].
+///
+/// # Errors
+/// Those of the two.
+pub fn merge<'a>(
+    base: impl Into<Source<'a>>,
+    adapters: &[Weighted<'_>],
+    out: Out<'_>,
+    on_progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
+) -> Result<Merged, Error> {
+    build(base, adapters, out, on_progress)?.publish()
+}
+
+/// Merges `adapters` into the weights of `base`, for the folder `out`.
 ///
 /// Every weight file keeps its name, header, metadata and offsets; a tensor that no adapter changes keeps its bytes. A
 /// changed one is summed in f32 and rounded once, to nearest-even, to the type that it is stored in. Several adapters are
@@ -161,20 +212,20 @@ pub struct Merged {
 /// task than the base: then the task's head comes with it, under the names that transformers has for it, and `architectures`
 /// and labels are the task's.
 ///
-/// The folder is built under a hidden name beside `out` and renamed when it is whole and on the disk: whatever goes wrong,
-/// nothing that looks finished is left. `on_progress` may stop it. Memory: a few blocks of rows a thread, or a few times a
-/// layer that is stored `(in, out)`, which is merged whole.
+/// The folder is built under a hidden name beside `out`, and is to be renamed when it is whole and on the disk: whatever goes
+/// wrong, nothing that looks finished is left. `on_progress` may stop it. Memory: a few blocks of rows a thread, or a few
+/// times a layer that is stored `(in, out)`, which is merged whole.
 ///
 /// # Errors
-/// [`Error::Out`] where `out` exists and `force` is false, or `out` and the base lie in each other;
-/// [`Error::NotFinite`] for a merged value that is not; [`Error::Io`] with the file that could not be read or written.
-pub fn merge<'a>(
+/// [`Error::Out`] where `out` exists without `force` or is no model's folder, where `out` and the base lie in each other, or
+/// where it holds an adapter; [`Error::NotFinite`] for a merged value that is not; [`Error::Io`] with the file that could not
+/// be read or written.
+pub fn build<'a>(
     base: impl Into<Source<'a>>,
     adapters: &[Weighted<'_>],
-    out: &Path,
-    force: bool,
+    out: Out<'_>,
     on_progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
-) -> Result<Merged, Error> {
+) -> Result<Built, Error> {
     let source = base.into();
     if gguf::is_file(source.dir) {
         let what = "is a GGUF file, whose weights are rounded to a few bits: merging would round them again. Merge into the \
@@ -190,7 +241,7 @@ pub fn merge<'a>(
     check_embedding(adapters, &ends[0])?;
     let parameters: Vec<&str> = changes.keys().map(String::as_str).collect();
     let plan = Plan::new(&source, &parameters, unties)?;
-    let partial = Partial::create(out, force, &[source.dir])?;
+    let partial = Partial::create(&out, source.dir)?;
     let writer = Writer {
         plan: &plan,
         checkpoint: source.checkpoint,
@@ -204,8 +255,8 @@ pub fn merge<'a>(
     let mut changed: Vec<String> = plan.targets.iter().map(|target| target.name.clone()).collect();
     changed.sort_unstable();
     let tensors = source.checkpoint.names().count() + plan.added().count() - plan.dropped().count();
-    let path = partial.publish()?;
-    Ok(Merged { path, bytes, changed, tensors, untied: unties })
+    let merged = Merged { path: PathBuf::new(), bytes, changed, tensors, untied: unties };
+    Ok(Built { partial, merged })
 }
 
 /// Which adapters change each parameter, by their place in the list. When embedding and head part, every adapter is asked

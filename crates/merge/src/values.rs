@@ -3,8 +3,10 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
+use taper_base::ValueType;
+use taper_kernels::decode;
 
-/// Values that the F16 conversions take at a time.
+/// Values that are rounded to F16 at a time.
 const RUN: usize = 64;
 
 /// Bytes of one value of a type that can be merged into; none for any other type.
@@ -18,31 +20,16 @@ pub(crate) fn size(dtype: Dtype) -> Option<usize> {
 
 /// The little-endian values in `bytes`, of a type that [`size`] knows, as f32.
 pub(crate) fn widen(bytes: &[u8], dtype: Dtype, out: &mut [f32]) {
-    match dtype {
-        Dtype::BF16 => {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-            }
-        }
-        Dtype::F16 => {
-            let mut run = [f16::ZERO; RUN];
-            for (out, bytes) in out.chunks_mut(RUN).zip(bytes.chunks(2 * RUN)) {
-                for (value, bytes) in run.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = f16::from_le_bytes(*bytes);
-                }
-                run[..out.len()].convert_to_f32_slice(out);
-            }
-        }
-        _ => {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *out = f32::from_le_bytes(*bytes);
-            }
-        }
+    if let Some(stored) = ValueType::Plain(dtype).stored() {
+        decode(bytes, stored, out);
     }
 }
 
 /// Writes `values` as little-endian values of `dtype`, a type that [`size`] knows, each rounded to the nearest (ties to
 /// even). False if one is not finite, before or after.
+///
+/// `taper_kernels::encode` takes the values one by one, goes through them twice, and refuses those that round down to the
+/// largest bf16.
 pub(crate) fn round(values: &[f32], dtype: Dtype, out: &mut [u8]) -> bool {
     match dtype {
         Dtype::BF16 => {
@@ -133,6 +120,9 @@ mod tests {
         for (value, dtype) in [(f32::MAX, Dtype::BF16), (65_520.0, Dtype::F16), (f32::NAN, Dtype::F32)] {
             assert!(!round_trip(&[1.0, value], dtype).0, "{value} {dtype:?}");
         }
+        // The largest that still rounds to a number.
+        let (finite, back) = round_trip(&[f32::from_bits(0x7f7f_7fff)], Dtype::BF16);
+        assert!(finite && back[0].to_bits() == 0x7f7f_0000);
         let quiet = f32::from_bits(0x7fff_ffff);
         assert!(TYPES.iter().all(|&dtype| !round_trip(&[quiet, f32::INFINITY], dtype).0));
     }

@@ -66,7 +66,7 @@ impl Writer<'_> {
     pub(crate) fn run(
         &self,
         on_progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
-    ) -> Result<Vec<PathBuf>, Error> {
+    ) -> Result<(), Error> {
         let files = (0..self.plan.files.len()).map(|i| self.create(i)).collect::<Result<Vec<_>, _>>()?;
         let (to_sync, syncing) = channel();
         std::thread::scope(|scope| {
@@ -75,8 +75,7 @@ impl Writer<'_> {
             let written = self.write(files, to_sync, on_progress);
             let synced = synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             written.and(synced)
-        })?;
-        Ok(files.into_iter().map(|(path, _)| path).collect())
+        })
     }
 
     /// Runs every task.

@@ -1,8 +1,8 @@
 //! `taper chat`: a conversation in which adapters are swapped and compared.
 
-use std::io::{BufRead, IsTerminal, stdin};
+use std::io::{self, BufRead, IsTerminal, stdin};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -44,6 +44,9 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
             base.model_type()
         );
     }
+    if base.tokenizer.chat().is_none() {
+        bail!("{} has no chat template: use `taper generate` with a plain prompt", base.dir.name);
+    }
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let mut talk = Talk {
         base: &base,
@@ -60,7 +63,8 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
         match talk.take(line.trim()) {
             Ok(true) => {}
             Ok(false) => break,
-            Err(error) if crate::output::is_broken_pipe(&error) => return Err(error),
+            // Nobody would read what is answered from here on: of all that a line does, only the output is of the system.
+            Err(error) if error.downcast_ref::<io::Error>().is_some() => return Err(error),
             Err(error) => say(crate::output::chain(&error)),
         }
     }
@@ -206,12 +210,17 @@ impl Talk<'_> {
 /// Lines from a terminal, with editing and history, or from a pipe.
 enum Lines {
     Terminal(Box<DefaultEditor>),
-    Pipe,
+    /// How many have been read.
+    Pipe(usize),
 }
 
 impl Lines {
     fn open() -> anyhow::Result<Self> {
-        Ok(if stdin().is_terminal() { Self::Terminal(Box::new(DefaultEditor::new()?)) } else { Self::Pipe })
+        Ok(if stdin().is_terminal() {
+            Self::Terminal(Box::new(DefaultEditor::new()?))
+        } else {
+            Self::Pipe(0)
+        })
     }
 
     fn next(&mut self) -> anyhow::Result<Option<String>> {
@@ -224,9 +233,13 @@ impl Lines {
                 Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
                 Err(error) => Err(error.into()),
             },
-            Self::Pipe => {
-                let mut line = String::new();
-                Ok((stdin().lock().read_line(&mut line)? > 0).then_some(line))
+            Self::Pipe(count) => {
+                *count += 1;
+                let mut line = Vec::new();
+                let read = stdin().lock().read_until(b'\n', &mut line).context("standard input")?;
+                let line = String::from_utf8(line);
+                let line = line.with_context(|| format!("standard input, line {count}: expected UTF-8"))?;
+                Ok((read > 0).then_some(line))
             }
         }
     }

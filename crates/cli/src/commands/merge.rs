@@ -1,14 +1,14 @@
 //! `taper merge`: adapters into full weights.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use taper_base::{Base, ModelSource};
 use taper_kernels::Compute;
-use taper_merge::{Merged, Progress, Verification, Weighted, sample, verify};
+use taper_merge::{Merged, Out, Progress, Verification, Weighted, sample, verify};
 
 use crate::args::ModelArgs;
 use crate::output::{bytes, count, print, progress_bar, say};
@@ -18,8 +18,13 @@ use crate::sources;
 /// them by up to a few percent.
 const SUSPICIOUS: f32 = 0.1;
 
+/// Unlike elsewhere no GGUF file: its weights would be rounded again.
+const BASE: &str =
+    "The base model in full precision: `tiny`, a folder, or a hub id (org/name or org/name@revision)";
+
 /// Merge adapters into full weights: a plain model folder.
 #[derive(Args)]
+#[command(mut_arg("model", |model| model.help(BASE)))]
 pub(crate) struct MergeArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -32,7 +37,7 @@ pub(crate) struct MergeArgs {
     /// Folder to write the merged model to
     #[arg(long)]
     out: PathBuf,
-    /// Replace the output folder if it is there
+    /// Replace the model's folder that --out names, if it is there
     #[arg(long)]
     force: bool,
     /// Leave out the comparison of base + adapter with the merged model
@@ -70,10 +75,15 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
         bar.set_position(progress.done);
         ControlFlow::Continue(())
     };
-    let merged = taper_merge::merge(&base, &adapters, &args.out, args.force, &mut on_progress)?;
+    let keep: Vec<&Path> = loaded.iter().map(|loaded| loaded.dir.as_path()).collect();
+    let out = Out { path: &args.out, force: args.force, keep: &keep };
+    let built = taper_merge::build(&base, &adapters, out, &mut on_progress)?;
     bar.finish_and_clear();
-    let seconds = started.elapsed().as_secs_f64();
-    let verification = if args.no_verify { None } else { Some(compare(&base, &adapters, &merged)?) };
+    let building = started.elapsed();
+    let verification = if args.no_verify { None } else { Some(compare(&base, &adapters, built.dir())?) };
+    let verified = Instant::now();
+    let merged = built.publish()?;
+    let seconds = (building + verified.elapsed()).as_secs_f64();
     if args.json {
         let object = serde_json::json!({
             "out": merged.path, "bytes": merged.bytes, "tensors": merged.tensors, "changed": merged.changed,
@@ -84,10 +94,28 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
     report(&base, &merged, verification.as_ref(), seconds)
 }
 
-fn compare(base: &Base, adapters: &[Weighted<'_>], merged: &Merged) -> anyhow::Result<Verification> {
-    let found =
-        Base::open(&ModelSource::Folder(merged.path.clone()), Compute::F32).context("the merged model")?;
-    Ok(verify(&*base.model, adapters, &*found.model, &sample(base)?)?)
+/// Runs base + adapter and the merged model in `dir`; an error where one of them makes no numbers, or where all are 0: what a
+/// norm makes of values whose squares are infinite.
+fn compare(base: &Base, adapters: &[Weighted<'_>], dir: &Path) -> anyhow::Result<Verification> {
+    let merged = Base::open(&ModelSource::Folder(dir.into()), Compute::F32).context("the merged model")?;
+    let found = verify(&*base.model, adapters, &*merged.model, &sample(base)?)?;
+    let wrong = if !found.max_logit_difference.is_finite() {
+        "infinite or not numbers"
+    } else if found.max_logit > 0.0 {
+        return Ok(found);
+    } else {
+        "all 0"
+    };
+    let who = if found.max_logit.is_finite() && found.max_logit > 0.0 {
+        "the merged model has"
+    } else {
+        "base + adapter have"
+    };
+    bail!(
+        "over {} tokens, {who} logits that are {wrong}; nothing was written. Give a smaller --weight, if it is above 1, or see \
+         what `taper eval` says of the adapter; --no-verify writes the model all the same",
+        found.tokens
+    )
 }
 
 fn report(

@@ -1,6 +1,7 @@
 //! `taper predict`: labels, numbers, tags or answers for lines of text, one JSON object a line.
 
 use std::io::{BufRead, BufReader};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -22,7 +23,8 @@ const LINES: usize = 256;
 /// Label lines of a file or of standard input, or answer them; one JSON object a line.
 ///
 /// A line is a text, or a JSON object with `text`, `text_a` and `text_b`, `tokens` or `prompt`. With one adapter its
-/// prediction stands in the object itself, with several each under its name.
+/// prediction stands in the object itself, or under `prediction` where the object has a `label` (`tags`, `probabilities`,
+/// `answer`) of its own; with several each under its name.
 #[derive(Args)]
 pub(crate) struct PredictArgs {
     #[command(flatten)]
@@ -33,9 +35,15 @@ pub(crate) struct PredictArgs {
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Most new tokens of an answer, where the model answers
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_new_tokens: usize,
+    #[arg(long, value_name = "N", default_value = "64")]
+    max_new_tokens: NonZeroUsize,
 }
+
+/// What some editors begin a file with.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Where a prediction stands that would take the place of what the line says itself.
+const PREDICTION: &str = "prediction";
 
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     let base = sources::open_base(&args.model, &args.adapters.adapter)?;
@@ -57,19 +65,23 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     for (number, text) in lines.lines().enumerate() {
         let place = || format!("{name}, line {}", number + 1);
         let text = text.with_context(place)?;
+        let text = if number == 0 { text.trim_start_matches(BYTE_ORDER_MARK) } else { &text };
         if !text.trim().is_empty() {
-            batch.push(Line::read(&base, &text).with_context(place)?);
+            let line = Line::read(&base, text).and_then(|line| line.with_room_for(&base, &named));
+            batch.push(line.with_context(place)?);
         }
         if batch.len() == LINES {
-            answer(&base, &named, &std::mem::take(&mut batch), args.max_new_tokens)?;
+            answer(&base, &named, &std::mem::take(&mut batch), args.max_new_tokens.get())?;
         }
     }
-    answer(&base, &named, &batch, args.max_new_tokens)
+    answer(&base, &named, &batch, args.max_new_tokens.get())
 }
 
 /// A line, and what is asked of it.
 struct Line {
     fields: Map<String, Value>,
+    /// Whether one prediction stands under [`PREDICTION`].
+    apart: bool,
     asked: Asked,
 }
 
@@ -102,7 +114,35 @@ impl Line {
             }),
             Task::Tag(_) => Asked::Label(Question::words(base, &words(&fields)?)?),
         };
-        Ok(Self { fields, asked })
+        Ok(Self { fields, apart: false, asked })
+    }
+
+    /// The line with every field that it has kept, whatever predictions are called.
+    fn with_room_for(mut self, base: &Base, adapters: &[(&str, &dyn Adapter)]) -> anyhow::Result<Self> {
+        let taken = |name: &str| self.fields.contains_key(name);
+        if adapters.len() == 1 {
+            self.apart = predicted(base).iter().any(|name| taken(name));
+            if self.apart && taken(PREDICTION) {
+                bail!(
+                    "has `{PREDICTION}` as well as fields that predictions are called by ({}): rename or remove one",
+                    predicted(base).join(", ")
+                );
+            }
+        } else if let Some((name, _)) = adapters.iter().find(|(name, _)| taken(name)) {
+            bail!(
+                "has a field `{name}`, which is an adapter's name too: give that another with --adapter NAME=PATH"
+            );
+        }
+        Ok(self)
+    }
+}
+
+/// The fields of a prediction.
+fn predicted(base: &Base) -> &'static [&'static str] {
+    match base.task {
+        Task::CausalLm => &["answer"],
+        Task::Classify(_) => &["label", "probabilities"],
+        Task::Tag(_) => &["tags", "probabilities"],
     }
 }
 
@@ -130,6 +170,9 @@ fn answer(
     for (i, line) in batch.iter().enumerate() {
         let mut object = line.fields.clone();
         match found.as_slice() {
+            [one] if line.apart => {
+                object.insert(PREDICTION.to_owned(), one[i].clone().into());
+            }
             [one] => object.extend(one[i].clone()),
             several => object.extend(
                 adapters

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use taper_kernels::Stored;
-use taper_merge::Progress;
+use taper_merge::{Progress, Quantized};
 
 use crate::args::ModelArgs;
-use crate::output::{bytes, count, print, progress_bar};
+use crate::output::{bytes, count, print, progress_bar, say};
 use crate::sources;
 
 /// Write a model as one GGUF file, for llama.cpp and as a smaller base for training.
@@ -20,7 +20,8 @@ pub(crate) struct QuantizeArgs {
     /// File to write
     #[arg(long, value_name = "FILE.gguf")]
     out: PathBuf,
-    /// How matrices are stored; norms and biases are f32
+    /// How matrices are stored; norms and biases are f32. A matrix whose rows are no whole blocks (256 values of `q4_k`, 32
+    /// of `q8_0`) takes more bits: `q8_0` if its rows are whole blocks of that, else f16
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k")]
     to: Type,
     /// Replace the file if it is there
@@ -73,6 +74,9 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     };
     let written = taper_merge::quantize(&base, args.to.into(), &args.out, args.force, &mut on_progress)?;
     bar.finish_and_clear();
+    if let Some(warning) = unfit(&written, args.to.into()) {
+        say(warning);
+    }
     if args.json {
         return print(serde_json::to_string(&written)?);
     }
@@ -86,4 +90,21 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         bytes(written.bytes),
         started.elapsed().as_secs_f64()
     ))
+}
+
+/// What to say where matrices are stored otherwise than as `to`.
+fn unfit(written: &Quantized, to: Stored) -> Option<String> {
+    let unfit: u64 = written.unfit_by_row.values().sum();
+    let all: u64 = written.values_by_type.values().sum();
+    let rows: Vec<String> = written.unfit_by_row.keys().map(ToString::to_string).collect();
+    (unfit > 0).then(|| {
+        format!(
+            "warning: {} of {} values are not stored as {to:?} but with more bits: its blocks are {} values of one row, and \
+             rows of {} are not whole blocks",
+            count(unfit as usize),
+            count(all as usize),
+            to.block(),
+            rows.join(", ")
+        )
+    })
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use taper_base::{Base, Checkpoint};
+use taper_lora::matching::{ends_with, pattern_matches, saved_by};
 use taper_lora::{LoraAdapter, LoraConfig, Names};
 
 use super::keys::{self, Keys, PREFIX, Part};
@@ -153,7 +154,8 @@ impl Folder {
             if fresh.all_zero() {
                 untrained.push(path.as_str());
             }
-            let alpha = pattern_value(&self.config.alpha_pattern, path).unwrap_or(self.config.lora_alpha);
+            let alpha = pattern_value("alpha_pattern", &self.config.alpha_pattern, path)
+                .unwrap_or(self.config.lora_alpha);
             let scaling = self.config.scaling(rank, alpha);
             let (norm_a, norm_b) = (stats_a.norm(), stats_b.norm());
             found.rank_by_module.insert(path.clone(), rank);
@@ -220,7 +222,8 @@ impl Folder {
         if rank == 0 {
             return None;
         }
-        let expected = pattern_value(&self.config.rank_pattern, path).unwrap_or(self.config.r);
+        let expected =
+            pattern_value("rank_pattern", &self.config.rank_pattern, path).unwrap_or(self.config.r);
         if rank != expected && found.config.is_object() {
             found.problem(format!("module `{path}` has rank {rank}, the configuration says {expected}"));
         }
@@ -236,17 +239,14 @@ impl Folder {
     fn names(&self, found: &mut Inspection) {
         let low_rank = keys::by_module(self.checkpoint.names());
         let paths: Vec<&str> = low_rank.keys().map(String::as_str).collect();
-        let ends = |path: &str, name: &str| {
-            path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        };
         if let Some(Names::List(names)) = &self.config.target_modules {
             let unused: Vec<&String> =
-                names.iter().filter(|name| !paths.iter().any(|path| ends(path, name))).collect();
+                names.iter().filter(|name| !paths.iter().any(|path| ends_with(path, name))).collect();
             if !unused.is_empty() {
                 found.problem(format!("target_modules that no tensor belongs to: {}", some(&unused)));
             }
             let others: Vec<_> =
-                paths.iter().filter(|path| !names.iter().any(|name| ends(path, name))).collect();
+                paths.iter().filter(|path| !names.iter().any(|name| ends_with(path, name))).collect();
             if !others.is_empty() {
                 found.problem(format!(
                     "tensors of modules that target_modules does not name: {}",
@@ -259,7 +259,7 @@ impl Folder {
         for (field, patterns) in [("rank_pattern", ranks), ("alpha_pattern", alphas)] {
             let unused: Vec<_> = patterns
                 .into_iter()
-                .filter(|pattern| !paths.iter().any(|path| matches(pattern, path)))
+                .filter(|pattern| !paths.iter().any(|path| is_match(field, pattern, path)))
                 .collect();
             if !unused.is_empty() {
                 found.problem(format!("{field} keys that match no module: {}", some(&unused)));
@@ -308,16 +308,13 @@ impl Folder {
             }
         }
         let entries = &self.config.modules_to_save;
-        let holds = |entry: &str, path: &str| {
-            path.split('.').any(|segment| segment.ends_with(entry)) || path.ends_with(entry)
-        };
         let unused: Vec<&String> =
-            entries.iter().filter(|entry| !saved.keys().any(|path| holds(entry, path))).collect();
+            entries.iter().filter(|entry| !saved.keys().any(|path| saved_by(path, entry))).collect();
         if !unused.is_empty() {
             found.problem(format!("modules_to_save that no tensor belongs to: {}", some(&unused)));
         }
         let others: Vec<_> =
-            saved.keys().filter(|path| !entries.iter().any(|entry| holds(entry, path))).collect();
+            saved.keys().filter(|path| !entries.iter().any(|entry| saved_by(path, entry))).collect();
         if !others.is_empty() && found.config.is_object() {
             found.problem(format!("tensors that the configuration does not account for: {}", some(&others)));
         }
@@ -336,12 +333,12 @@ fn counted_as(key: &str) -> &'static str {
     }
 }
 
-/// The value of the first key that matches, as PEFT's `get_pattern_key` (`utils/other.py`, 0.21.2) picks it.
-fn pattern_value<T: Copy>(patterns: &[(String, T)], path: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| matches(pattern, path)).map(|(_, value)| *value)
+/// The value of the first key that matches.
+fn pattern_value<T: Copy>(field: &str, patterns: &[(String, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| is_match(field, pattern, path)).map(|(_, value)| *value)
 }
 
-fn matches(pattern: &str, path: &str) -> bool {
-    fancy_regex::Regex::new(&format!(r"\A(?:.*\.)?(?:{pattern})\z"))
-        .is_ok_and(|regex| regex.is_match(path).unwrap_or(false))
+/// A key that is no pattern matches nothing, and is listed as such.
+fn is_match(field: &str, pattern: &str, path: &str) -> bool {
+    pattern_matches(field, pattern, path).unwrap_or_default()
 }

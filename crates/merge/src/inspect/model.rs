@@ -90,10 +90,12 @@ fn facts(config: &Value, dir: &Path) -> ModelFacts {
 fn weight_files(found: &mut Inspection, dir: &Path) -> Vec<PathBuf> {
     let single = dir.join("model.safetensors");
     if dir.join(INDEX).is_file() {
+        // Looked up among the folder's own names, so that no path in an index leads out of it.
+        let names = files_of(dir);
         let (there, missing): (Vec<_>, Vec<_>) =
-            indexed(dir).into_iter().partition(|name| dir.join(name).is_file());
+            indexed(dir).into_iter().partition(|name| names.contains(name));
         if !missing.is_empty() {
-            found.problem(format!("{INDEX} names files that are not there: {}", some(&missing)));
+            found.problem(format!("{INDEX} names files that are not in the folder: {}", some(&missing)));
         }
         return there.iter().map(|name| dir.join(name)).collect();
     }
@@ -108,6 +110,13 @@ fn weight_files(found: &mut Inspection, dir: &Path) -> Vec<PathBuf> {
         format!("neither model.safetensors nor {INDEX} is there")
     });
     Vec::new()
+}
+
+/// Names of the files that lie in `dir` itself.
+fn files_of(dir: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.path().is_file());
+    files.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 fn weight_map(dir: &Path) -> Option<serde_json::Map<String, Value>> {

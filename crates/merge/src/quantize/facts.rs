@@ -3,8 +3,9 @@
 use serde_json::Value;
 use taper_base::Base;
 use taper_base::gguf::Architecture;
-use taper_kernels::Stored;
+use taper_kernels::{Activation, Stored};
 
+use super::rope;
 use super::writer::{Entry, Metadata};
 use crate::Error;
 
@@ -15,6 +16,12 @@ pub(super) fn architecture(base: &Base) -> Result<Architecture, Error> {
     let Some(architecture) = Architecture::of_model_type(base.model_type()) else {
         return refuse(format!("`{}` models cannot be written as GGUF yet", base.model_type()));
     };
+    let activation = config["hidden_act"].as_str().unwrap_or("silu");
+    if Activation::named(activation) != Some(Activation::Silu) {
+        return refuse(format!(
+            "config.json: `hidden_act` is `{activation}`, and llama.cpp computes silu for this type of model"
+        ));
+    }
     let slides = match base.model_type() {
         "mistral" => !config["sliding_window"].is_null(),
         _ => config["use_sliding_window"] == true,
@@ -43,7 +50,6 @@ pub(super) fn metadata(base: &Base, architecture: Architecture, to: Stored) -> R
         ("general.file_type".to_owned(), Entry::U32(file_type(to))),
         ("general.quantization_version".to_owned(), Entry::U32(2)),
     ];
-    let theta = base.config["rope_parameters"]["rope_theta"].as_f64().or(base.config["rope_theta"].as_f64());
     let eps = base.config["rms_norm_eps"].as_f64().unwrap_or(1e-6);
     let numbers = [
         ("block_count", sizes.num_hidden_layers),
@@ -62,38 +68,11 @@ pub(super) fn metadata(base: &Base, architecture: Architecture, to: Stored) -> R
         put(key, Entry::U32(size as u32));
     }
     put("attention.layer_norm_rms_epsilon", Entry::F32(eps as f32));
-    put("rope.freq_base", Entry::F32(theta.unwrap_or(10_000.0) as f32));
-    rope_scaling(base, &mut put)?;
-    Ok(metadata)
-}
-
-/// `llama3` scaling is a tensor of factors instead.
-fn rope_scaling(base: &Base, put: &mut impl FnMut(&str, Entry)) -> Result<(), Error> {
-    let field = if base.config["rope_parameters"].is_object() { "rope_parameters" } else { "rope_scaling" };
-    let scaling = &base.config[field];
-    let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
-    let mut number = |key: &str, value: &Value| {
-        if let Some(value) = value.as_f64() {
-            put(key, Entry::F32(value as f32));
-        }
-    };
-    match kind {
-        "default" | "llama3" | "factors" => Ok(()),
-        "linear" | "yarn" => {
-            number("rope.scaling.factor", &scaling["factor"]);
-            number("rope.scaling.yarn_beta_fast", &scaling["beta_fast"]);
-            number("rope.scaling.yarn_beta_slow", &scaling["beta_slow"]);
-            put("rope.scaling.type", Entry::Text(kind.into()));
-            if let Some(original) = scaling["original_max_position_embeddings"].as_u64() {
-                put("rope.scaling.original_context_length", Entry::U32(original as u32));
-            }
-            Ok(())
-        }
-        other => {
-            let what = format!("rope type `{other}` cannot be written as GGUF");
-            Err(Error::file(&base.dir.path, what))
-        }
+    let rope = rope::metadata(&base.config, sizes.max_position_embeddings);
+    for (key, entry) in rope.map_err(|what| Error::file(&base.dir.path, what))? {
+        put(key, entry);
     }
+    Ok(metadata)
 }
 
 /// `general.file_type`: what most of the weights are.

@@ -4,11 +4,13 @@
 //! model. What the blocks of each type hold is `taper-kernels`'; names and the order of rows are those of `taper_base::gguf`.
 
 mod facts;
+mod rope;
 mod vocabulary;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -37,6 +39,8 @@ pub struct Quantized {
     pub tensors: usize,
     /// Values by type.
     pub values_by_type: BTreeMap<String, u64>,
+    /// Values of matrices that take more bits than was asked for, by the length of their rows: it is not whole blocks.
+    pub unfit_by_row: BTreeMap<usize, u64>,
 }
 
 /// A tensor to write.
@@ -55,8 +59,8 @@ struct Source {
 /// `F16` that holds them. The file appears whole or not at all.
 ///
 /// # Errors
-/// [`Error::Out`] where `out` exists and `force` is false; [`Error::Unsupported`] for a model that llama.cpp would compute
-/// otherwise; [`Error::NotFinite`]; [`Error::Stopped`] where `on_progress` says so.
+/// [`Error::Out`] where `out` exists and `force` is false, or is no GGUF file or the model itself; [`Error::File`] for a
+/// model that llama.cpp would compute otherwise; [`Error::NotFinite`]; [`Error::Stopped`] where `on_progress` says so.
 pub fn quantize(
     base: &Base,
     to: Stored,
@@ -64,9 +68,7 @@ pub fn quantize(
     force: bool,
     on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Quantized, Error> {
-    if out.exists() && (!force || out.is_dir()) {
-        return Err(Error::out(out, "is there already: give another --out, or --force to replace a file"));
-    }
+    check_place(base, out, force)?;
     let architecture = facts::architecture(base)?;
     let sources = sources(base, architecture, to)?;
     let mut metadata = facts::metadata(base, architecture, to)?;
@@ -95,19 +97,50 @@ pub fn quantize(
         (Some(error), _) => Err(error),
         (None, Ok(())) => {
             let bytes = std::fs::metadata(out).map_err(Error::io(out))?.len();
-            Ok(Quantized::of(out, bytes, &sources))
+            Ok(Quantized::of(out, bytes, &sources, to))
         }
     }
 }
 
+/// Whether `out` may be written: replaced is a GGUF file, or an empty one, and never the one that is read.
+fn check_place(base: &Base, out: &Path, force: bool) -> Result<(), Error> {
+    if out.is_dir() {
+        let what = format!("is a folder: give a file's name, such as {}", out.join("model.gguf").display());
+        return Err(Error::out(out, what));
+    }
+    if !out.exists() {
+        return Ok(());
+    }
+    if !force {
+        return Err(Error::out(out, "is there already: give another --out, or --force to replace the file"));
+    }
+    let real = |path: &Path| std::fs::canonicalize(path).map_err(Error::io(path));
+    if real(out)? == real(&base.dir.path)? {
+        return Err(Error::out(out, "is the model that is read: give another --out"));
+    }
+    let mut start = Vec::new();
+    let file = File::open(out).map_err(Error::io(out))?;
+    file.take(4).read_to_end(&mut start).map_err(Error::io(out))?;
+    if start.is_empty() || start == b"GGUF" {
+        return Ok(());
+    }
+    let what = "does not begin as a GGUF file does, and --force replaces no other: give another --out, or move it away";
+    Err(Error::out(out, what))
+}
+
 impl Quantized {
-    fn of(path: &Path, bytes: u64, sources: &[Source]) -> Self {
-        let mut values_by_type = BTreeMap::new();
+    fn of(path: &Path, bytes: u64, sources: &[Source], to: Stored) -> Self {
+        let (mut values_by_type, mut unfit_by_row) = (BTreeMap::new(), BTreeMap::new());
         for Source { info, .. } in sources {
             let values = info.shape.iter().product::<usize>() as u64;
             *values_by_type.entry(format!("{:?}", info.stored)).or_default() += values;
+            if let [_, cols] = info.shape[..]
+                && !cols.is_multiple_of(to.block())
+            {
+                *unfit_by_row.entry(cols).or_default() += values;
+            }
         }
-        Self { path: path.to_owned(), bytes, tensors: sources.len(), values_by_type }
+        Self { path: path.to_owned(), bytes, tensors: sources.len(), values_by_type, unfit_by_row }
     }
 }
 

@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use taper_lora::LoraConfig;
 
 use super::fixture::{Room, Shape, adapter, targets};
-use crate::{Error, Weighted, merge};
+use crate::{Error, Out, Weighted, build, merge};
 
 fn failure(result: Result<crate::Merged, Error>, words: &[&str]) -> Error {
     let error = result.unwrap_err();
@@ -25,12 +25,79 @@ fn an_existing_folder_is_refused_and_with_force_replaced_whole() {
     fs::write(room.path("out/old.txt"), "old").unwrap();
     failure(room.merge(&base, &[(&a, 1.0)]), &["out", "exists", "--force"]);
     assert!(room.path("out/old.txt").exists());
-    room.merge_to("out", true, &base, &[(&a, 1.0)]).unwrap();
-    assert!(!room.path("out/old.txt").exists());
+    fs::remove_file(room.path("out/old.txt")).unwrap();
+    let forced = || room.merge_to("out", true, &base, &[(&a, 1.0)]);
+    forced().unwrap();
+    fs::write(room.path("out/old.json"), "{}").unwrap();
+    forced().unwrap();
+    assert!(!room.path("out/old.json").exists());
     assert!(room.path("out/config.json").exists());
     fs::write(room.path("file"), "x").unwrap();
     failure(room.merge_to("file", true, &base, &[(&a, 1.0)]), &["file", "not a folder"]);
     assert_eq!(room.names(), ["base", "file", "out"]);
+}
+
+#[test]
+fn a_folder_that_is_no_models_is_not_replaced() {
+    let room = Room::new(Shape::of(Dtype::BF16));
+    let base = room.base();
+    let forced = || room.merge_to("out", true, &base, &[]);
+    for (file, words) in [
+        ("thesis.txt", &["out", "no model", "config.json"][..]),
+        ("config.json", &["no model", "model.safetensors"]),
+        ("adapter_config.json", &["an adapter", "adapter_config.json"]),
+        ("drafts/thesis.txt", &["`drafts`", "--force"]),
+    ] {
+        let file = room.path("out").join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "mine").unwrap();
+        failure(forced(), words);
+        assert_eq!(fs::read(&file).unwrap(), b"mine");
+        fs::remove_dir_all(room.path("out")).unwrap();
+    }
+    // A model that somebody has made a folder in.
+    forced().unwrap();
+    fs::create_dir(room.path("out/.git")).unwrap();
+    failure(forced(), &["`.git`"]);
+    assert!(room.path("out/model.safetensors").exists());
+}
+
+#[test]
+fn the_adapters_folders_are_not_replaced() {
+    let room = Room::new(Shape::of(Dtype::BF16));
+    let base = room.base();
+    // Beside a whole model, so that nothing else keeps it.
+    room.merge_to("par", false, &base, &[]).unwrap();
+    adapter(&base, targets(&["q_proj"]), 36).save(&room.path("par/ad")).unwrap();
+    room.merge_to("kk", false, &base, &[]).unwrap();
+    let keep = [room.path("par/ad"), room.path("kk")];
+    let keep = keep.each_ref().map(std::path::PathBuf::as_path);
+    for out in ["par", "par/ad", "kk"] {
+        let path = room.path(out);
+        let out = Out { path: &path, force: true, keep: &keep };
+        failure(merge(&base, &[], out, &mut |_| ControlFlow::Continue(())), &["which is being merged"]);
+    }
+    assert!(room.path("par/ad/adapter_config.json").exists() && room.path("kk/config.json").exists());
+}
+
+#[test]
+fn what_is_built_and_not_published_is_gone() {
+    let room = Room::new(Shape::of(Dtype::BF16));
+    let out = room.path("out");
+    let built = build(&room.base(), &[], Out::new(&out), &mut |_| ControlFlow::Continue(())).unwrap();
+    assert!(built.dir().join("model.safetensors").exists() && !out.exists());
+    drop(built);
+    assert_eq!(room.names(), ["base"]);
+    for force in [false, true] {
+        let to = Out { force, ..Out::new(&out) };
+        let built = build(&room.base(), &[], to, &mut |_| ControlFlow::Continue(())).unwrap();
+        fs::create_dir_all(&out).unwrap();
+        fs::write(out.join("thesis.txt"), "of somebody else, meanwhile").unwrap();
+        failure(built.publish(), &["out", "--force"]);
+        assert!(out.join("thesis.txt").exists());
+        assert_eq!(room.names(), ["base", "out"]);
+        fs::remove_dir_all(&out).unwrap();
+    }
 }
 
 #[test]
@@ -66,7 +133,7 @@ fn stopping_and_unwritable_places_leave_nothing() {
     let base = room.base();
     let a = adapter(&base, targets(&["q_proj"]), 34);
     let weighted = [Weighted { adapter: &a, weight: 1.0 }];
-    let stopped = merge(&base, &weighted, &room.path("out"), false, &mut |_| ControlFlow::Break(()));
+    let stopped = merge(&base, &weighted, Out::new(&room.path("out")), &mut |_| ControlFlow::Break(()));
     assert!(matches!(failure(stopped, &["stopped"]), Error::Stopped));
     fs::write(room.path("file"), "x").unwrap();
     failure(room.merge_to("file/out", false, &base, &[(&a, 1.0)]), &["file"]);

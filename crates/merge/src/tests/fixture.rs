@@ -12,7 +12,7 @@ use taper_kernels::Compute;
 use taper_lora::{Init, LoraAdapter, LoraConfig, Names};
 use tempfile::TempDir;
 
-use crate::{Error, Merged, Progress, Weighted, merge, values};
+use crate::{Error, Merged, Out, Progress, Weighted, merge, values};
 
 pub(super) const VOCAB: usize = 20;
 pub(super) const HIDDEN: usize = 16;
@@ -102,7 +102,9 @@ impl Room {
         let adapters: Vec<_> =
             adapters.iter().map(|&(adapter, weight)| Weighted { adapter, weight }).collect();
         let mut last = Progress::default();
-        let merged = merge(base, &adapters, &self.path(out), force, &mut |progress| {
+        let path = self.path(out);
+        let out = Out { force, ..Out::new(&path) };
+        let merged = merge(base, &adapters, out, &mut |progress| {
             last = progress;
             ControlFlow::Continue(())
         })?;

@@ -216,7 +216,27 @@ fn a_model_has_facts_and_its_faults_are_listed() {
     fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
     assert_problem(&dir, &["model-00002-of-00002.safetensors", "not a whole safetensors file"]);
     fs::remove_file(&shard).unwrap();
-    assert_problem(&dir, &["index.json names files that are not there", "model-00002"]);
+    assert_problem(&dir, &["index.json names files that are not in the folder", "model-00002"]);
+}
+
+#[test]
+fn an_index_leads_to_no_file_outside_its_folder() {
+    let room = Room::new(Shape { shards: 2, ..Shape::of(Dtype::BF16) });
+    let dir = room.path("base");
+    let shard = "model-00002-of-00002.safetensors";
+    fs::create_dir(room.path("other")).unwrap();
+    fs::rename(dir.join(shard), room.path("other/secret.safetensors")).unwrap();
+    let index = dir.join("model.safetensors.index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    let absolute = room.path("other/secret.safetensors");
+    for path in ["../other/secret.safetensors", absolute.to_str().unwrap()] {
+        fs::write(&index, text.replace(shard, path)).unwrap();
+        assert_problem(&dir, &["not in the folder", path]);
+        let found = inspect(&dir, None).unwrap();
+        assert_eq!(found.files.len(), 1, "{:?}", found.files);
+        // The loader's own word on it.
+        assert_problem(&dir, &["which is not a .safetensors file beside it"]);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use taper_base::{Checkpoint, TensorInfo};
 use taper_lora::LoraAdapter;
 
 use super::fixture::{floats, open};
-use crate::{Weighted, merge};
+use crate::{Out, Weighted, merge};
 
 /// The order of sums differs from PyTorch's: relative to the tensor's largest value.
 const WEIGHTS: f32 = 2e-6;
@@ -54,14 +54,8 @@ fn check(case: &str, dir: &Path) {
     let base = open(&dir.join("model"));
     let adapter = LoraAdapter::load(&dir.join("adapter"), &base).unwrap();
     let adapters = [Weighted { adapter: &adapter, weight: 1.0 }];
-    let merged =
-        merge(
-            &base,
-            &adapters,
-            &room.path().join("out"),
-            false,
-            &mut |_| std::ops::ControlFlow::Continue(()),
-        );
+    let out = room.path().join("out");
+    let merged = merge(&base, &adapters, Out::new(&out), &mut |_| std::ops::ControlFlow::Continue(()));
     let out = Checkpoint::open(&merged.unwrap().path).unwrap();
     let expected = Checkpoint::open_files(&[dir.join("expected.safetensors")]).unwrap();
     let mut compared = 0;
