@@ -8,7 +8,7 @@ use taper_kernels::Compute;
 
 use crate::network::{Fresh, head_linear, rows_at};
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Module, Network, Sizes, Task, arch,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Module, Network, Sizes, Task, arch, fields,
 };
 
 /// What transformers calls the head.
@@ -40,7 +40,7 @@ impl Classifier {
         let sizes = Sizes { tie_word_embeddings: false, ..*body.sizes() };
         let pooled = matches!(task, Task::Classify(_));
         let outputs = task.labels().map_or(0, crate::Labels::outputs);
-        let deviation = config["initializer_range"].as_f64().unwrap_or(0.02);
+        let deviation = fields::number(config, "initializer_range")?.unwrap_or(0.02);
         let found = if Task::of(config) == *task { Some(checkpoint) } else { None };
         let mut fresh = Vec::new();
         // The head that labels every token has a bias.

@@ -103,7 +103,7 @@ impl ModelDir {
 
     /// [`Network::decoder_start`](crate::Network::decoder_start) of the model in it.
     pub fn decoder_start(&self) -> Result<Option<u32>, Error> {
-        Ok(crate::arch::decoder_start(&self.json("config.json")?))
+        crate::arch::decoder_start(&self.json("config.json")?)
     }
 
     /// A JSON file of the folder, or what it would say for a GGUF file; an empty object if it is not there.

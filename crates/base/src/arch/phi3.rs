@@ -17,7 +17,6 @@ fn renamed(config: &Value) -> Value {
     let mut config = config.clone();
     for field in ["rope_parameters", "rope_scaling"] {
         if let Some(rope) = config[field].as_object_mut().filter(|rope| rope.contains_key("long_factor")) {
-            rope.remove("type");
             rope.insert("rope_type".into(), json!("longrope"));
         }
     }

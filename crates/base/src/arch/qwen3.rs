@@ -1,19 +1,12 @@
 //! Qwen3 dense: Llama with an RMS norm on each q and k head. arXiv:2505.09388 §2; transformers `modeling_qwen3.py` (5.23).
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Error;
 use crate::decoder::DecoderConfig;
 
-#[derive(Deserialize)]
-struct Qwen3 {
-    #[serde(default)]
-    attention_bias: bool,
-}
-
 pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
-    let Qwen3 { attention_bias } = super::read(config)?;
+    let attention_bias = super::flag(config, "attention_bias", false)?;
     let mut facts = DecoderConfig {
         qkv_bias: attention_bias,
         o_bias: attention_bias,

@@ -28,11 +28,12 @@ impl Encoder {
         (task, own_head): (&Task, bool),
     ) -> Result<Self, Error> {
         let loader = Loader { config: &config, checkpoint, compute };
-        let mut fresh = Vec::new();
-        let top = loader.top(task, own_head, &mut fresh)?;
         let embeddings = loader.embeddings()?;
         let blocks =
             (0..config.sizes.num_hidden_layers).map(|i| loader.block(i)).collect::<Result<_, _>>()?;
+        // After the blocks, which hold config.json's sizes against the files': a fresh head is allocated by them.
+        let mut fresh = Vec::new();
+        let top = loader.top(task, own_head, &mut fresh)?;
         Ok(Self { config, embeddings, blocks, top, fresh })
     }
 }

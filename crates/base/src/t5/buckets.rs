@@ -5,6 +5,9 @@ use taper_kernels::DistanceBias;
 
 use crate::Error;
 
+/// The longest reach: a bias is kept for every distance within it.
+const MAX_REACH: usize = 1 << 16;
+
 /// How distances fall into buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Buckets {
@@ -17,13 +20,16 @@ pub(crate) struct Buckets {
 impl Buckets {
     /// These, if their numbers go together.
     pub(crate) fn checked(self) -> Result<Self, Error> {
-        if self.count >= 4 && self.count.is_multiple_of(2) && self.reach > self.count / 2 {
+        let reaches = self.count / 2 + 1..=MAX_REACH;
+        if self.count >= 4 && self.count.is_multiple_of(2) && reaches.contains(&self.reach) {
             return Ok(self);
         }
         let Self { count, reach } = self;
         Err(Error::Unsupported {
             what: format!(
-                "config.json: distances up to {reach} in {count} buckets: expected an even                  `relative_attention_num_buckets`, and a `relative_attention_max_distance` above half of it"
+                "config.json: distances up to {reach} in {count} buckets: expected an even \
+                 `relative_attention_num_buckets`, and a `relative_attention_max_distance` above half of it and at most \
+                 {MAX_REACH}"
             ),
         })
     }
