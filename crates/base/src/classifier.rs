@@ -64,6 +64,10 @@ impl Network for Classifier {
         }
     }
 
+    fn places(&self) -> Option<usize> {
+        self.body.places()
+    }
+
     fn head(&self) -> &Head {
         &self.score
     }
