@@ -31,7 +31,7 @@ impl Base {
 
     /// Opens the model in a folder for the task that it was saved for.
     pub fn open_dir(dir: ModelDir, compute: Compute) -> Result<Self, Error> {
-        let task = Task::of(&dir.json("config.json")?);
+        let task = Task::read(&dir.json("config.json")?)?;
         Self::open_for(dir, compute, task)
     }
 

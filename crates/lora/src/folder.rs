@@ -187,7 +187,8 @@ impl Source for Folder {
     /// Takes the tensor out of the file; in its place, zeros where something is wrong, which [`Folder::finish`] reports. They are
     /// one value seen everywhere: the shape is what the configuration claims, and may be of any size.
     fn tensor(&mut self, key: &str, shape: &[usize], _: Start<'_>) -> Result<Tensor, Error> {
-        let placeholder = || Ok(Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
+        let placeholder =
+            || Ok(Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
         let Some(found) = self.find(key) else {
             self.problems.missing.push(format!("`{key}`"));
             return placeholder();

@@ -50,6 +50,7 @@ pub(crate) fn build(
     if !config.is_object() {
         return Err(unsupported("config.json holds no object: it is not a model's".into()));
     }
+    task.check_class(config["model_type"].as_str().unwrap_or_default())?;
     if let Some(encoder) = encoder(config, checkpoint, compute, task)? {
         return Ok(encoder);
     }
