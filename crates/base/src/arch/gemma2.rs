@@ -10,6 +10,7 @@ pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
     // The defaults of `Gemma2Config`.
     let defaults = json!({
         "head_dim": 256,
+        "num_key_value_heads": 4,
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 256,
         "attn_logit_softcapping": 50.0,

@@ -6,7 +6,13 @@ use crate::Error;
 use crate::decoder::{DecoderConfig, Projections};
 
 pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
-    let config = &renamed(config);
+    // The defaults of `Phi3Config`.
+    let defaults = json!({
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+    });
+    let config = &super::with_defaults(&renamed(config), defaults);
     let mut facts = DecoderConfig { projections: Projections::Fused, ..super::common(config)? };
     super::windows(config, &mut facts, |_| true)?;
     Ok(facts)

@@ -1,11 +1,19 @@
 //! SmolLM3: Llama in which some layers do not rotate. arXiv:2501.18795 (NoPE layers); transformers `modeling_smollm3.py` (5.23).
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Error;
 use crate::decoder::DecoderConfig;
 
 pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
+    // The defaults of `SmolLM3Config`; transformers leaves `tie_word_embeddings` out where it is true.
+    let defaults = json!({
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32_768,
+        "rope_theta": 2_000_000.0,
+        "tie_word_embeddings": true,
+    });
+    let config = &super::with_defaults(config, defaults);
     let attention_bias = super::flag(config, "attention_bias", false)?;
     let mut facts = DecoderConfig {
         qkv_bias: attention_bias,

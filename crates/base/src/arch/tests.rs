@@ -178,3 +178,44 @@ fn a_config_that_is_no_object_is_refused() {
     let error = arch::build(&json!([]), &checkpoint, Compute::F32, &task).unwrap_err().to_string();
     assert!(error.contains("holds no object"), "{error}");
 }
+
+/// What `LlamaConfig()` and its like have in transformers 5.23 where a file says no more than its sizes.
+#[test]
+fn what_a_file_leaves_out_is_the_default_of_its_config_class() {
+    let bare = json!({"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 32,
+        "vocab_size": 9});
+    type Facts = fn(&Value) -> Result<crate::decoder::DecoderConfig, crate::Error>;
+    // K, E, positions, tied, eps, θ, window of the first layer.
+    type Defaults = (usize, usize, usize, bool, f64, f32, Option<usize>);
+    let cases: [(&str, Facts, Defaults); 8] = [
+        ("llama", super::llama::facts, (32, 128, 2048, false, 1e-6, 1e4, None)),
+        ("mistral", super::mistral::facts, (8, 128, 131_072, false, 1e-6, 1e4, Some(4096))),
+        ("qwen2", super::qwen2::facts, (32, 128, 32_768, false, 1e-6, 1e4, None)),
+        ("qwen3", super::qwen3::facts, (32, 128, 32_768, false, 1e-6, 1e4, None)),
+        ("smollm3", super::smollm3::facts, (4, 128, 32_768, true, 1e-6, 2e6, None)),
+        ("phi3", super::phi3::facts, (32, 128, 4096, false, 1e-5, 1e4, None)),
+        ("gemma2", super::gemma2::facts, (4, 256, 8192, true, 1e-6, 1e4, Some(4096))),
+        ("gemma3_text", super::gemma3::facts, (4, 256, 131_072, true, 1e-6, 1e6, Some(4096))),
+    ];
+    for (name, facts, expected) in cases {
+        let facts = facts(&bare).unwrap();
+        let sizes = facts.sizes;
+        // The second frequency is θ^(-2/E).
+        let theta = facts.ropes[0].inv_freq()[1].powf(-(sizes.head_dim as f32) / 2.0);
+        assert!((theta / expected.5 - 1.0).abs() < 1e-3, "{name}: {theta}");
+        let found = (
+            sizes.num_key_value_heads,
+            sizes.head_dim,
+            sizes.max_position_embeddings,
+            sizes.tie_word_embeddings,
+            facts.rms_norm_eps,
+            expected.5,
+            facts.layers[0].window,
+        );
+        assert_eq!(found, expected, "{name}");
+    }
+    let unbounded =
+        super::with_defaults(&json!({ "sliding_window": null, "num_key_value_heads": null }), bare);
+    let facts = super::mistral::facts(&unbounded).unwrap();
+    assert_eq!((facts.layers[0].window, facts.sizes.num_key_value_heads), (None, 32));
+}
