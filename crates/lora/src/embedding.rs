@@ -94,6 +94,11 @@ impl EmbeddingLora {
         (&self.a, &self.b, self.scaling)
     }
 
+    /// D.
+    pub(crate) fn width(&self) -> usize {
+        self.b.dims().first().copied().unwrap_or_default()
+    }
+
     /// R.
     pub(crate) fn rank(&self) -> usize {
         self.a.dims().first().copied().unwrap_or_default()

@@ -127,6 +127,10 @@ impl Variant for Lora {
         self.b.dims().first().copied().unwrap_or_default()
     }
 
+    fn inputs(&self) -> usize {
+        self.a.dims().last().copied().unwrap_or_default()
+    }
+
     fn rank(&self) -> usize {
         self.b.dims().last().copied().unwrap_or_default()
     }

@@ -40,6 +40,9 @@ pub(crate) trait Variant: Send + Sync + std::fmt::Debug {
     /// Rows of `W`.
     fn outputs(&self) -> usize;
 
+    /// Columns of `W`.
+    fn inputs(&self) -> usize;
+
     /// R.
     fn rank(&self) -> usize;
 

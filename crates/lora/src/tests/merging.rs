@@ -121,13 +121,25 @@ fn parameters_trained_whole_have_no_multiple() {
 
 #[test]
 fn rows_of_another_length_are_refused() {
-    let toy = Toy::new(false);
-    let config = LoraConfig {
-        modules_to_save: strings(&["norm"]),
-        target_modules: Some(list(&[])),
-        ..LoraConfig::default()
-    };
-    let error =
-        toy.trained(&config).merge_rows("model.norm.weight", 0..2, &mut [0.0; 3]).unwrap_err().to_string();
-    assert!(error.contains("are 3 values in the base and 2 in the adapter"), "{error}");
+    for (name, config) in configs() {
+        let toy = Toy::new(false);
+        let adapter = toy.trained(&config);
+        for tensor in adapter.changed_tensors() {
+            for len in [0, 1, 3, 5, 7, 1000] {
+                let (before, what) = (vec![0.5; len], format!("rows 0..3 of `{tensor}` are {len} values"));
+                let mut values = before.clone();
+                match adapter.merge_rows(&tensor, 0..3, &mut values) {
+                    Ok(()) => assert!(
+                        len == 3 && (tensor.contains("bias") || tensor.contains("norm")),
+                        "{name}: {tensor}"
+                    ),
+                    Err(error) => {
+                        assert!(error.to_string().contains(&what), "{name}: {error}");
+                        assert_eq!(values, before);
+                    }
+                }
+            }
+        }
+        adapter.merge_rows("no.such.tensor", 0..3, &mut [0.0]).unwrap();
+    }
 }
