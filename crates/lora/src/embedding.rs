@@ -113,7 +113,7 @@ impl EmbeddingLora {
             gain: Some(OnceLock::new()),
         };
         let dora = self.dora.as_ref().map(seen);
-        Self { a: view.of(&self.a), b: view.of(&self.b), scaling: self.scaling * view.weight, dora }
+        Self { a: view.of(&self.a), b: view.of(&self.b), scaling: self.scaling, dora }
     }
 }
 

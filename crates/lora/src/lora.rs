@@ -80,7 +80,7 @@ impl Lora {
             a: view.of(&self.a),
             b: view.of(&self.b),
             bias: self.bias.as_ref().map(|bias| view.of(bias)),
-            scaling: self.scaling * view.weight,
+            scaling: self.scaling,
         }
     }
 }

@@ -55,8 +55,6 @@ pub(crate) trait Variant: Send + Sync + std::fmt::Debug {
 pub(crate) struct View {
     /// Whether gradients reach the parameters.
     pub(crate) tracked: bool,
-    /// Factor on the low-rank terms.
-    pub(crate) weight: f64,
 }
 
 impl View {
