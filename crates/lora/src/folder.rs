@@ -174,7 +174,7 @@ impl Folder {
     /// The trainable parameters, unless something is wrong.
     fn finish(mut self, adapter: &LoraAdapter) -> Result<BTreeMap<String, Var>, Error> {
         for key in &self.left {
-            self.problems.unexpected(key);
+            self.problems.unexpected(&self.names[key]);
         }
         match self.problems.report(adapter.config.base_model_name_or_path.as_deref()) {
             None => Ok(self.vars),
