@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use taper_kernels::Compute;
 
-use crate::{Checkpoint, Task, arch};
+use crate::decoder::DecoderConfig;
+use crate::{Checkpoint, Error, Task, arch};
 
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/oracle").join(case).join("model")
@@ -179,14 +180,15 @@ fn a_config_that_is_no_object_is_refused() {
     assert!(error.contains("holds no object"), "{error}");
 }
 
+type Facts = fn(&Value) -> Result<DecoderConfig, Error>;
+/// K, E, positions, tied, eps, θ, window of the first layer.
+type Defaults = (usize, usize, usize, bool, f64, f32, Option<usize>);
+
 /// What `LlamaConfig()` and its like have in transformers 5.23 where a file says no more than its sizes.
 #[test]
 fn what_a_file_leaves_out_is_the_default_of_its_config_class() {
     let bare = json!({"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 32,
         "vocab_size": 9});
-    type Facts = fn(&Value) -> Result<crate::decoder::DecoderConfig, crate::Error>;
-    // K, E, positions, tied, eps, θ, window of the first layer.
-    type Defaults = (usize, usize, usize, bool, f64, f32, Option<usize>);
     let cases: [(&str, Facts, Defaults); 8] = [
         ("llama", super::llama::facts, (32, 128, 2048, false, 1e-6, 1e4, None)),
         ("mistral", super::mistral::facts, (8, 128, 131_072, false, 1e-6, 1e4, Some(4096))),

@@ -34,8 +34,8 @@ impl Buckets {
         })
     }
 
-    /// The bucket of a key `distance` places behind the query. In both directions half of the buckets are for either; else
-    /// keys behind the query, which are not seen, count as the query itself.
+    /// The bucket of a key `distance` places after the query; of one before it, that is negative. In both directions half of
+    /// the buckets are for either; else keys after the query, which are not seen, count as the query itself.
     pub(super) fn of(self, distance: isize, both_ways: bool) -> usize {
         let (count, first) = match both_ways {
             true if distance > 0 => (self.count / 2, self.count / 2),
@@ -71,6 +71,15 @@ mod tests {
         for distance in -140..=140 {
             let expected = runs.iter().rev().find(|(first, _)| *first <= distance).unwrap().1;
             assert_eq!(buckets.of(distance, both_ways), expected, "{distance}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_do_not_go_together_are_refused() {
+        for (count, reach) in [(31, 128), (2, 128), (32, 16), (32, MAX_REACH + 1)] {
+            let error = Buckets { count, reach }.checked().unwrap_err().to_string();
+            assert!(error.contains(&format!("up to {reach} in {count} buckets")), "{error}");
+            assert!(error.contains("at most 65536") && !error.contains("  "), "{error}");
         }
     }
 
