@@ -31,14 +31,19 @@ impl Base {
 
     /// Opens the model in a folder for the task that it was saved for.
     pub fn open_dir(dir: ModelDir, compute: Compute) -> Result<Self, Error> {
-        let task = Task::read(&dir.json("config.json")?)?;
-        Self::open_for(dir, compute, task)
+        let config = dir.json("config.json")?;
+        let task = Task::read(&config)?;
+        Self::build(dir, config, compute, task)
     }
 
     /// Opens the model in a folder for `task`. A head that the files lack, or have for other labels, is a fresh one
     /// ([`Network::fresh`]).
     pub fn open_for(dir: ModelDir, compute: Compute, task: Task) -> Result<Self, Error> {
         let config = dir.json("config.json")?;
+        Self::build(dir, config, compute, task)
+    }
+
+    fn build(dir: ModelDir, config: serde_json::Value, compute: Compute, task: Task) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open(&dir.path)?;
         let model = arch::build(&config, &checkpoint, compute, &task)?;
         let tokenizer = Tokenizer::open(&dir)?;

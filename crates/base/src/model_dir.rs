@@ -120,7 +120,7 @@ impl ModelDir {
     /// A JSON file of the folder, or what it would say for a GGUF file; an empty object if it is not there.
     pub fn json(&self, file: &str) -> Result<serde_json::Value, Error> {
         if self.is_gguf() {
-            return Gguf::open(&self.path)?.json(file);
+            return Gguf::json_of(&self.path, file);
         }
         let Some(path) = self.file(file) else {
             return Ok(serde_json::Value::Object(serde_json::Map::new()));
