@@ -31,18 +31,25 @@ impl Base {
 
     /// Opens the model in a folder for the task that it was saved for.
     pub fn open_dir(dir: ModelDir, compute: Compute) -> Result<Self, Error> {
-        let task = Task::of(&dir.json("config.json")?);
-        Self::open_for(dir, compute, task)
+        let config = dir.json("config.json")?;
+        let task = Task::read(&config)?;
+        Self::build(dir, config, compute, task)
     }
 
     /// Opens the model in a folder for `task`. A head that the files lack, or have for other labels, is a fresh one
     /// ([`Network::fresh`]).
     pub fn open_for(dir: ModelDir, compute: Compute, task: Task) -> Result<Self, Error> {
         let config = dir.json("config.json")?;
+        Self::build(dir, config, compute, task)
+    }
+
+    fn build(dir: ModelDir, config: serde_json::Value, compute: Compute, task: Task) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open(&dir.path)?;
         let model = arch::build(&config, &checkpoint, compute, &task)?;
         let tokenizer = Tokenizer::open(&dir)?;
-        let eos = eos_ids(&[&dir.json("generation_config.json")?, &config], &tokenizer);
+        let generation = dir.json("generation_config.json")?;
+        let files = [("generation_config.json", &generation), ("config.json", &config)];
+        let eos = eos_ids(&files, tokenizer.eos())?;
         Ok(Self { dir, config, checkpoint, task, model, tokenizer, eos })
     }
 
@@ -53,21 +60,51 @@ impl Base {
 }
 
 /// The first `eos_token_id` (a number or a list) that is set, with the tokenizer's own.
-fn eos_ids(configs: &[&serde_json::Value], tokenizer: &Tokenizer) -> Vec<u32> {
-    let mut ids: Vec<u32> = configs
-        .iter()
-        .map(|config| match &config["eos_token_id"] {
-            serde_json::Value::Array(ids) => ids.iter().filter_map(as_id).collect(),
-            id => as_id(id).into_iter().collect::<Vec<_>>(),
-        })
-        .find(|ids| !ids.is_empty())
-        .unwrap_or_default();
-    ids.extend(tokenizer.eos());
+fn eos_ids(configs: &[(&str, &serde_json::Value)], tokenizer: Option<u32>) -> Result<Vec<u32>, Error> {
+    let mut ids = Vec::new();
+    for (file, config) in configs {
+        if ids.is_empty() {
+            ids = ids_of(file, &config["eos_token_id"])?;
+        }
+    }
+    ids.extend(tokenizer);
     ids.sort_unstable();
     ids.dedup();
-    ids
+    Ok(ids)
 }
 
-fn as_id(value: &serde_json::Value) -> Option<u32> {
-    value.as_u64().and_then(|id| u32::try_from(id).ok())
+/// The ids in `eos_token_id` of `file`; -1 and its like, which no token has, are none.
+fn ids_of(file: &str, value: &serde_json::Value) -> Result<Vec<u32>, Error> {
+    let list = match value {
+        serde_json::Value::Null => return Ok(Vec::new()),
+        serde_json::Value::Array(list) => list.as_slice(),
+        id => std::slice::from_ref(id),
+    };
+    let ids: Option<Vec<i64>> = list.iter().map(serde_json::Value::as_i64).collect();
+    let ids = ids.ok_or_else(|| Error::Unsupported {
+        what: format!("{file}: `eos_token_id` is {value}, expected an id or a list of ids"),
+    })?;
+    Ok(ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_first_file_that_names_an_end_wins_and_one_that_is_no_id_is_refused() {
+        let ids = |generation: serde_json::Value| {
+            let own = json!({"eos_token_id": 7});
+            eos_ids(&[("generation_config.json", &generation), ("config.json", &own)], Some(3))
+        };
+        assert_eq!(ids(json!({})).unwrap(), [3, 7]);
+        assert_eq!(ids(json!({"eos_token_id": -1})).unwrap(), [3, 7]);
+        assert_eq!(ids(json!({"eos_token_id": [9, 8]})).unwrap(), [3, 8, 9]);
+        for wrong in [json!("7"), json!([7, "8"]), json!({})] {
+            let error = ids(json!({ "eos_token_id": wrong })).unwrap_err().to_string();
+            assert!(error.starts_with("generation_config.json: `eos_token_id` is "), "{error}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 
+use crate::generate::room;
 use crate::{Adapter, Base, Batch, Error, Generation, GenerationOptions, KvCache, Stop, TextStream};
 
 /// How beams are searched. The defaults are those of transformers' `generate`.
@@ -61,7 +62,8 @@ pub fn beam_search(
         return Err(Error::Source { what });
     }
     let mut first = None;
-    let mut search = Search { base, beams, max_tokens: options.max_tokens, finished: Vec::new() };
+    let max_tokens = room(base, prompt, 0, options.max_tokens)?;
+    let mut search = Search { base, beams, max_tokens, finished: Vec::new() };
     let mut running = Vec::new();
     loop {
         let parents = if running.is_empty() {

@@ -1,6 +1,7 @@
 //! A decoder that labels: its last hidden states under a head of their own, in the place of the language model's.
 //!
-//! transformers `modeling_layers.py` `GenericForSequenceClassification`, `GenericForTokenClassification` (5.23).
+//! transformers `modeling_layers.py` `GenericForSequenceClassification`, `GenericForTokenClassification` (5.23), and the classes
+//! of `modeling_gpt2.py` and `modeling_gpt_neox.py`.
 
 use candle_core::{Result, Tensor};
 use serde_json::Value;
@@ -8,11 +9,16 @@ use taper_kernels::Compute;
 
 use crate::network::{Fresh, head_linear, rows_at};
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Module, Network, Sizes, Task, arch,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Module, Network, Sizes, Task, arch, fields,
 };
 
-/// What transformers calls the head.
-const HEAD: &str = "score";
+/// What transformers calls the head for `task` on a `model_type`.
+fn head_name(model_type: &str, task: &Task) -> &'static str {
+    match (model_type, task) {
+        ("gpt2" | "gpt_neox", Task::Tag(_)) => "classifier",
+        _ => "score",
+    }
+}
 
 /// A decoder under a head of labels.
 #[derive(Debug)]
@@ -20,6 +26,8 @@ pub(crate) struct Classifier {
     body: Box<dyn Network>,
     sizes: Sizes,
     score: Head,
+    /// The head's name.
+    name: &'static str,
     fresh: Vec<Fresh>,
     /// Whether the head reads a sequence's last token alone; else every token.
     pooled: bool,
@@ -40,13 +48,14 @@ impl Classifier {
         let sizes = Sizes { tie_word_embeddings: false, ..*body.sizes() };
         let pooled = matches!(task, Task::Classify(_));
         let outputs = task.labels().map_or(0, crate::Labels::outputs);
-        let deviation = config["initializer_range"].as_f64().unwrap_or(0.02);
+        let deviation = fields::number(config, "initializer_range")?.unwrap_or(0.02);
         let found = if Task::of(config) == *task { Some(checkpoint) } else { None };
         let mut fresh = Vec::new();
+        let name = head_name(config["model_type"].as_str().unwrap_or_default(), task);
         // The head that labels every token has a bias.
         let dims = (sizes.hidden_size, outputs);
-        let score = head_linear((found, compute), HEAD, dims, !pooled, (deviation, &mut fresh))?;
-        Ok(Self { body, sizes, score: score.into(), fresh, pooled })
+        let score = head_linear((found, compute), name, dims, !pooled, (deviation, &mut fresh))?;
+        Ok(Self { body, sizes, score: score.into(), name, fresh, pooled })
     }
 }
 
@@ -62,6 +71,10 @@ impl Network for Classifier {
         } else {
             Ok(hidden)
         }
+    }
+
+    fn places(&self) -> Option<usize> {
+        self.body.places()
     }
 
     fn head(&self) -> &Head {
@@ -88,10 +101,36 @@ impl Network for Classifier {
     }
 
     fn head_modules(&self) -> &[&'static str] {
-        &[HEAD]
+        std::slice::from_ref(&self.name)
     }
 
     fn fresh(&self) -> &[Fresh] {
         &self.fresh
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{Base, Labels, ModelDir};
+
+    #[test]
+    fn the_head_is_called_as_transformers_calls_it() {
+        let labels = Labels::numbered(3);
+        for (case, task, name) in [
+            ("gpt2", Task::Tag(labels.clone()), "classifier"),
+            ("gpt-neox", Task::Tag(labels.clone()), "classifier"),
+            ("llama", Task::Tag(labels.clone()), "score"),
+            ("gpt2", Task::Classify(labels.clone()), "score"),
+        ] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/oracle");
+            let dir = ModelDir { path: path.join(case).join("model"), name: case.to_owned() };
+            let base = Base::open_for(dir, Compute::F32, task).unwrap();
+            assert_eq!(base.model.head_modules(), [name], "{case}");
+            assert_eq!(base.model.head().linear.path, name, "{case}");
+            assert_eq!(base.model.fresh()[0].path, name, "{case}");
+        }
     }
 }

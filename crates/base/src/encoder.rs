@@ -144,6 +144,10 @@ impl Network for Encoder {
         self.top.pool(x, adapter)
     }
 
+    fn places(&self) -> Option<usize> {
+        Some(self.config.sizes.max_position_embeddings)
+    }
+
     fn head(&self) -> &Head {
         &self.top.head
     }

@@ -34,6 +34,12 @@ pub enum Error {
         /// What was asked for, why it cannot be had, what to do.
         what: String,
     },
+    /// The hub could not be reached or was out of order: what is in the cache may do instead.
+    #[error("{what}")]
+    Unreachable {
+        /// Where, what happened, what to do.
+        what: String,
+    },
     /// A chat template that failed or cannot be used for what was asked.
     #[error("chat template: {what}")]
     Template {

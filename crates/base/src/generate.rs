@@ -43,7 +43,7 @@ pub enum Stop {
     Eos,
     /// A stop string.
     String,
-    /// `max_tokens` were made.
+    /// `max_tokens` were made, or the model has no place for the last token ([`Network::places`](crate::Network::places)).
     Length,
 }
 
@@ -171,6 +171,24 @@ fn advance(
     Ok(())
 }
 
+/// New tokens that can follow prompt `index`, `max_tokens` at most. The last place gives one more token, which needs none.
+///
+/// # Errors
+/// Where the prompt itself has more tokens than the model has places.
+pub(crate) fn room(base: &Base, prompt: &[u32], index: usize, max_tokens: usize) -> Result<usize, Error> {
+    let Some(places) = base.model.places() else { return Ok(max_tokens) };
+    match places.checked_sub(prompt.len()) {
+        Some(left) => Ok(max_tokens.min(left + 1)),
+        None => Err(Error::Source {
+            what: format!(
+                "prompt {index} has {} tokens, and this {} has places for {places}: shorten it",
+                prompt.len(),
+                base.model_type()
+            ),
+        }),
+    }
+}
+
 /// New tokens for which a cache has room from the start, at most: it may be asked for far more than will come.
 const RESERVED: usize = 1024;
 
@@ -185,6 +203,8 @@ struct Sequence<'a> {
     /// Prompt, or the token that begins what is written from it, and new tokens.
     seen: Vec<u32>,
     prompt_len: usize,
+    /// New tokens at most.
+    room: usize,
     sampler: Sampler,
     stream: Option<TextStream<'a>>,
     text: String,
@@ -211,7 +231,8 @@ impl<'a> Sequence<'a> {
         let start = base.model.decoder_start();
         let source = start.map(|_| prompt.to_vec());
         let prompt = start.as_ref().map_or(prompt, std::slice::from_ref);
-        cache.reserve(prompt.len() + options.max_tokens.min(RESERVED));
+        let room = room(base, prompt, index, options.max_tokens)?;
+        cache.reserve(prompt.len() + room.min(RESERVED));
         Ok(Self {
             index,
             source,
@@ -219,11 +240,12 @@ impl<'a> Sequence<'a> {
             cache,
             seen: prompt.to_vec(),
             prompt_len: prompt.len(),
+            room,
             sampler: Sampler::new(&options.sampling, index as u64)?,
             stream: Some(TextStream::new(&base.tokenizer, prompt)?),
             text: String::new(),
             told: 0,
-            stop: (options.max_tokens == 0).then_some(Stop::Length),
+            stop: (room == 0).then_some(Stop::Length),
             started: Instant::now(),
             times: [None; 2],
         })
@@ -251,7 +273,7 @@ impl<'a> Sequence<'a> {
             if let Some(stream) = &mut self.stream {
                 self.text.push_str(&stream.push(token)?);
             }
-            if self.seen.len() - self.prompt_len >= options.max_tokens {
+            if self.seen.len() - self.prompt_len >= self.room {
                 self.stop = Some(Stop::Length);
             }
         }
@@ -308,7 +330,55 @@ fn held_back(text: &str, stops: &[String]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::held_back;
+    use std::path::Path;
+
+    use taper_kernels::Compute;
+
+    use super::*;
+    use crate::{Beams, ModelSource, beam_search};
+
+    /// A GPT-2 of 128 places, without a token that ends.
+    fn gpt2() -> Base {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/oracle/gpt2/model");
+        let base = Base::open(&ModelSource::Folder(path), Compute::F32).unwrap();
+        Base { eos: Vec::new(), ..base }
+    }
+
+    fn prompt(len: u32) -> Vec<u32> {
+        (0..len).map(|i| (i * 37 + 11) % 250).collect()
+    }
+
+    #[test]
+    fn a_sequence_ends_at_the_models_last_place() {
+        let base = gpt2();
+        let options = GenerationOptions::default();
+        let prompts = [prompt(128), prompt(3), prompt(120)];
+        let made = generate(&base, &(), &prompts, &options, &mut |_, _| ()).unwrap();
+        assert!(made.iter().all(|made| made.stop == Stop::Length));
+        assert_eq!(made.iter().map(|made| made.tokens.len()).collect::<Vec<_>>(), [1, 126, 9]);
+        let few = GenerationOptions { max_tokens: 2, ..options.clone() };
+        assert_eq!(generate(&base, &(), &prompts[2..], &few, &mut |_, _| ()).unwrap()[0].tokens.len(), 2);
+        let beams = Beams { count: 2, ..Beams::default() };
+        assert_eq!(beam_search(&base, &(), &prompts[2], &options, beams).unwrap().tokens.len(), 9);
+        let error = generate(&base, &(), &[prompt(3), prompt(129)], &options, &mut |_, _| ()).unwrap_err();
+        let words = "prompt 1 has 129 tokens, and this gpt2 has places for 128: shorten it";
+        assert_eq!(error.to_string(), words);
+        let error = beam_search(&base, &(), &prompt(129), &options, beams).map(drop).unwrap_err();
+        assert!(error.to_string().contains("has 129 tokens"), "{error}");
+    }
+
+    #[test]
+    fn a_turn_ends_at_the_models_last_place_and_the_next_may_fit_again() {
+        let base = gpt2();
+        let mut session = Session::new(&base);
+        let mut turn =
+            |prompt: &[u32]| session.generate(&(), prompt, &GenerationOptions::default(), &mut |_, _| ());
+        let made = turn(&prompt(120)).unwrap();
+        assert_eq!((made.tokens.len(), made.stop), (9, Stop::Length));
+        let longer = [&prompt(120)[..], &made.tokens].concat();
+        assert!(turn(&longer).unwrap_err().to_string().contains("has 129 tokens"));
+        assert_eq!(turn(&longer[..128]).unwrap().tokens.len(), 1);
+    }
 
     #[test]
     fn text_that_may_begin_a_stop_string_is_held_back() {

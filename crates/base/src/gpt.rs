@@ -156,6 +156,10 @@ impl Network for Gpt {
         with_caches(batch, caches, turning, |batch, caches| self.run(batch, caches, adapter))
     }
 
+    fn places(&self) -> Option<usize> {
+        self.positions.as_ref().map(|table| table.weight.rows())
+    }
+
     fn head(&self) -> &Head {
         &self.head
     }

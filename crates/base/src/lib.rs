@@ -18,6 +18,7 @@ mod classifier;
 mod decoder;
 mod encoder;
 mod error;
+mod fields;
 pub mod files;
 mod generate;
 pub mod gguf;

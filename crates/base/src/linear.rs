@@ -39,7 +39,7 @@ pub trait Adapter: Send + Sync {
         layer.frozen(ids)
     }
 
-    /// A parameter trained whole (a norm's gain, a position table): its value, or none for the frozen one.
+    /// A norm's parameter that is trained whole: its value, or none for the frozen one. Layers and tables are not asked for here.
     fn param(&self, path: &str) -> Option<&Tensor> {
         let _ = path;
         None

@@ -37,6 +37,16 @@ impl ModelSource {
     ///
     /// A folder that is itself called `tiny` is named `./tiny`.
     pub fn parse(text: &str) -> Result<Self, Error> {
+        Self::read(text, "model", "; `tiny` is the small base inside this program")
+    }
+
+    /// Reads what was typed for an adapter: the same forms, though `tiny` is none ([`ModelDir::resolve_adapter`]).
+    pub fn parse_adapter(text: &str) -> Result<Self, Error> {
+        Self::read(text, "adapter", "")
+    }
+
+    /// Reads what was typed for a `kind`; `more` ends the error about what is none.
+    fn read(text: &str, kind: &str, more: &str) -> Result<Self, Error> {
         if text == "tiny" {
             return Ok(Self::Tiny);
         }
@@ -48,11 +58,12 @@ impl ModelSource {
             None => (text, None),
         };
         if !hub::is_id(id) || !revision.is_none_or(hub::is_revision) {
-            let what = format!(
-                "`{text}` names no model: it is no folder here, and not a hub id either (`org/name` or `org/name@revision`); \
-                 `tiny` is the small base inside this program"
-            );
-            return Err(Error::Source { what });
+            let found = if text.is_empty() {
+                format!("an empty name names no {kind}: give a folder, or a hub id")
+            } else {
+                format!("`{text}` names no {kind}: it is no folder here, and not a hub id either")
+            };
+            return Err(Error::Source { what: format!("{found} (`org/name` or `org/name@revision`){more}") });
         }
         Ok(Self::Hub { id: id.to_string(), revision: revision.map(str::to_string) })
     }
@@ -103,13 +114,13 @@ impl ModelDir {
 
     /// [`Network::decoder_start`](crate::Network::decoder_start) of the model in it.
     pub fn decoder_start(&self) -> Result<Option<u32>, Error> {
-        Ok(crate::arch::decoder_start(&self.json("config.json")?))
+        crate::arch::decoder_start(&self.json("config.json")?)
     }
 
     /// A JSON file of the folder, or what it would say for a GGUF file; an empty object if it is not there.
     pub fn json(&self, file: &str) -> Result<serde_json::Value, Error> {
         if self.is_gguf() {
-            return Gguf::open(&self.path)?.json(file);
+            return Gguf::json_of(&self.path, file);
         }
         let Some(path) = self.file(file) else {
             return Ok(serde_json::Value::Object(serde_json::Map::new()));
@@ -152,6 +163,9 @@ fn check_folder(path: &Path, file: &str, kind: &str) -> Result<(), Error> {
             "is an adapter's folder, not a model's: give it with --adapter, and its base with --model".into(),
         );
     }
+    if file == "adapter_config.json" && holds("adapter_model.safetensors") {
+        return fail(format!("holds adapter_model.safetensors, but no {file}: without it, it is not {kind}"));
+    }
     if holds("config.json") {
         return fail("is a model's folder, not an adapter's: give it with --model".into());
     }
@@ -190,6 +204,26 @@ mod tests {
             let error = ModelSource::parse(text).unwrap_err().to_string();
             assert!(error.contains("org/name") && error.contains("tiny"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_names_no_adapter_is_not_called_a_model() {
+        let message = |text: &str| ModelSource::parse_adapter(text).unwrap_err().to_string();
+        assert!(message("nope").starts_with("`nope` names no adapter: "), "{}", message("nope"));
+        assert!(message("").starts_with("an empty name names no adapter: "), "{}", message(""));
+        assert!(!message("nope").contains("tiny"));
+        assert_eq!(ModelSource::parse_adapter("org/name").unwrap(), hub("org/name", None));
+    }
+
+    #[test]
+    fn an_adapter_that_labels_without_its_configuration_is_no_model() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["config.json", "adapter_model.safetensors"] {
+            std::fs::write(dir.path().join(file), "{}").unwrap();
+        }
+        let source = ModelSource::Folder(dir.path().to_path_buf());
+        let error = ModelDir::resolve_adapter(&source).unwrap_err().to_string();
+        assert!(error.contains("adapter_model.safetensors, but no adapter_config.json"), "{error}");
     }
 
     #[test]

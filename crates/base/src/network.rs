@@ -25,6 +25,11 @@ pub trait Network: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Tokens that a sequence can have, of a network that has a vector for each place; none where places have no end.
+    fn places(&self) -> Option<usize> {
+        None
+    }
+
     /// The output head.
     fn head(&self) -> &Head;
 

@@ -1,13 +1,20 @@
 //! Rotary frequencies of every rope type, as `transformers/modeling_rope_utils.py` (5.23) computes them.
 
+mod parameters;
+
 use std::borrow::Cow;
 use std::f32::consts::PI;
 use std::ops::Range;
 
-use serde::Deserialize;
+use serde_json::Value;
 use taper_kernels::RopeTable;
 
+use self::parameters::Parameters;
 use crate::Error;
+use crate::fields::unsupported;
+
+/// Values of a head at most: frequencies are made before any weight is looked at, and the widest heads have some hundreds.
+const MAX_HEAD: usize = 1 << 16;
 
 /// Rotary embedding of a model: which angles a position turns its heads by.
 #[derive(Clone, Debug)]
@@ -28,44 +35,16 @@ enum Longer {
     Long { inv_freq: Vec<f32>, original: usize },
 }
 
-/// `rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta` (transformers 4) of config.json.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Parameters {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f32>,
-    factor: Option<f32>,
-    low_freq_factor: Option<f32>,
-    high_freq_factor: Option<f32>,
-    original_max_position_embeddings: Option<usize>,
-    attention_factor: Option<f32>,
-    mscale: Option<f32>,
-    mscale_all_dim: Option<f32>,
-    beta_fast: Option<f32>,
-    beta_slow: Option<f32>,
-    truncate: Option<bool>,
-    partial_rotary_factor: Option<f32>,
-    factors: Option<Vec<f32>>,
-    short_factor: Option<Vec<f32>>,
-    long_factor: Option<Vec<f32>>,
-}
-
 impl Rope {
     /// Reads the rope facts of `config` for heads of `head_dim` and a context of `max_positions`.
-    pub(crate) fn read(
-        config: &serde_json::Value,
-        head_dim: usize,
-        max_positions: usize,
-    ) -> Result<Self, Error> {
-        Self::new(&parameters(config)?, head_dim, max_positions)
+    pub(crate) fn read(config: &Value, head_dim: usize, max_positions: usize) -> Result<Self, Error> {
+        Self::new(&Parameters::of(config)?, head_dim, max_positions)
     }
 
     /// The rope that `parameters` describe.
     fn new(parameters: &Parameters, head_dim: usize, max_positions: usize) -> Result<Self, Error> {
         let theta = parameters.rope_theta.unwrap_or(10_000.0);
-        let partial = parameters.partial_rotary_factor.unwrap_or(1.0);
-        let dim = (head_dim as f32 * partial) as usize;
+        let dim = rotated(parameters.partial_rotary_factor.unwrap_or(1.0), head_dim)?;
         let original = parameters.original_max_position_embeddings.unwrap_or(max_positions);
         let plain = frequencies(theta, dim);
         let kind = parameters.rope_type.as_deref().unwrap_or("default");
@@ -220,7 +199,7 @@ fn yarn(parameters: &Parameters, theta: f32, dim: usize, (max, original): (usize
         |rotations: f32| dim as f32 * (original as f32 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let mut low = correction(nonzero(parameters.beta_fast).unwrap_or(32.0));
     let mut high = correction(nonzero(parameters.beta_slow).unwrap_or(1.0));
-    if parameters.truncate.unwrap_or(true) {
+    if parameters.truncate {
         (low, high) = (low.floor(), high.ceil());
     }
     let (low, mut high) = (low.max(0.0), high.min(dim as f32 - 1.0));
@@ -240,20 +219,21 @@ fn need<T>(value: Option<T>, kind: &str, field: &str) -> Result<T, Error> {
     })
 }
 
-fn parameters(config: &serde_json::Value) -> Result<Parameters, Error> {
-    let field = if config["rope_parameters"].is_object() { "rope_parameters" } else { "rope_scaling" };
-    let mut parameters = match &config[field] {
-        serde_json::Value::Null => Parameters::default(),
-        value => Parameters::deserialize(value)
-            .map_err(|source| Error::Unsupported { what: format!("config.json: `{field}`: {source}") })?,
-    };
-    let outer = |name: &str| config[name].as_f64().map(|value| value as f32);
-    parameters.rope_theta = parameters.rope_theta.or_else(|| outer("rope_theta"));
-    parameters.partial_rotary_factor =
-        parameters.partial_rotary_factor.or_else(|| outer("partial_rotary_factor"));
-    let outer_max = config["original_max_position_embeddings"].as_u64().map(|value| value as usize);
-    parameters.original_max_position_embeddings = outer_max.or(parameters.original_max_position_embeddings);
-    Ok(parameters)
+/// The values of a head that are turned.
+fn rotated(partial: f32, head_dim: usize) -> Result<usize, Error> {
+    if head_dim > MAX_HEAD {
+        let what = format!("config.json: heads of {head_dim} values, expected at most {MAX_HEAD}");
+        return Err(unsupported(what));
+    }
+    let dim = (head_dim as f32 * partial) as usize;
+    // An odd number counts as the even one above it.
+    if partial > 1.0 || dim == 0 || dim.next_multiple_of(2) > head_dim {
+        return Err(unsupported(format!(
+            "config.json: `partial_rotary_factor` is {partial}, which turns {dim} of the {head_dim} values of a head: expected a \
+             number above 0 and at most 1 that leaves some to turn, in pairs"
+        )));
+    }
+    Ok(dim)
 }
 
 #[cfg(test)]
@@ -319,6 +299,37 @@ mod tests {
             old.cos,
             Rope::read(&new, 16, 65536).expect("a known rope").table(std::slice::from_ref(&(7..9))).cos
         );
+    }
+
+    #[test]
+    fn rope_type_wins_over_the_older_name_beside_it() {
+        let rope = |rope: serde_json::Value| {
+            let config = json!({"rope_theta": 10000.0, "rope_scaling": rope});
+            Rope::read(&config, 16, 65536).expect("a known rope").table(std::slice::from_ref(&(7..9))).cos
+        };
+        let linear = rope(json!({"rope_type": "linear", "factor": 4.0}));
+        for older in ["linear", "dynamic"] {
+            assert_eq!(rope(json!({"rope_type": "linear", "type": older, "factor": 4.0})), linear);
+        }
+        assert_eq!(rope(json!({"rope_type": null, "type": "linear", "factor": 4.0})), linear);
+    }
+
+    #[test]
+    fn what_would_turn_no_values_or_too_many_is_refused() {
+        let refused = |config: serde_json::Value, head_dim| {
+            Rope::read(&config, head_dim, 64).expect_err("refused").to_string()
+        };
+        for partial in [1e30, 1.5, 0.01] {
+            let error = refused(json!({ "partial_rotary_factor": partial }), 16);
+            assert!(error.contains("`partial_rotary_factor`") && error.contains("at most 1"), "{error}");
+        }
+        let error = refused(json!({"rope_parameters": {"partial_rotary_factor": 0}}), 16);
+        assert!(error.contains("`partial_rotary_factor` is 0, expected a positive number"), "{error}");
+        assert!(refused(json!({}), 7).contains("7 of the 7 values"));
+        assert!(refused(json!({}), 1 << 31).contains("heads of 2147483648 values"));
+        let error = refused(json!({"rope_scaling": {"rope_type": "linear", "factor": "4"}}), 16);
+        assert!(error.contains(r#"`factor` is "4", expected a positive number"#), "{error}");
+        assert!(refused(json!({"rope_parameters": "linear"}), 16).contains("expected an object"));
     }
 
     #[test]

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::Error;
+use crate::fields::{self, unsupported};
+
 /// What the classes of each model type begin with in transformers (5.23).
 const CLASSES: [(&str, &str); 17] = [
     ("bert", "Bert"),
@@ -25,6 +28,12 @@ const CLASSES: [(&str, &str); 17] = [
     ("xlm-roberta", "XLMRoberta"),
 ];
 
+/// Model types without a class for labels of tokens in transformers.
+const NO_TAGGERS: [&str; 2] = ["gemma3", "gemma3_text"];
+
+/// Labels at most where their number alone is given.
+const MAX_LABELS: usize = 1 << 20;
+
 /// What a network is opened to do: which head stands on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Task {
@@ -38,18 +47,37 @@ pub enum Task {
 }
 
 impl Task {
+    /// The task that the weights of a model were saved for, as [`Task::read`] has it: the next token where that is an error.
+    pub fn of(config: &Value) -> Self {
+        Self::read(config).unwrap_or_default()
+    }
+
     /// The task that the weights of a model were saved for, by the `architectures` of its config.json: the next token
     /// where they do not say.
-    pub fn of(config: &Value) -> Self {
+    ///
+    /// # Errors
+    /// As [`Labels::read`].
+    pub fn read(config: &Value) -> Result<Self, Error> {
         let architecture = config["architectures"][0].as_str().unwrap_or_default();
-        let labels = || Labels::of(config).unwrap_or_else(|| Labels::numbered(2));
-        if architecture.ends_with("ForSequenceClassification") {
-            Self::Classify(labels())
+        let two = || Labels::numbered(2);
+        Ok(if architecture.ends_with("ForSequenceClassification") {
+            Self::Classify(Labels::read(config)?.unwrap_or_else(two))
         } else if architecture.ends_with("ForTokenClassification") {
-            Self::Tag(labels())
+            Self::Tag(Labels::of_tokens(config)?.unwrap_or_else(two))
         } else {
             Self::CausalLm
+        })
+    }
+
+    /// Refuses a head that no class of transformers has: nothing else could read its adapter, or a model with it.
+    pub(crate) fn check_class(&self, model_type: &str) -> Result<(), Error> {
+        if matches!(self, Self::Tag(_)) && NO_TAGGERS.contains(&model_type) {
+            return Err(unsupported(format!(
+                "transformers has no {model_type} that labels tokens, so it and PEFT could not read what is made: tag with another \
+                 model, or give this one whole texts (--task classify)"
+            )));
         }
+        Ok(())
     }
 
     /// Writes the task into a config.json, so that [`Task::of`] and transformers' Auto classes read it there: labels, and in
@@ -62,7 +90,8 @@ impl Task {
         };
         labels.write_to(config);
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        if let Some((_, class)) = CLASSES.iter().find(|(known, _)| *known == model_type) {
+        let class = CLASSES.iter().find(|(known, _)| *known == model_type);
+        if let Some((_, class)) = class.filter(|_| self.check_class(model_type).is_ok()) {
             config.insert("architectures".into(), json!([format!("{class}{head}")]));
         }
     }
@@ -91,18 +120,57 @@ impl Labels {
         Self::Names((0..count).map(|id| format!("LABEL_{id}")).collect())
     }
 
-    /// The labels of a config.json: `id2label`, `num_labels`, `problem_type`, as transformers writes them; none where it
-    /// has no `id2label`, whole and without gaps.
+    /// [`Labels::read`], none where that is an error.
     pub fn of(config: &Value) -> Option<Self> {
-        if config["problem_type"] == "regression" {
-            return Some(Self::Number);
-        }
-        let pairs = config["id2label"].as_object()?.iter();
-        let by_id: BTreeMap<usize, String> = pairs
-            .map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_owned())))
-            .collect::<Option<_>>()?;
-        let whole = !by_id.is_empty() && by_id.keys().copied().eq(0..by_id.len());
-        whole.then(|| Self::Names(by_id.into_values().collect()))
+        Self::read(config).ok().flatten()
+    }
+
+    /// What a config.json says that a head gives a text: by `problem_type`, and `id2label` or `num_labels`, as transformers
+    /// writes them; none where it names no labels.
+    ///
+    /// A lone output without a `problem_type` is a number, as in the loss that transformers trains it by
+    /// (`ForSequenceClassificationLoss`, 5.23). It is given as the head gives it; transformers' pipeline, and the cross-encoders
+    /// of sentence-transformers, show its sigmoid, which orders texts alike.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for several labels a text (`multi_label_classification`), and fields of another kind.
+    pub fn read(config: &Value) -> Result<Option<Self>, Error> {
+        let several = match fields::text(config, "problem_type")? {
+            Some("regression") => return Ok(Some(Self::Number)),
+            None => false,
+            Some("single_label_classification") => true,
+            Some(other) => {
+                return Err(unsupported(format!(
+                    "config.json: `problem_type` is {other}, taper gives a text one label or a number: expected \
+                     single_label_classification or regression"
+                )));
+            }
+        };
+        let labels = Self::of_tokens(config)?;
+        let lone = labels.as_ref().is_some_and(|labels| labels.outputs() == 1) && !several;
+        Ok(if lone { Some(Self::Number) } else { labels })
+    }
+
+    /// What a config.json says that a head gives a token: the names of `id2label`, or else transformers' for as many as
+    /// `num_labels`; none where it has neither, or `id2label` has gaps.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for fields of another kind.
+    pub fn of_tokens(config: &Value) -> Result<Option<Self>, Error> {
+        let Some(pairs) = fields::object(config, "id2label")? else {
+            let count = fields::optional(config, "num_labels")?;
+            if let Some(count) = count.filter(|count| *count > MAX_LABELS) {
+                return Err(unsupported(format!(
+                    "config.json: `num_labels` is {count}, expected at most {MAX_LABELS}"
+                )));
+            }
+            return Ok(count.map(Self::numbered));
+        };
+        let pair = |(id, name): (&String, &Value)| Some((id.parse().ok()?, name.as_str()?.to_owned()));
+        let by_id: Option<BTreeMap<usize, String>> = pairs.iter().map(pair).collect();
+        let whole =
+            |by_id: &BTreeMap<usize, String>| !by_id.is_empty() && by_id.keys().copied().eq(0..by_id.len());
+        Ok(by_id.filter(whole).map(|by_id| Self::Names(by_id.into_values().collect())))
     }
 
     /// Writes the labels into a config.json, so that [`Labels::of`] and transformers read them there.
@@ -113,12 +181,14 @@ impl Labels {
         let label2id: Map<String, Value> =
             names.iter().enumerate().map(|(id, name)| (name.clone(), json!(id))).collect();
         let problem = match self {
-            Self::Names(_) => "single_label_classification",
-            Self::Number => "regression",
+            // transformers refuses the words for one label, which only tokens have.
+            Self::Names(names) if names.len() == 1 => Value::Null,
+            Self::Names(_) => json!("single_label_classification"),
+            Self::Number => json!("regression"),
         };
         config.insert("id2label".into(), id2label.into());
         config.insert("label2id".into(), label2id.into());
-        config.insert("problem_type".into(), problem.into());
+        config.insert("problem_type".into(), problem);
     }
 
     /// Outputs of the head.
@@ -157,6 +227,50 @@ mod tests {
         }
         assert_eq!(Labels::of(&json!({})), None);
         assert_eq!(Labels::of(&json!({"id2label": {"0": "a", "2": "b"}})), None);
+    }
+
+    #[test]
+    fn a_lone_output_is_a_number_and_several_labels_a_text_are_refused() {
+        let config = |labels: Value, problem: Value| json!({"architectures": ["BertForSequenceClassification"], "id2label": labels, "problem_type": problem});
+        let one = json!({"0": "LABEL_0"});
+        assert_eq!(Labels::of(&config(one.clone(), Value::Null)), Some(Labels::Number));
+        assert_eq!(Labels::of(&json!({"num_labels": 1})), Some(Labels::Number));
+        assert_eq!(Labels::of(&json!({"num_labels": 3})), Some(Labels::numbered(3)));
+        let single = config(one.clone(), json!("single_label_classification"));
+        assert_eq!(Labels::of(&single), Some(Labels::numbered(1)));
+        let mut tokens = config(one, Value::Null);
+        tokens["architectures"] = json!(["BertForTokenClassification"]);
+        assert_eq!(Task::of(&tokens), Task::Tag(Labels::numbered(1)));
+
+        let several = config(json!({"0": "a", "1": "b"}), json!("multi_label_classification"));
+        let error = Task::read(&several).unwrap_err().to_string();
+        assert!(error.contains("`problem_type` is multi_label_classification"), "{error}");
+        // Its head is for no task of taper's: one for single labels is fresh.
+        assert_eq!(Task::of(&several), Task::CausalLm);
+        let error = Labels::read(&json!({"num_labels": 4_000_000_000u32})).unwrap_err().to_string();
+        assert!(error.contains("`num_labels` is 4000000000, expected at most"), "{error}");
+        assert!(Labels::read(&json!({"id2label": ["a"]})).is_err());
+    }
+
+    #[test]
+    fn one_label_of_tokens_survives_a_config_that_transformers_reads() {
+        let task = Task::Tag(Labels::Names(vec!["x".into()]));
+        let mut config = json!({"model_type": "bert", "problem_type": "single_label_classification"});
+        task.write_to(config.as_object_mut().unwrap());
+        assert_eq!((Task::of(&config), &config["problem_type"]), (task, &Value::Null));
+    }
+
+    #[test]
+    fn no_class_is_named_that_transformers_lacks() {
+        let tag = Task::Tag(Labels::numbered(2));
+        for model_type in NO_TAGGERS {
+            let mut config = json!({"model_type": model_type, "architectures": ["Gemma3ForCausalLM"]});
+            tag.write_to(config.as_object_mut().unwrap());
+            assert_eq!(config["architectures"], json!(["Gemma3ForCausalLM"]));
+            let error = tag.check_class(model_type).unwrap_err().to_string();
+            assert!(error.contains(&format!("no {model_type} that labels tokens")), "{error}");
+            assert!(Task::Classify(Labels::numbered(2)).check_class(model_type).is_ok());
+        }
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(crate) fn open_base(args: &ModelArgs, adapters: &[String]) -> anyhow::Result
     let dir = ModelDir::resolve(&ModelSource::parse(&args.model)?)?;
     let mut task: Option<(Task, &String)> = None;
     for text in adapters {
-        let place = ModelDir::resolve_adapter(&ModelSource::parse(split_name(text).1)?)?;
+        let place = ModelDir::resolve_adapter(&ModelSource::parse_adapter(split_name(text).1)?)?;
         let next = taper_lora::task(&place)?;
         match &task {
             Some((first, other)) if *first != next => {
@@ -86,7 +86,7 @@ pub(crate) fn load_adapters(base: &Base, args: &AdapterArgs) -> anyhow::Result<V
 /// Loads one adapter, `PATH` or `NAME=PATH`.
 pub(crate) fn load_adapter(base: &Base, text: &str) -> anyhow::Result<Loaded> {
     let (name, place) = split_name(text);
-    let dir = ModelDir::resolve_adapter(&ModelSource::parse(place)?)?;
+    let dir = ModelDir::resolve_adapter(&ModelSource::parse_adapter(place)?)?;
     let adapter = LoraAdapter::load(&dir, base)?;
     for warning in adapter.warnings() {
         say(format_args!("warning: {}: {warning}", dir.display()));

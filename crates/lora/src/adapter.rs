@@ -138,29 +138,14 @@ impl LoraAdapter {
     /// Take a new one after an update of the parameters: it may have kept what it computed from them (DoRA's lengths).
     #[must_use]
     pub fn frozen(&self) -> Self {
-        self.seen(View { tracked: false, weight: 1.0 })
+        self.seen(View { tracked: false })
     }
 
     /// The same adapter for the passes between two updates of the parameters: gradients reach them, and what it computes
     /// from them (DoRA's lengths) it computes once.
     #[must_use]
     pub fn between_updates(&self) -> Self {
-        Self { params: self.params.clone(), ..self.seen(View { tracked: true, weight: 1.0 }) }
-    }
-
-    /// The adapter frozen, with its low-rank term `weight` times as large.
-    ///
-    /// # Errors
-    /// [`Error::Merge`] where it has parameters trained whole, which have no multiple, unless `weight` is 1.
-    pub fn with_weight(&self, weight: f64) -> Result<Self, Error> {
-        match self.whole.keys().next() {
-            Some(name) if (weight - 1.0).abs() > f64::EPSILON => {
-                let what =
-                    format!("`{name}` is trained whole: such an adapter cannot be taken {weight} times");
-                Err(Error::Merge { what })
-            }
-            _ => Ok(self.seen(View { tracked: false, weight })),
-        }
+        Self { params: self.params.clone(), ..self.seen(View { tracked: true }) }
     }
 
     fn seen(&self, view: View) -> Self {

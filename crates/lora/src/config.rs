@@ -11,6 +11,10 @@ const TASK_TYPES: [&str; 6] =
 /// The `target_modules` that stands for every linear layer but the head.
 pub(crate) const ALL_LINEAR: &str = "all-linear";
 
+/// The highest rank that is taken. PEFT has no limit, and takes ranks above a layer's sides, which add nothing; this is as wide
+/// as the widest models are, and keeps a mistyped rank from asking for more memory than there is.
+const MAX_RANK: usize = 16_384;
+
 /// Module names, as `target_modules` and `exclude_modules` give them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -142,6 +146,11 @@ impl LoraConfig {
         for (what, r) in std::iter::once(("`r`".to_owned(), self.r)).chain(ranks) {
             if r == 0 {
                 return Err(Error::config(format!("{what} is 0; a rank is at least 1")));
+            }
+            if r > MAX_RANK {
+                return Err(Error::config(format!(
+                    "{what} is {r}; taper takes ranks up to {MAX_RANK}, and one above the sides of a layer adds nothing to it"
+                )));
             }
         }
         let alphas =

@@ -113,6 +113,10 @@ impl Variant for Dora {
         self.lora.outputs()
     }
 
+    fn inputs(&self) -> usize {
+        self.lora.inputs()
+    }
+
     fn rank(&self) -> usize {
         self.lora.rank()
     }

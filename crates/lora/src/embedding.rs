@@ -94,6 +94,11 @@ impl EmbeddingLora {
         (&self.a, &self.b, self.scaling)
     }
 
+    /// D.
+    pub(crate) fn width(&self) -> usize {
+        self.b.dims().first().copied().unwrap_or_default()
+    }
+
     /// R.
     pub(crate) fn rank(&self) -> usize {
         self.a.dims().first().copied().unwrap_or_default()
@@ -108,7 +113,7 @@ impl EmbeddingLora {
             gain: Some(OnceLock::new()),
         };
         let dora = self.dora.as_ref().map(seen);
-        Self { a: view.of(&self.a), b: view.of(&self.b), scaling: self.scaling * view.weight, dora }
+        Self { a: view.of(&self.a), b: view.of(&self.b), scaling: self.scaling, dora }
     }
 }
 

@@ -174,7 +174,7 @@ impl Folder {
     /// The trainable parameters, unless something is wrong.
     fn finish(mut self, adapter: &LoraAdapter) -> Result<BTreeMap<String, Var>, Error> {
         for key in &self.left {
-            self.problems.unexpected(key);
+            self.problems.unexpected(&self.names[key]);
         }
         match self.problems.report(adapter.config.base_model_name_or_path.as_deref()) {
             None => Ok(self.vars),
@@ -184,9 +184,11 @@ impl Folder {
 }
 
 impl Source for Folder {
-    /// Takes the tensor out of the file; in its place, zeros where something is wrong, which [`Folder::finish`] reports.
+    /// Takes the tensor out of the file; in its place, zeros where something is wrong, which [`Folder::finish`] reports. They are
+    /// one value seen everywhere: the shape is what the configuration claims, and may be of any size.
     fn tensor(&mut self, key: &str, shape: &[usize], _: Start<'_>) -> Result<Tensor, Error> {
-        let placeholder = || Ok(Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?);
+        let placeholder =
+            || Ok(Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
         let Some(found) = self.find(key) else {
             self.problems.missing.push(format!("`{key}`"));
             return placeholder();

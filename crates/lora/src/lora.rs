@@ -80,7 +80,7 @@ impl Lora {
             a: view.of(&self.a),
             b: view.of(&self.b),
             bias: self.bias.as_ref().map(|bias| view.of(bias)),
-            scaling: self.scaling * view.weight,
+            scaling: self.scaling,
         }
     }
 }
@@ -125,6 +125,10 @@ impl Variant for Lora {
 
     fn outputs(&self) -> usize {
         self.b.dims().first().copied().unwrap_or_default()
+    }
+
+    fn inputs(&self) -> usize {
+        self.a.dims().last().copied().unwrap_or_default()
     }
 
     fn rank(&self) -> usize {

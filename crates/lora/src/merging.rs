@@ -54,11 +54,19 @@ impl LoraAdapter {
     /// [`Error::Merge`] where `values` is not as many rows as `rows`, or rows of another length, or a part of a tensor that is
     /// taken whole.
     pub fn merge_rows(&self, tensor: &str, rows: Range<usize>, values: &mut [f32]) -> Result<(), Error> {
-        if rows.is_empty() {
+        let width = self.row_width(tensor);
+        if let Some(width) = width
+            && rows.len().checked_mul(width) != Some(values.len())
+        {
+            let found = values.len();
+            let what = format!("rows {rows:?} of `{tensor}` are {found} values, expected {width} a row");
+            return Err(Error::Merge { what });
+        }
+        if rows.is_empty() || width.is_none() {
             return Ok(());
         }
         if let Some(whole) = self.whole_tensor(tensor) {
-            replace(tensor, whole, rows.clone(), values)?;
+            replace(whole, rows.clone(), values)?;
             return self.add_bias(tensor, rows, values);
         }
         if let Some(path) = tensor.strip_suffix(".weight") {
@@ -76,6 +84,24 @@ impl LoraAdapter {
             }
         }
         self.add_bias(tensor, rows, values)
+    }
+
+    /// Values of a row of `tensor` as the base stores it; none where the adapter does not change it.
+    fn row_width(&self, tensor: &str) -> Option<usize> {
+        if let Some(whole) = self.whole_tensor(tensor) {
+            return Some(whole.dims().get(1..).unwrap_or_default().iter().product());
+        }
+        if let Some(path) = tensor.strip_suffix(".bias") {
+            let variant = self.linears.get(path)?.variant.as_ref()?;
+            return matches!(variant.bias(), Ok(Some(_)) | Err(_)).then_some(1);
+        }
+        let path = tensor.strip_suffix(".weight")?;
+        if let Some(AdaptedEmbedding::Factors(lora)) = self.embeddings.get(path) {
+            return Some(lora.width());
+        }
+        let layer = self.linears.get(path)?;
+        let variant = layer.variant.as_ref()?;
+        Some(if layer.transposed { variant.outputs() } else { variant.inputs() })
     }
 
     /// What is trained in the place of the base's `tensor`.
@@ -109,9 +135,8 @@ fn merge_transposed(
     values: &mut [f32],
 ) -> Result<(), Error> {
     let outputs = variant.outputs();
-    if rows.start != 0 || rows.len() * outputs != values.len() {
-        let what =
-            format!("`{name}` is merged whole: {} values for rows {rows:?} of {outputs}", values.len());
+    if rows != (0..variant.inputs()) {
+        let what = format!("`{name}` is merged whole: rows {rows:?} of 0..{}", variant.inputs());
         return Err(Error::Merge { what });
     }
     let mut across = transpose(values, outputs);
@@ -125,14 +150,8 @@ fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|col| values.iter().skip(col).step_by(cols).copied()).collect()
 }
 
-fn replace(name: &str, whole: &Tensor, rows: Range<usize>, values: &mut [f32]) -> Result<(), Error> {
+fn replace(whole: &Tensor, rows: Range<usize>, values: &mut [f32]) -> Result<(), Error> {
     let trained: Vec<f32> = whole.detach().narrow(0, rows.start, rows.len())?.flatten_all()?.to_vec1()?;
-    if trained.len() != values.len() {
-        let (found, expected) = (values.len(), trained.len());
-        let what =
-            format!("rows {rows:?} of `{name}` are {found} values in the base and {expected} in the adapter");
-        return Err(Error::Merge { what });
-    }
     values.copy_from_slice(&trained);
     Ok(())
 }

@@ -12,7 +12,7 @@ pub(crate) struct Problems {
     pub(crate) unexpected: Vec<String>,
     pub(crate) misshaped: Vec<String>,
     pub(crate) not_finite: Vec<String>,
-    /// Whether some shape differs in more than the rank.
+    /// Whether some shape differs in more than the rank, or factors are of a module that the base lacks.
     pub(crate) other_base: bool,
 }
 
@@ -23,12 +23,13 @@ impl Problems {
         self.other_base |= !differ_by_rank(key, stored, expected);
     }
 
-    /// Notes a tensor that nobody asked for.
+    /// Notes a tensor that nobody asked for, by its name in the file.
     pub(crate) fn unexpected(&mut self, key: &str) {
         let ends = ["embed_tokens.weight", "lm_head.weight", "base_layer.weight"];
         let whole = ends.iter().any(|end| key.ends_with(end)) && !key.contains(".lora_");
         let why = " (a base weight that differs from this base's: another base, or a resized vocabulary)";
         let why = if whole { why } else { "" };
+        self.other_base |= key.contains(".lora_");
         self.unexpected.push(format!("`{key}`{why}"));
     }
 

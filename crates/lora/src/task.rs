@@ -22,34 +22,103 @@ pub fn task(dir: &Path) -> Result<Task, Error> {
 }
 
 /// The labels of the adapter in `dir`: those that its `config.json` names, or else transformers' names for as many as its
-/// head has rows.
+/// head has rows. A lone row is a number, unless it labels tokens: [`Labels::read`].
 ///
 /// # Errors
-/// [`Error::File`] where `config.json` is not JSON, or there is no head.
+/// As [`LoraConfig::read`]; [`Error::File`] where `config.json` is not JSON or names labels that taper does not give, or there
+/// is no head, or an empty one.
 pub fn labels(dir: &Path) -> Result<Labels, Error> {
+    let (config, _) = LoraConfig::read(dir)?;
+    let of_tokens = config.task_type.as_deref() == Some("TOKEN_CLS");
     let path = dir.join("config.json");
     if path.is_file() {
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let config: Value = serde_json::from_str(&text)
             .map_err(|source| Error::file(&path, format!("not JSON: {source}")))?;
-        if let Some(labels) = Labels::of(&config) {
+        let labels = if of_tokens { Labels::of_tokens(&config) } else { Labels::read(&config) };
+        if let Some(labels) = labels.map_err(|error| Error::file(&path, error.to_string()))? {
             return Ok(labels);
         }
     }
-    let path = dir.join(TENSOR_FILE);
-    let file = Checkpoint::open_files(std::slice::from_ref(&path))?;
+    Ok(match head_rows(&dir.join(TENSOR_FILE))? {
+        1 if !of_tokens => Labels::Number,
+        rows => Labels::numbered(rows),
+    })
+}
+
+/// Rows of the head in the adapter's file.
+fn head_rows(path: &Path) -> Result<usize, Error> {
+    let file = Checkpoint::open_files(&[path.to_owned()])?;
     let heads = ["score.weight", "classifier.weight", "classifier.out_proj.weight"];
     let is_head = |name: &&str| {
         let holder = heads.iter().find_map(|head| name.strip_suffix(head));
         holder.is_some_and(|holder| holder.is_empty() || holder.ends_with('.'))
     };
-    let head = file.names().find(is_head).and_then(|name| file.info(name));
-    let rows = head.and_then(|info| info.shape.first().copied()).ok_or_else(|| {
+    let head = file.names().find(is_head).and_then(|name| Some((name, file.info(name)?)));
+    let Some((name, info)) = head else {
         let heads = heads.join(", ");
-        Error::file(
-            &path,
-            format!("holds no head that labels ({heads}), and nothing else says what its labels are"),
-        )
-    })?;
-    Ok(Labels::numbered(rows))
+        let what = format!("holds no head that labels ({heads}), and nothing else says what its labels are");
+        return Err(Error::file(path, what));
+    };
+    // An empty tensor may claim any number of rows.
+    match info.shape[..] {
+        [rows, columns] if rows > 0 && columns > 0 => Ok(rows),
+        _ => Err(Error::file(
+            path,
+            format!("`{name}` is {:?}, expected (labels, hidden_size) with none of them 0", info.shape),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::tensor_file::write_tensors;
+
+    fn folder(task_type: &str, shape: &[usize], config: Option<&str>) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let adapter = format!(r#"{{"peft_type": "LORA", "task_type": "{task_type}"}}"#);
+        std::fs::write(dir.path().join("adapter_config.json"), adapter).unwrap();
+        let head = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let tensors = BTreeMap::from([("base_model.model.score.weight".to_owned(), head)]);
+        let mut bytes = Vec::new();
+        write_tensors(&tensors, &mut bytes).unwrap();
+        std::fs::write(dir.path().join(TENSOR_FILE), bytes).unwrap();
+        if let Some(config) = config {
+            std::fs::write(dir.path().join("config.json"), config).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_lone_row_is_a_number_unless_it_labels_tokens() {
+        let task = |kind, rows, config| task(folder(kind, &[rows, 4], config).path()).unwrap();
+        assert_eq!(task("SEQ_CLS", 1, None), Task::Classify(Labels::Number));
+        assert_eq!(task("SEQ_CLS", 3, None), Task::Classify(Labels::numbered(3)));
+        assert_eq!(task("TOKEN_CLS", 1, None), Task::Tag(Labels::numbered(1)));
+        let named = Some(r#"{"id2label": {"0": "x"}}"#);
+        assert_eq!(task("SEQ_CLS", 1, named), Task::Classify(Labels::Number));
+        assert_eq!(task("TOKEN_CLS", 1, named), Task::Tag(Labels::Names(vec!["x".into()])));
+    }
+
+    #[test]
+    fn several_labels_a_text_are_refused_by_name() {
+        let config = r#"{"problem_type": "multi_label_classification"}"#;
+        let error = labels(folder("SEQ_CLS", &[2, 4], Some(config)).path()).unwrap_err().to_string();
+        assert!(error.contains("config.json: ") && error.contains("multi_label_classification"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_head_has_no_labels_however_many_rows_it_claims() {
+        let dir = folder("SEQ_CLS", &[1, 4], None);
+        let header = r#"{"score.weight":{"dtype":"F32","shape":[100000000000,0],"data_offsets":[0,0]}}"#;
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        std::fs::write(dir.path().join(TENSOR_FILE), bytes).unwrap();
+        let error = labels(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("`score.weight` is [100000000000, 0]"), "{error}");
+    }
 }

@@ -40,6 +40,9 @@ pub(crate) trait Variant: Send + Sync + std::fmt::Debug {
     /// Rows of `W`.
     fn outputs(&self) -> usize;
 
+    /// Columns of `W`.
+    fn inputs(&self) -> usize;
+
     /// R.
     fn rank(&self) -> usize;
 
@@ -52,8 +55,6 @@ pub(crate) trait Variant: Send + Sync + std::fmt::Debug {
 pub(crate) struct View {
     /// Whether gradients reach the parameters.
     pub(crate) tracked: bool,
-    /// Factor on the low-rank terms.
-    pub(crate) weight: f64,
 }
 
 impl View {

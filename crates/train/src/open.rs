@@ -29,7 +29,7 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
     Recipe { task: Some(task), ..recipe.clone() }.check()?;
     let labels = || {
         if let Some(adapter) = &recipe.init_adapter {
-            let dir = ModelDir::resolve_adapter(&ModelSource::parse(adapter)?)?;
+            let dir = ModelDir::resolve_adapter(&ModelSource::parse_adapter(adapter)?)?;
             return Ok(taper_lora::labels(&dir)?);
         }
         let number = recipe.problem_type.map(|problem| problem == ProblemType::Regression);

@@ -144,7 +144,7 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
     let adapter = match (&state, &recipe.init_adapter) {
         (Some(state), _) => LoraAdapter::load_trainable(&checkpoints.folder(state.progress.step), base)?,
         (None, Some(text)) => {
-            let dir = ModelDir::resolve_adapter(&ModelSource::parse(text)?)?;
+            let dir = ModelDir::resolve_adapter(&ModelSource::parse_adapter(text)?)?;
             let adapter = LoraAdapter::load_trainable(&dir, base)?;
             agree(recipe, adapter.config(), text)?;
             adapter

@@ -10,6 +10,7 @@ pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
     // The defaults of `Gemma2Config`.
     let defaults = json!({
         "head_dim": 256,
+        "num_key_value_heads": 4,
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 256,
         "attn_logit_softcapping": 50.0,
@@ -26,7 +27,7 @@ pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
 
 /// What Gemma 2 and 3 have in common.
 pub(super) fn gemma(config: &Value) -> Result<DecoderConfig, Error> {
-    if config["use_bidirectional_attention"].as_bool() == Some(true) {
+    if super::flag(config, "use_bidirectional_attention", false)? {
         return Err(super::unsupported(
             "config.json: `use_bidirectional_attention` is true; taper computes causal attention for gemma"
                 .into(),
@@ -34,7 +35,7 @@ pub(super) fn gemma(config: &Value) -> Result<DecoderConfig, Error> {
     }
     // `hidden_act` stands beside it in some files, and is not read.
     let activation = super::activation(config, "hidden_activation", "gelu_pytorch_tanh")?;
-    let bias = config["attention_bias"].as_bool().unwrap_or(false);
+    let bias = super::flag(config, "attention_bias", false)?;
     let common =
         super::common(&super::with_defaults(&json!({"hidden_act": "gelu_pytorch_tanh"}), config.clone()))?;
     let scalar = super::positive(config, "query_pre_attn_scalar")?.unwrap_or(256.0);

@@ -10,11 +10,11 @@ use crate::rope::Rope;
 
 /// `gemma3`: the text model inside one that sees pictures too.
 pub(super) fn facts_of_text(config: &Value) -> Result<DecoderConfig, Error> {
-    let text = &config["text_config"];
-    if !text.is_object() {
+    if super::object(config, "text_config")?.is_none() {
         return Err(super::unsupported("config.json: `text_config` is missing, which gemma3 needs".into()));
     }
-    let tied = json!({ "tie_word_embeddings": config["tie_word_embeddings"].as_bool().unwrap_or(true) });
+    let text = &config["text_config"];
+    let tied = json!({ "tie_word_embeddings": super::flag(config, "tie_word_embeddings", true)? });
     Ok(DecoderConfig { body: "model.language_model", ..facts(&super::with_defaults(text, tied))? })
 }
 
@@ -36,8 +36,8 @@ pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
     let config = &super::with_defaults(config, defaults);
     let ropes = ropes(config)?;
     let mut facts = DecoderConfig { qk_norm: true, ropes, ..gemma(&plain_rope(config))? };
-    let pattern = ["sliding_window_pattern", "_sliding_window_pattern"];
-    let pattern = pattern.into_iter().find_map(|field| config[field].as_u64()).unwrap_or(6).max(1) as usize;
+    let pattern = |field| super::optional(config, field);
+    let pattern = pattern("sliding_window_pattern")?.or(pattern("_sliding_window_pattern")?).unwrap_or(6);
     super::windows(config, &mut facts, |i| (i + 1) % pattern != 0)?;
     for layer in &mut facts.layers {
         layer.rope = Some(usize::from(layer.window.is_some()));
@@ -49,10 +49,11 @@ pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
 fn ropes(config: &Value) -> Result<Vec<Rope>, Error> {
     let (head_dim, longest) =
         (super::size(config, "head_dim")?, super::size(config, "max_position_embeddings")?);
-    let theta = |field: &str, default: f64| config[field].as_f64().unwrap_or(default);
+    let theta =
+        |field: &str, default: f64| super::positive(config, field).map(|theta| theta.unwrap_or(default));
     let older = [
-        json!({ "rope_scaling": config["rope_scaling"], "rope_theta": theta("rope_theta", 1e6) }),
-        json!({ "rope_theta": theta("rope_local_base_freq", 1e4) }),
+        json!({ "rope_scaling": config["rope_scaling"], "rope_theta": theta("rope_theta", 1e6)? }),
+        json!({ "rope_theta": theta("rope_local_base_freq", 1e4)? }),
     ];
     super::ropes(config, older, (head_dim, longest))
 }

@@ -22,7 +22,7 @@ const NAMES: Names = Names {
 
 /// Its own dropout is not applied in training: the adapter's is `lora_dropout`.
 pub(super) fn facts(config: &Value) -> Result<GptConfig, Error> {
-    if config["add_cross_attention"].as_bool() == Some(true) {
+    if super::flag(config, "add_cross_attention", false)? {
         return Err(super::unsupported(
             "config.json: `add_cross_attention` is true; taper runs gpt2 as a decoder alone".into(),
         ));
@@ -30,10 +30,10 @@ pub(super) fn facts(config: &Value) -> Result<GptConfig, Error> {
     let hidden_size = super::size(config, "n_embd")?;
     let heads = super::size(config, "n_head")?;
     let max_position_embeddings = super::size(config, "n_positions")?;
-    let num_hidden_layers = super::size(config, "n_layer")?;
+    let num_hidden_layers = super::layers(config, "n_layer")?;
     let head_dim = super::divided(hidden_size, heads)?;
-    let scaled = config["scale_attn_weights"].as_bool().unwrap_or(true);
-    let by_layer = config["scale_attn_by_inverse_layer_idx"].as_bool().unwrap_or(false);
+    let scaled = super::flag(config, "scale_attn_weights", true)?;
+    let by_layer = super::flag(config, "scale_attn_by_inverse_layer_idx", false)?;
     let scale = if scaled { 1.0 / (head_dim as f32).sqrt() } else { 1.0 };
     let scale_of = |layer: usize| if by_layer { scale / (layer + 1) as f32 } else { scale };
     Ok(GptConfig {
@@ -46,10 +46,10 @@ pub(super) fn facts(config: &Value) -> Result<GptConfig, Error> {
             head_dim,
             vocab_size: super::size(config, "vocab_size")?,
             max_position_embeddings,
-            tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(true),
+            tie_word_embeddings: super::flag(config, "tie_word_embeddings", true)?,
         },
         names: NAMES,
-        eps: config["layer_norm_epsilon"].as_f64().unwrap_or(1e-5),
+        eps: super::number(config, "layer_norm_epsilon")?.unwrap_or(1e-5),
         activation: super::activation(config, "activation_function", "gelu_new")?,
         positions: Positions::Learned("transformer.wpe"),
         order: Order::Thirds,

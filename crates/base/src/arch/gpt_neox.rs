@@ -25,10 +25,9 @@ const NAMES: Names = Names {
 pub(super) fn facts(config: &Value) -> Result<GptConfig, Error> {
     let hidden_size = super::size(config, "hidden_size")?;
     let heads = super::size(config, "num_attention_heads")?;
-    let num_hidden_layers = super::size(config, "num_hidden_layers")?;
+    let num_hidden_layers = super::layers(config, "num_hidden_layers")?;
     let max_position_embeddings = super::optional(config, "max_position_embeddings")?.unwrap_or(2048);
     let head_dim = super::divided(hidden_size, heads)?;
-    let flag = |field: &str, default: bool| config[field].as_bool().unwrap_or(default);
     Ok(GptConfig {
         sizes: Sizes {
             hidden_size,
@@ -39,29 +38,29 @@ pub(super) fn facts(config: &Value) -> Result<GptConfig, Error> {
             head_dim,
             vocab_size: super::size(config, "vocab_size")?,
             max_position_embeddings,
-            tie_word_embeddings: flag("tie_word_embeddings", false),
+            tie_word_embeddings: super::flag(config, "tie_word_embeddings", false)?,
         },
         names: NAMES,
-        eps: config["layer_norm_eps"].as_f64().unwrap_or(1e-5),
+        eps: super::number(config, "layer_norm_eps")?.unwrap_or(1e-5),
         activation: super::activation(config, "hidden_act", "gelu")?,
         positions: Positions::Rotary(Rope::read(
-            &with_older_names(config),
+            &with_older_names(config)?,
             head_dim,
             max_position_embeddings,
         )?),
         order: Order::ByHead,
         conv1d: false,
-        attention_bias: flag("attention_bias", true),
-        parallel: flag("use_parallel_residual", true),
+        attention_bias: super::flag(config, "attention_bias", true)?,
+        parallel: super::flag(config, "use_parallel_residual", true)?,
         scales: vec![1.0 / (head_dim as f32).sqrt(); num_hidden_layers],
     })
 }
 
 /// `rotary_pct` and `rotary_emb_base`, the model's own names, as the others call them.
-fn with_older_names(config: &Value) -> Value {
+fn with_older_names(config: &Value) -> Result<Value, Error> {
     let defaults = json!({
-        "partial_rotary_factor": config["rotary_pct"].as_f64().unwrap_or(0.25),
-        "rope_theta": config["rotary_emb_base"].as_f64().unwrap_or(10_000.0),
+        "partial_rotary_factor": super::positive(config, "rotary_pct")?.unwrap_or(0.25),
+        "rope_theta": super::positive(config, "rotary_emb_base")?.unwrap_or(10_000.0),
     });
-    super::with_defaults(config, defaults)
+    Ok(super::with_defaults(config, defaults))
 }

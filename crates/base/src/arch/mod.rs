@@ -18,14 +18,19 @@ mod qwen3;
 mod roberta;
 mod smollm3;
 mod t5;
+#[cfg(test)]
+mod tests;
 
-use serde::de::DeserializeOwned;
 use serde_json::Value;
-use taper_kernels::{Activation, Compute};
+use taper_kernels::Compute;
 
 use crate::classifier::Classifier;
 use crate::decoder::{Decoder, DecoderConfig, LayerFacts, Projections};
 use crate::encoder::{Encoder, EncoderConfig, Names, Pooling};
+use crate::fields::{
+    activation, flag, layers, list, number, numbers, object, optional, optional_layers, positive, size, text,
+    unsupported, whole,
+};
 use crate::gpt::Gpt;
 use crate::modernbert::ModernBert;
 use crate::rope::Rope;
@@ -42,6 +47,10 @@ pub(crate) fn build(
     compute: Compute,
     task: &Task,
 ) -> Result<Box<dyn Network>, Error> {
+    if !config.is_object() {
+        return Err(unsupported("config.json holds no object: it is not a model's".into()));
+    }
+    task.check_class(config["model_type"].as_str().unwrap_or_default())?;
     if let Some(encoder) = encoder(config, checkpoint, compute, task)? {
         return Ok(encoder);
     }
@@ -111,8 +120,9 @@ fn writer(config: &Value, checkpoint: &Checkpoint, compute: Compute) -> Result<B
 }
 
 /// [`Network::decoder_start`] of the network that `config` describes.
-pub(crate) fn decoder_start(config: &Value) -> Option<u32> {
-    (config["model_type"] == "t5" && Task::of(config) == Task::CausalLm).then(|| t5::decoder_start(config))
+pub(crate) fn decoder_start(config: &Value) -> Result<Option<u32>, Error> {
+    let writes = config["model_type"] == "t5" && Task::of(config) == Task::CausalLm;
+    writes.then(|| t5::decoder_start(config)).transpose()
 }
 
 /// What every Llama-type config.json says in the same words; biases, norms and windows are each model type's own.
@@ -120,7 +130,7 @@ fn common(config: &Value) -> Result<DecoderConfig, Error> {
     refuse_unhonoured(config)?;
     let hidden_size = size(config, "hidden_size")?;
     let num_attention_heads = size(config, "num_attention_heads")?;
-    let num_hidden_layers = size(config, "num_hidden_layers")?;
+    let num_hidden_layers = layers(config, "num_hidden_layers")?;
     let num_key_value_heads = optional(config, "num_key_value_heads")?.unwrap_or(num_attention_heads);
     let head_dim = optional(config, "head_dim")?.unwrap_or(hidden_size / num_attention_heads);
     let max_position_embeddings = optional(config, "max_position_embeddings")?.unwrap_or(2048);
@@ -140,10 +150,10 @@ fn common(config: &Value) -> Result<DecoderConfig, Error> {
             head_dim,
             vocab_size: size(config, "vocab_size")?,
             max_position_embeddings,
-            tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(false),
+            tie_word_embeddings: flag(config, "tie_word_embeddings", false)?,
         },
         body: "model",
-        rms_norm_eps: config["rms_norm_eps"].as_f64().unwrap_or(1e-6),
+        rms_norm_eps: number(config, "rms_norm_eps")?.unwrap_or(1e-6),
         norm_offset: 0.0,
         post_norms: false,
         qkv_bias: false,
@@ -166,48 +176,37 @@ fn encoder_common(config: &Value, names: &'static Names, pooling: Pooling) -> Re
     refuse_quantised(config)?;
     let hidden_size = size(config, "hidden_size")?;
     let num_attention_heads = size(config, "num_attention_heads")?;
-    if hidden_size % num_attention_heads != 0 {
-        return Err(unsupported(format!(
-            "config.json: `hidden_size` {hidden_size} does not fall into {num_attention_heads} heads evenly"
-        )));
-    }
-    let kind = config["position_embedding_type"].as_str().unwrap_or("absolute");
+    let kind = text(config, "position_embedding_type")?.unwrap_or("absolute");
     if kind != "absolute" {
         return Err(unsupported(format!(
             "config.json: `position_embedding_type` is `{kind}`, taper computes absolute"
         )));
     }
-    let act = config["hidden_act"].as_str().unwrap_or("gelu");
-    let hidden_act = Activation::named(act).ok_or_else(|| {
-        unsupported(format!(
-            "config.json: `hidden_act` is `{act}`, taper computes gelu, gelu_new, relu and silu"
-        ))
-    })?;
     Ok(EncoderConfig {
         sizes: Sizes {
             hidden_size,
             intermediate_size: size(config, "intermediate_size")?,
-            num_hidden_layers: size(config, "num_hidden_layers")?,
+            num_hidden_layers: layers(config, "num_hidden_layers")?,
             num_attention_heads,
             num_key_value_heads: num_attention_heads,
-            head_dim: hidden_size / num_attention_heads,
+            head_dim: divided(hidden_size, num_attention_heads)?,
             vocab_size: size(config, "vocab_size")?,
             max_position_embeddings: size(config, "max_position_embeddings")?,
             tie_word_embeddings: false,
         },
         names,
-        layer_norm_eps: config["layer_norm_eps"].as_f64().unwrap_or(1e-12),
-        hidden_act,
-        type_vocab_size: config["type_vocab_size"].as_u64().unwrap_or(2) as usize,
+        layer_norm_eps: number(config, "layer_norm_eps")?.unwrap_or(1e-12),
+        hidden_act: activation(config, "hidden_act", "gelu")?,
+        type_vocab_size: whole(config, "type_vocab_size")?.unwrap_or(2) as usize,
         first_position: 0,
-        initializer_range: config["initializer_range"].as_f64().unwrap_or(0.02),
+        initializer_range: number(config, "initializer_range")?.unwrap_or(0.02),
         pooling,
     })
 }
 
 /// Facts that would change the numbers and that no model type here computes.
 fn refuse_unhonoured(config: &Value) -> Result<(), Error> {
-    if config["attention_dropout"].as_f64().is_some_and(|p| p != 0.0) {
+    if number(config, "attention_dropout")?.is_some_and(|p| p != 0.0) {
         return Err(unsupported(
             "config.json: `attention_dropout` is not 0, which taper does not apply: set it to 0.0".into(),
         ));
@@ -216,7 +215,7 @@ fn refuse_unhonoured(config: &Value) -> Result<(), Error> {
 }
 
 fn refuse_quantised(config: &Value) -> Result<(), Error> {
-    if config["quantization_config"].is_object() {
+    if object(config, "quantization_config")?.is_some() {
         return Err(unsupported(
             "config.json: the weights are quantised (`quantization_config`): use the model's full-precision version".into(),
         ));
@@ -234,35 +233,12 @@ fn divided(hidden_size: usize, heads: usize) -> Result<usize, Error> {
 
 /// The size of a head whose values turn in pairs.
 fn rotatable(head_dim: usize) -> Result<usize, Error> {
-    if head_dim.is_multiple_of(2) {
+    if head_dim > 0 && head_dim.is_multiple_of(2) {
         return Ok(head_dim);
     }
     Err(unsupported(format!(
-        "config.json: heads of {head_dim} values cannot be rotated: the size must be even"
+        "config.json: heads of {head_dim} values cannot be rotated: the size must be even and above 0"
     )))
-}
-
-/// The activation that `field` of config.json names.
-fn activation(config: &Value, field: &str, default: &str) -> Result<Activation, Error> {
-    let name = config[field].as_str().unwrap_or(default);
-    Activation::named(name).ok_or_else(|| {
-        unsupported(format!(
-            "config.json: `{field}` is `{name}`, taper computes silu, gelu, gelu_new, gelu_pytorch_tanh and relu"
-        ))
-    })
-}
-
-/// A positive factor or cap, none if the field is missing or null.
-fn positive(config: &Value, field: &str) -> Result<Option<f64>, Error> {
-    match &config[field] {
-        Value::Null => Ok(None),
-        value => match value.as_f64().filter(|&x| x > 0.0 && x.is_finite()) {
-            Some(x) => Ok(Some(x)),
-            None => {
-                Err(unsupported(format!("config.json: `{field}` is {value}, expected a positive number")))
-            }
-        },
-    }
 }
 
 /// `config` with `defaults` in the place of what it lacks.
@@ -277,21 +253,33 @@ fn with_defaults(config: &Value, defaults: Value) -> Value {
 /// `layer_types` where config.json lists them, else what `sliding` says of each layer, as windows of `sliding_window`.
 fn windows(config: &Value, facts: &mut DecoderConfig, sliding: impl Fn(usize) -> bool) -> Result<(), Error> {
     let window = optional(config, "sliding_window")?;
-    for (i, layer) in facts.layers.iter_mut().enumerate() {
-        let slides = slides(config, i, &sliding)?;
+    for (layer, slides) in
+        facts.layers.iter_mut().zip(slides(config, facts.sizes.num_hidden_layers, sliding)?)
+    {
         layer.window = window.filter(|_| slides);
     }
     Ok(())
 }
 
-/// Whether layer `i` sees a window: by `layer_types` where config.json lists them, else as `sliding` says.
-fn slides(config: &Value, i: usize, sliding: impl Fn(usize) -> bool) -> Result<bool, Error> {
-    match config["layer_types"][i].as_str() {
+/// Which of `layers` layers see a window: by `layer_types` where config.json lists them, else as `sliding` says.
+fn slides(config: &Value, layers: usize, sliding: impl Fn(usize) -> bool) -> Result<Vec<bool>, Error> {
+    let Some(types) = list(config, "layer_types")? else { return Ok((0..layers).map(sliding).collect()) };
+    let slides = |given: &Value| match given.as_str() {
         Some("sliding_attention") => Ok(true),
         Some("full_attention") => Ok(false),
-        Some(other) => Err(unsupported(format!("config.json: layer type `{other}` is not supported"))),
-        None => Ok(sliding(i)),
+        kind => Err(unsupported(format!(
+            "config.json: layer type `{}` is not supported, taper knows full_attention and sliding_attention",
+            kind.map_or_else(|| given.to_string(), str::to_owned)
+        ))),
+    };
+    let slides: Vec<bool> = types.iter().map(slides).collect::<Result<_, _>>()?;
+    if types.len() != layers {
+        return Err(unsupported(format!(
+            "config.json: `layer_types` has {} entries, expected one for each of {layers} layers",
+            types.len()
+        )));
     }
+    Ok(slides)
 }
 
 /// The ropes of the layers that see all and of those that see a window: of `rope_parameters` by layer type, on top of
@@ -301,35 +289,10 @@ fn ropes(
     mut older: [Value; 2],
     (head_dim, max_positions): (usize, usize),
 ) -> Result<Vec<Rope>, Error> {
-    if let Some(kinds) = config["rope_parameters"].as_object() {
+    if let Some(kinds) = object(config, "rope_parameters")? {
         for (rope, kind) in older.iter_mut().zip(["full_attention", "sliding_attention"]) {
             rope["rope_parameters"] = kinds.get(kind).cloned().unwrap_or_default();
         }
     }
     older.iter().map(|rope| Rope::read(rope, head_dim, max_positions)).collect()
-}
-
-fn read<T: DeserializeOwned>(config: &Value) -> Result<T, Error> {
-    T::deserialize(config).map_err(|source| unsupported(format!("config.json: {source}")))
-}
-
-fn size(config: &Value, field: &str) -> Result<usize, Error> {
-    optional(config, field)?.ok_or_else(|| unsupported(format!("config.json: `{field}` is missing")))
-}
-
-/// A positive size, none if the field is missing or null.
-fn optional(config: &Value, field: &str) -> Result<Option<usize>, Error> {
-    match &config[field] {
-        Value::Null => Ok(None),
-        value => match value.as_u64().filter(|&n| n > 0 && n < 1 << 32) {
-            Some(n) => Ok(Some(n as usize)),
-            None => {
-                Err(unsupported(format!("config.json: `{field}` is {value}, expected a positive number")))
-            }
-        },
-    }
-}
-
-fn unsupported(what: String) -> Error {
-    Error::Unsupported { what }
 }

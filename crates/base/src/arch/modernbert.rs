@@ -14,11 +14,11 @@ pub(super) fn facts(config: &Value) -> Result<ModernBertConfig, Error> {
     let hidden_size = super::size(config, "hidden_size")?;
     let num_attention_heads = super::size(config, "num_attention_heads")?;
     let head_dim = super::rotatable(super::divided(hidden_size, num_attention_heads)?)?;
-    let fact = |field: &str| config[field].as_bool().unwrap_or(false);
+    let fact = |field: &str| super::flag(config, field, false);
     let sizes = Sizes {
         hidden_size,
         intermediate_size: super::size(config, "intermediate_size")?,
-        num_hidden_layers: super::size(config, "num_hidden_layers")?,
+        num_hidden_layers: super::layers(config, "num_hidden_layers")?,
         num_attention_heads,
         num_key_value_heads: num_attention_heads,
         head_dim,
@@ -30,20 +30,20 @@ pub(super) fn facts(config: &Value) -> Result<ModernBertConfig, Error> {
         layers: layers(config, sizes.num_hidden_layers)?,
         ropes: ropes(config, &sizes)?,
         sizes,
-        eps: config["norm_eps"].as_f64().unwrap_or(1e-5),
-        norm_bias: fact("norm_bias"),
-        attention_bias: fact("attention_bias"),
-        mlp_bias: fact("mlp_bias"),
-        head_bias: fact("classifier_bias"),
+        eps: super::number(config, "norm_eps")?.unwrap_or(1e-5),
+        norm_bias: fact("norm_bias")?,
+        attention_bias: fact("attention_bias")?,
+        mlp_bias: fact("mlp_bias")?,
+        head_bias: fact("classifier_bias")?,
         activation: super::activation(config, "hidden_activation", "gelu")?,
         head_activation: super::activation(config, "classifier_activation", "gelu")?,
         pooling: pooling(config)?,
-        initializer_range: config["initializer_range"].as_f64().unwrap_or(0.02),
+        initializer_range: super::number(config, "initializer_range")?.unwrap_or(0.02),
     })
 }
 
 fn pooling(config: &Value) -> Result<Pooling, Error> {
-    match config["classifier_pooling"].as_str().unwrap_or("cls") {
+    match super::text(config, "classifier_pooling")?.unwrap_or("cls") {
         "cls" => Ok(Pooling::First),
         "mean" => Ok(Pooling::Mean),
         other => Err(super::unsupported(format!(
@@ -56,20 +56,19 @@ fn pooling(config: &Value) -> Result<Pooling, Error> {
 fn layers(config: &Value, count: usize) -> Result<Vec<LayerFacts>, Error> {
     let every = super::optional(config, "global_attn_every_n_layers")?.unwrap_or(3);
     let window = super::optional(config, "local_attention")?.unwrap_or(128) / 2 + 1;
-    let layer = |i: usize| {
-        let slides = super::slides(config, i, |i| i % every != 0)?;
-        Ok(LayerFacts { rope: Some(usize::from(slides)), window: slides.then_some(window) })
-    };
-    (0..count).map(layer).collect()
+    let layer =
+        |slides: bool| LayerFacts { rope: Some(usize::from(slides)), window: slides.then_some(window) };
+    Ok(super::slides(config, count, |i| i % every != 0)?.into_iter().map(layer).collect())
 }
 
 /// The ropes of the layers that see all, and of those that slide.
 fn ropes(config: &Value, sizes: &Sizes) -> Result<Vec<Rope>, Error> {
-    let theta = |field: &str, default: f64| config[field].as_f64().unwrap_or(default);
-    let all = theta("global_rope_theta", 160_000.0);
+    let theta =
+        |field: &str, default: f64| super::positive(config, field).map(|theta| theta.unwrap_or(default));
+    let all = theta("global_rope_theta", 160_000.0)?;
     // In files of transformers 4 a null is the other one.
     let is_null = config.get("local_rope_theta").is_some_and(Value::is_null);
-    let local = theta("local_rope_theta", if is_null { all } else { 10_000.0 });
+    let local = theta("local_rope_theta", if is_null { all } else { 10_000.0 })?;
     let older =
         [all, local].map(|theta| json!({ "rope_scaling": config["rope_scaling"], "rope_theta": theta }));
     super::ropes(config, older, (sizes.head_dim, sizes.max_position_embeddings))

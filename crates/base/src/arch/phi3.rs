@@ -6,7 +6,13 @@ use crate::Error;
 use crate::decoder::{DecoderConfig, Projections};
 
 pub(super) fn facts(config: &Value) -> Result<DecoderConfig, Error> {
-    let config = &renamed(config);
+    // The defaults of `Phi3Config`.
+    let defaults = json!({
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+    });
+    let config = &super::with_defaults(&renamed(config), defaults);
     let mut facts = DecoderConfig { projections: Projections::Fused, ..super::common(config)? };
     super::windows(config, &mut facts, |_| true)?;
     Ok(facts)
@@ -17,7 +23,6 @@ fn renamed(config: &Value) -> Value {
     let mut config = config.clone();
     for field in ["rope_parameters", "rope_scaling"] {
         if let Some(rope) = config[field].as_object_mut().filter(|rope| rope.contains_key("long_factor")) {
-            rope.remove("type");
             rope.insert("rope_type".into(), json!("longrope"));
         }
     }

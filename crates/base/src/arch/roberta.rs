@@ -19,7 +19,7 @@ const POOLING: Pooling = Pooling {
 pub(super) fn facts(config: &Value) -> Result<EncoderConfig, Error> {
     let mut facts = super::encoder_common(config, &NAMES, POOLING)?;
     // `create_position_ids_from_input_ids`: the first token has the position after `pad_token_id`.
-    let first = config["pad_token_id"].as_u64().unwrap_or(1) as usize + 1;
+    let first = super::whole(config, "pad_token_id")?.unwrap_or(1) as usize + 1;
     let rows = facts.sizes.max_position_embeddings;
     if first >= rows {
         return Err(super::unsupported(format!(

@@ -14,16 +14,16 @@ use crate::{Checkpoint, Error};
 /// always, and `scale_decoder_outputs` instead. A head of version 1.1 that no file holds is the embedding's matrix.
 pub(super) fn facts(config: &Value, checkpoint: &Checkpoint) -> Result<T5Config, Error> {
     super::refuse_unhonoured(config)?;
-    let feed = config["feed_forward_proj"].as_str().unwrap_or("relu");
-    let tied = config["tie_word_embeddings"].as_bool().unwrap_or(true);
-    let scaled = config["scale_decoder_outputs"].as_bool().unwrap_or(tied);
+    let feed = super::text(config, "feed_forward_proj")?.unwrap_or("relu");
+    let tied = super::flag(config, "tie_word_embeddings", true)?;
+    let scaled = super::flag(config, "scale_decoder_outputs", tied)?;
     let heads = super::size(config, "num_heads")?;
-    let layers = super::size(config, "num_layers")?;
+    let layers = super::layers(config, "num_layers")?;
     Ok(T5Config {
         sizes: Sizes {
             hidden_size: super::size(config, "d_model")?,
             intermediate_size: super::size(config, "d_ff")?,
-            num_hidden_layers: super::optional(config, "num_decoder_layers")?.unwrap_or(layers),
+            num_hidden_layers: super::optional_layers(config, "num_decoder_layers")?.unwrap_or(layers),
             num_attention_heads: heads,
             num_key_value_heads: heads,
             head_dim: super::size(config, "d_kv")?,
@@ -33,7 +33,7 @@ pub(super) fn facts(config: &Value, checkpoint: &Checkpoint) -> Result<T5Config,
             tie_word_embeddings: scaled || checkpoint.info("lm_head.weight").is_none(),
         },
         encoder_layers: layers,
-        eps: config["layer_norm_epsilon"].as_f64().unwrap_or(1e-6),
+        eps: super::number(config, "layer_norm_epsilon")?.unwrap_or(1e-6),
         gated: feed.starts_with("gated-"),
         activation: activation(feed)?,
         buckets: Buckets {
@@ -42,8 +42,8 @@ pub(super) fn facts(config: &Value, checkpoint: &Checkpoint) -> Result<T5Config,
         }
         .checked()?,
         scaled,
-        decoder_start: decoder_start(config),
-        head_deviation: config["initializer_factor"].as_f64().unwrap_or(1.0)
+        decoder_start: decoder_start(config)?,
+        head_deviation: super::number(config, "initializer_factor")?.unwrap_or(1.0)
             / (super::size(config, "d_model")? as f64).sqrt(),
     })
 }
@@ -59,7 +59,7 @@ fn activation(feed: &str) -> Result<Activation, Error> {
 }
 
 /// The first token of what is written: the padding token where config.json names none.
-pub(super) fn decoder_start(config: &Value) -> u32 {
-    let id = |field: &str| config[field].as_u64().and_then(|id| u32::try_from(id).ok());
-    id("decoder_start_token_id").or(id("pad_token_id")).unwrap_or(0)
+pub(super) fn decoder_start(config: &Value) -> Result<u32, Error> {
+    let id = |field| super::whole(config, field);
+    Ok(id("decoder_start_token_id")?.or(id("pad_token_id")?).unwrap_or(0))
 }

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use taper_kernels::{AttentionShape, Compute, Norms, Weight};
+use taper_kernels::{AttentionShape, Compute, Norms};
 
 use super::{Block, Embeddings, Encoder, EncoderConfig, Pooling, Top};
 use crate::network::{Fresh, head_linear, needs_labels};
+use crate::parts::Parts;
 use crate::whole;
-use crate::{Checkpoint, Embedding, Error, Head, Labels, LayerNorm, Linear, Task};
+use crate::{Checkpoint, Error, Head, Labels, LayerNorm, Linear, Task};
 
 /// What encoders that label every token call their head, and what it is in `modules_to_save`.
 const TAGGER: &str = "classifier";
 
 struct Loader<'a> {
     config: &'a EncoderConfig,
-    checkpoint: &'a Checkpoint,
-    compute: Compute,
+    parts: Parts<'a>,
 }
 
 impl Encoder {
@@ -27,12 +27,13 @@ impl Encoder {
         compute: Compute,
         (task, own_head): (&Task, bool),
     ) -> Result<Self, Error> {
-        let loader = Loader { config: &config, checkpoint, compute };
-        let mut fresh = Vec::new();
-        let top = loader.top(task, own_head, &mut fresh)?;
+        let loader = Loader { config: &config, parts: Parts { checkpoint, compute, tied: false } };
         let embeddings = loader.embeddings()?;
         let blocks =
             (0..config.sizes.num_hidden_layers).map(|i| loader.block(i)).collect::<Result<_, _>>()?;
+        // After the blocks, which hold config.json's sizes against the files': a fresh head is allocated by them.
+        let mut fresh = Vec::new();
+        let top = loader.top(task, own_head, &mut fresh)?;
         Ok(Self { config, embeddings, blocks, top, fresh })
     }
 }
@@ -42,9 +43,7 @@ impl Loader<'_> {
         let c = self.config;
         let path = format!("{}.embeddings", c.names.body);
         let table = |name: &str, rows: usize| {
-            let path = format!("{path}.{name}");
-            let weight = self.weight(&path, rows, c.sizes.hidden_size)?;
-            Ok::<_, Error>(Embedding { path, weight })
+            self.parts.embedding(&format!("{path}.{name}"), (rows, c.sizes.hidden_size))
         };
         let kinds = c.type_vocab_size;
         Ok(Embeddings {
@@ -59,7 +58,7 @@ impl Loader<'_> {
         let (names, sizes) = (self.config.names, &self.config.sizes);
         let path = |name: &str| format!("{}.{}.{i}.{name}", names.body, names.layers);
         let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
-        let linear = |name: &str, input, output| self.linear(&path(name), (input, output));
+        let linear = |name: &str, input, output| self.parts.linear(&path(name), (input, output), true);
         let layers = [
             linear(names.query, hidden, hidden)?,
             linear(names.key, hidden, hidden)?,
@@ -120,28 +119,12 @@ impl Loader<'_> {
         serves: bool,
         fresh: &mut Vec<Fresh>,
     ) -> Result<Linear, Error> {
-        let files = (Some(self.checkpoint).filter(|_| serves), self.compute);
+        let files = (Some(self.parts.checkpoint).filter(|_| serves), self.parts.compute);
         head_linear(files, path, sizes, true, (self.config.initializer_range, fresh))
     }
 
-    fn linear(&self, path: &str, (input, output): (usize, usize)) -> Result<Linear, Error> {
-        let bias = self.checkpoint.tensor(&self.name(path, "bias"), &[output])?;
-        Ok(Linear { path: path.into(), weight: self.weight(path, output, input)?, bias: Some(bias) })
-    }
-
     fn norm(&self, path: &str) -> Result<LayerNorm, Error> {
-        let tensor =
-            |parameter| self.checkpoint.tensor(&self.name(path, parameter), &[self.config.sizes.hidden_size]);
-        Ok(LayerNorm::new(path, tensor("weight")?, Some(tensor("bias")?), self.config.layer_norm_eps))
-    }
-
-    fn weight(&self, path: &str, rows: usize, cols: usize) -> Result<Weight, Error> {
-        Ok(self.checkpoint.weight(&self.name(path, "weight"), rows, cols)?.with_compute(self.compute))
-    }
-
-    fn name(&self, path: &str, parameter: &str) -> String {
-        let name = format!("{path}.{parameter}");
-        self.checkpoint.stored_name(&name, false).unwrap_or(&name).to_owned()
+        self.parts.layer_norm(path, self.config.sizes.hidden_size, self.config.layer_norm_eps, true)
     }
 }
 

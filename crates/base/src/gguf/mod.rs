@@ -38,6 +38,9 @@ pub fn is_file(path: &Path) -> bool {
     is_named(path) && path.is_file()
 }
 
+/// Files of a model's folder that [`Gguf::json`] makes up.
+const COUNTERPARTS: [&str; 3] = ["config.json", "tokenizer.json", "tokenizer_config.json"];
+
 /// A GGUF file, mapped, every size in it checked against the file's.
 #[derive(Debug)]
 pub struct Gguf {
@@ -59,6 +62,11 @@ pub struct Tensor {
 }
 
 impl Gguf {
+    /// What the file of that name in a model's folder would say: of one that has no counterpart, without opening the model.
+    pub fn json_of(path: &Path, file: &str) -> Result<Value, Error> {
+        if COUNTERPARTS.contains(&file) { Self::open(path)?.json(file) } else { Ok(json!({})) }
+    }
+
     /// Maps `path` and reads its header. Nothing is allocated by a size that the file merely claims.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = std::fs::File::open(path).map_err(Error::io(path))?;

@@ -8,14 +8,6 @@ use super::cache::Cached;
 use super::{Hub, Kind};
 use crate::Error;
 
-/// Starts the message of every error after which a cached snapshot may be used instead.
-const UNREACHABLE: &str = "cannot reach the hub";
-
-/// Whether the hub could not be reached or was out of order, rather than refusing.
-pub(super) fn is_network(error: &Error) -> bool {
-    matches!(error, Error::Source { what } if what.starts_with(UNREACHABLE))
-}
-
 /// Whether asking again may help.
 pub(super) fn is_broken_connection(error: &HFError) -> bool {
     matches!(error, HFError::Request { .. })
@@ -38,17 +30,15 @@ pub(super) fn explain(error: &HFError, hub: &Hub, cached: &Cached) -> Error {
 /// An error about one file of the repository.
 pub(super) fn explain_file(error: &HFError, file: &str, endpoint: &str, cached: &Cached) -> Error {
     match explain_at(error, endpoint, cached) {
-        Error::Source { what } if is_network_text(&what) => Error::Source { what },
         Error::Source { what } => Error::Source { what: format!("{file}: {what}") },
         other => other,
     }
 }
 
-fn is_network_text(what: &str) -> bool {
-    what.starts_with(UNREACHABLE)
-}
-
 fn explain_at(error: &HFError, endpoint: &str, cached: &Cached) -> Error {
+    if let Some(what) = unreachable(error, endpoint, cached) {
+        return Error::Unreachable { what };
+    }
     let repository = name(cached);
     let page = format!("{}/{}{}", endpoint.trim_end_matches('/'), prefix(cached), cached.id);
     let code = error_code(error).unwrap_or_default();
@@ -72,24 +62,32 @@ fn explain_at(error: &HFError, endpoint: &str, cached: &Cached) -> Error {
             )
         }
         HFError::EntryNotFound { path, .. } => format!("{repository} has no `{path}` (404); see {page}"),
-        HFError::RateLimited { retry_after, .. } => {
-            let wait = retry_after.map_or(String::new(), |wait| format!(" in {} s", wait.as_secs()));
-            format!("{UNREACHABLE} at {endpoint}: too many requests (429); try again{wait}, or set HF_TOKEN")
-        }
-        HFError::Request { .. } => format!(
-            "{UNREACHABLE} at {endpoint} for {repository}: {}; check the network and HF_ENDPOINT, or give a folder",
-            causes(error)
-        ),
-        HFError::Http { context } if context.status.is_server_error() => {
-            format!(
-                "{UNREACHABLE} at {endpoint} for {repository}: it answers {}; try again later",
-                context.status
-            )
-        }
         HFError::Io(source) => return Error::Io { path: cached.blob(""), source: copy(source) },
         other => format!("{repository}: {other}"),
     };
     Error::Source { what }
+}
+
+/// What to say where the hub could not be reached or is out of order, rather than refusing.
+fn unreachable(error: &HFError, endpoint: &str, cached: &Cached) -> Option<String> {
+    let repository = name(cached);
+    Some(match error {
+        HFError::RateLimited { retry_after, .. } => {
+            let wait = retry_after.map_or(String::new(), |wait| format!(" in {} s", wait.as_secs()));
+            format!(
+                "cannot reach the hub at {endpoint}: too many requests (429); try again{wait}, or set HF_TOKEN"
+            )
+        }
+        HFError::Request { .. } => format!(
+            "cannot reach the hub at {endpoint} for {repository}: {}; check the network and HF_ENDPOINT, or give a folder",
+            causes(error)
+        ),
+        HFError::Http { context } if context.status.is_server_error() => format!(
+            "cannot reach the hub at {endpoint} for {repository}: it answers {}; try again later",
+            context.status
+        ),
+        _ => return None,
+    })
 }
 
 /// The repository as a message names it.

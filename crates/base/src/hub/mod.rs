@@ -182,7 +182,7 @@ impl Hub {
             remote.cached().folder()
         });
         match fetched {
-            Err(error) if usable && failure::is_network(&error) => cached.folder(),
+            Err(Error::Unreachable { .. }) if usable => cached.folder(),
             fetched => fetched,
         }
     }

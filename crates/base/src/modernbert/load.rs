@@ -31,8 +31,6 @@ impl ModernBert {
         (task, own_head): (&Task, bool),
     ) -> Result<Self, Error> {
         let loader = Loader { config: &config, parts: Parts { checkpoint, compute, tied: false } };
-        let mut fresh = Vec::new();
-        let top = loader.top(task, own_head, &mut fresh)?;
         let sizes = &config.sizes;
         let embedding = loader
             .parts
@@ -40,6 +38,9 @@ impl ModernBert {
         let embedding_norm = loader.norm("model.embeddings.norm")?;
         let blocks = (0..sizes.num_hidden_layers).map(|i| loader.block(i)).collect::<Result<_, _>>()?;
         let norm = loader.norm("model.final_norm")?;
+        // After the blocks, which hold config.json's sizes against the files': a fresh head is allocated by them.
+        let mut fresh = Vec::new();
+        let top = loader.top(task, own_head, &mut fresh)?;
         Ok(Self { config, embedding, embedding_norm, blocks, norm, top, fresh })
     }
 }

@@ -5,6 +5,9 @@ use taper_kernels::DistanceBias;
 
 use crate::Error;
 
+/// The longest reach: a bias is kept for every distance within it.
+const MAX_REACH: usize = 1 << 16;
+
 /// How distances fall into buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Buckets {
@@ -17,19 +20,22 @@ pub(crate) struct Buckets {
 impl Buckets {
     /// These, if their numbers go together.
     pub(crate) fn checked(self) -> Result<Self, Error> {
-        if self.count >= 4 && self.count.is_multiple_of(2) && self.reach > self.count / 2 {
+        let reaches = self.count / 2 + 1..=MAX_REACH;
+        if self.count >= 4 && self.count.is_multiple_of(2) && reaches.contains(&self.reach) {
             return Ok(self);
         }
         let Self { count, reach } = self;
         Err(Error::Unsupported {
             what: format!(
-                "config.json: distances up to {reach} in {count} buckets: expected an even                  `relative_attention_num_buckets`, and a `relative_attention_max_distance` above half of it"
+                "config.json: distances up to {reach} in {count} buckets: expected an even \
+                 `relative_attention_num_buckets`, and a `relative_attention_max_distance` above half of it and at most \
+                 {MAX_REACH}"
             ),
         })
     }
 
-    /// The bucket of a key `distance` places behind the query. In both directions half of the buckets are for either; else
-    /// keys behind the query, which are not seen, count as the query itself.
+    /// The bucket of a key `distance` places after the query; of one before it, that is negative. In both directions half of
+    /// the buckets are for either; else keys after the query, which are not seen, count as the query itself.
     pub(super) fn of(self, distance: isize, both_ways: bool) -> usize {
         let (count, first) = match both_ways {
             true if distance > 0 => (self.count / 2, self.count / 2),
@@ -65,6 +71,15 @@ mod tests {
         for distance in -140..=140 {
             let expected = runs.iter().rev().find(|(first, _)| *first <= distance).unwrap().1;
             assert_eq!(buckets.of(distance, both_ways), expected, "{distance}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_do_not_go_together_are_refused() {
+        for (count, reach) in [(31, 128), (2, 128), (32, 16), (32, MAX_REACH + 1)] {
+            let error = Buckets { count, reach }.checked().unwrap_err().to_string();
+            assert!(error.contains(&format!("up to {reach} in {count} buckets")), "{error}");
+            assert!(error.contains("at most 65536") && !error.contains("  "), "{error}");
         }
     }
 

@@ -40,15 +40,17 @@ impl T5Classifier {
         (task, own): (&Task, bool),
     ) -> Result<Self, Error> {
         config.sizes.tie_word_embeddings = false;
-        let (hidden, outputs) = (config.sizes.hidden_size, task.labels().map_or(0, Labels::outputs));
+        let (hidden, deviation) = (config.sizes.hidden_size, config.head_deviation);
+        // Before the head: it holds config.json's sizes against the files', and a fresh head is allocated by them.
+        let body = Body::load(config, Parts { checkpoint, compute, tied: false }, BODY)?;
+        let outputs = task.labels().map_or(0, Labels::outputs);
         let (files, mut fresh) = ((Some(checkpoint).filter(|_| own), compute), Vec::new());
         let mut layer = |name: &str, outputs| {
             let path = format!("{HEAD}.{name}");
-            head_linear(files, &path, (hidden, outputs), true, (config.head_deviation, &mut fresh))
+            head_linear(files, &path, (hidden, outputs), true, (deviation, &mut fresh))
         };
         let (dense, head) = (layer("dense", hidden)?, layer("out_proj", outputs)?.into());
-        let parts = Parts { checkpoint, compute, tied: false };
-        Ok(Self { body: Body::load(config, parts, BODY)?, dense, head, fresh })
+        Ok(Self { body, dense, head, fresh })
     }
 }
 

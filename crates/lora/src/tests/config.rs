@@ -198,3 +198,17 @@ fn names_on_the_command_line() {
     assert_eq!("gaussian".parse::<Init>().unwrap(), Init::Gaussian);
     assert!("pissa".parse::<Init>().is_err());
 }
+
+#[test]
+fn a_rank_that_no_layer_can_use_is_refused_before_anything_is_allocated() {
+    for (field, what) in [
+        (r#""r": 10000000000000"#, "`r` is 10000000000000; taper takes ranks up to 16384"),
+        (r#""rank_pattern": {"q_proj": 100000000000}"#, "`rank_pattern` of `q_proj` is 100000000000"),
+    ] {
+        let error = error(&format!(r#"{{"peft_type": "LORA", {field}}}"#));
+        assert!(error.contains(what), "{error}");
+    }
+    let config = LoraConfig { r: 100_000_000_000, ..LoraConfig::default() };
+    let error = LoraAdapter::fresh(config, Toy::new(false).modules(), 0).unwrap_err().to_string();
+    assert!(error.contains("`r` is 100000000000"), "{error}");
+}

@@ -91,7 +91,7 @@ fn missing_left_over_misshaped_and_infinite_tensors_are_reported_together() {
     let error = load_error(dir.path(), &toy);
     for part in [
         "1 missing: `base_model.model.model.layers.0.up_proj.lora_A.weight`",
-        "1 unexpected: `model.layers.0.q_proj.lora_A.weight`",
+        "1 unexpected: `base_model.model.model.layers.0.q_proj.lora_A.weight`",
         "1 mis-shaped: `base_model.model.model.layers.0.up_proj.lora_B.weight` [7, 2] for [6, 2]",
         "1 not finite: `base_model.model.model.layers.0.down_proj.lora_B.weight`",
         "is this the adapter of another base?",
@@ -128,6 +128,19 @@ fn a_long_list_is_cut_and_counted() {
         error.contains("30 unexpected: `x00`") && error.contains("`x09`, …") && !error.contains("x10"),
         "{error}"
     );
+}
+
+#[test]
+fn the_adapter_of_a_deeper_base_is_recognised() {
+    let toy = Toy::new(false);
+    let (_, config) = configs().swap_remove(0);
+    let adapter = toy.trained(&LoraConfig { base_model_name_or_path: Some("org/deep".to_owned()), ..config });
+    let dir = saved(&adapter);
+    let more = "base_model.model.model.layers.1.up_proj.lora_A.weight";
+    rewrite(dir.path(), &adapter, |tensors| drop(tensors.insert(more.to_owned(), tensor(1, &[2, 4]))));
+    let error = load_error(dir.path(), &toy);
+    assert!(error.contains(&format!("1 unexpected: `{more}`")), "{error}");
+    assert!(error.contains("is this the adapter of another base? it was made for org/deep"), "{error}");
 }
 
 #[test]

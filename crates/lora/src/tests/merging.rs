@@ -91,43 +91,26 @@ fn the_changed_tensors_are_exactly_those_that_merging_changes() {
 }
 
 #[test]
-fn a_weight_multiplies_the_low_rank_term() {
-    let toy = Toy::new(false);
-    let (_, config) = configs().swap_remove(0);
-    let adapter = toy.trained(&config);
-    let doubled = LoraConfig { lora_alpha: 2.0 * config.lora_alpha, ..config };
-    assert_close(
-        "2 ×",
-        &toy.logits(&adapter.with_weight(2.0).unwrap()),
-        &toy.logits(&toy.trained(&doubled)),
-        TOLERANCE,
-    );
-    assert_close("0 ×", &toy.logits(&adapter.with_weight(0.0).unwrap()), &toy.logits(&()), TOLERANCE);
-}
-
-#[test]
-fn parameters_trained_whole_have_no_multiple() {
-    let toy = Toy::new(false);
-    let config = LoraConfig {
-        target_modules: Some(list(&["up_proj"])),
-        modules_to_save: strings(&["norm"]),
-        ..LoraConfig::default()
-    };
-    let adapter = toy.trained(&config);
-    assert!(adapter.with_weight(1.0).is_ok());
-    let error = adapter.with_weight(0.5).unwrap_err().to_string();
-    assert_eq!(error, "`model.norm.weight` is trained whole: such an adapter cannot be taken 0.5 times");
-}
-
-#[test]
 fn rows_of_another_length_are_refused() {
-    let toy = Toy::new(false);
-    let config = LoraConfig {
-        modules_to_save: strings(&["norm"]),
-        target_modules: Some(list(&[])),
-        ..LoraConfig::default()
-    };
-    let error =
-        toy.trained(&config).merge_rows("model.norm.weight", 0..2, &mut [0.0; 3]).unwrap_err().to_string();
-    assert!(error.contains("are 3 values in the base and 2 in the adapter"), "{error}");
+    for (name, config) in configs() {
+        let toy = Toy::new(false);
+        let adapter = toy.trained(&config);
+        for tensor in adapter.changed_tensors() {
+            for len in [0, 1, 3, 5, 7, 1000] {
+                let (before, what) = (vec![0.5; len], format!("rows 0..3 of `{tensor}` are {len} values"));
+                let mut values = before.clone();
+                match adapter.merge_rows(&tensor, 0..3, &mut values) {
+                    Ok(()) => assert!(
+                        len == 3 && (tensor.contains("bias") || tensor.contains("norm")),
+                        "{name}: {tensor}"
+                    ),
+                    Err(error) => {
+                        assert!(error.to_string().contains(&what), "{name}: {error}");
+                        assert_eq!(values, before);
+                    }
+                }
+            }
+        }
+        adapter.merge_rows("no.such.tensor", 0..3, &mut [0.0]).unwrap();
+    }
 }
