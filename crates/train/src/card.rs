@@ -1,4 +1,4 @@
-//! `README.md`: the model card of a trained adapter, its front matter as PEFT writes it (`notes/peft.md` §2.4).
+//! `README.md`: the model card of a trained adapter, its front matter as PEFT 0.21.2 writes it.
 
 use std::fmt::Write;
 use std::path::Path;

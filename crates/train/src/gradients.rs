@@ -164,7 +164,7 @@ mod tests {
 
     /// Sums in another order.
     const TOLERANCE: f32 = 1e-5;
-    /// Losses of `PyTorch` + PEFT (DESIGN §6).
+    /// Losses of `PyTorch` + PEFT.
     const ORACLE: f64 = 2e-5;
 
     fn open(case: &str) -> (Base, LoraAdapter) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::{Error, Init};
 
-/// As PEFT 0.21.2 saved it (`shared/oracle/llama-patterns`), with everything that a modern file holds.
+/// As PEFT 0.21.2 saved it (the oracle's `llama-patterns`), with everything that a modern file holds.
 const PATTERNS: &str = r#"{"alora_invocation_tokens": null, "alpha_pattern": {"layers\\.2\\.self_attn\\.o_proj": 5,
 "v_proj": 3}, "arrow_config": null, "auto_mapping": null, "base_model_name_or_path": null, "bias": "none",
 "corda_config": null, "ensure_weight_tying": false, "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false,

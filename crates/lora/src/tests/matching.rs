@@ -1,4 +1,4 @@
-//! PEFT's matching rules, case by case (`notes/peft.md` §1: those that were probed against PEFT 0.21.2).
+//! PEFT's matching rules, case by case (probed against PEFT 0.21.2).
 
 use super::*;
 use crate::Error;

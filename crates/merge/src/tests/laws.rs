@@ -7,7 +7,7 @@ use taper_lora::{Bias, LoraAdapter, LoraConfig};
 use super::fixture::{Room, Shape, TOKENS, adapter, open, targets};
 use crate::{Weighted, verify};
 
-/// f32 logits, relative and absolute (DESIGN §6).
+/// f32 logits, relative and absolute.
 const LOGITS: f32 = 2e-5;
 
 pub(super) fn assert_merged_is_adapted(room: &Room, adapters: &[(&LoraAdapter, f64)], name: &str) {

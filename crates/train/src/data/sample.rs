@@ -28,7 +28,7 @@ fn alphabet() -> Vec<char> {
     characters.into_iter().filter_map(char::from_u32).collect()
 }
 
-/// `tokenizer.json` of the byte tokenizer of `reference/shapes.py`, with the merge `\n` `\n`.
+/// `tokenizer.json` of the byte tokenizer of `tests/oracle/shapes.py`, with the merge `\n` `\n`.
 fn file(post_processor: &Value) -> Value {
     let mut vocab: serde_json::Map<String, Value> =
         alphabet().iter().enumerate().map(|(id, character)| (character.to_string(), id.into())).collect();
