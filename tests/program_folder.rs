@@ -68,7 +68,8 @@ fn only_an_unfinished_run_is_resumed() {
 fn two_runs_do_not_share_a_folder() {
     let (room, model, data) = good("llama");
     let out = room.arg("out");
-    let mut long = start(&["train", "--model", &model, "--data", &data, "--out", &out, "--max-steps", "100000"]);
+    let mut long =
+        start(&["train", "--model", &model, "--data", &data, "--out", &out, "--max-steps", "100000"]);
     wait_until("the first step", || {
         room.path("out/metrics.jsonl").metadata().is_ok_and(|file| file.len() > 0)
     });

@@ -21,7 +21,7 @@ impl Dropout {
     }
 
     /// Applies the mask to `values`, the first of which is element `first` of the tensor.
-    pub(crate) fn apply(self, values: &mut [f32], first: usize) {
+    pub fn apply(self, values: &mut [f32], first: usize) {
         if self.is_identity() {
             return;
         }

@@ -38,14 +38,6 @@ enum Elementwise {
     Plus(Vec<f32>),
 }
 
-fn drop(dropout: Dropout, values: &mut [f32]) {
-    let threshold = (f64::from(dropout.p) * 2f64.powi(32)) as u64;
-    let factor = 1.0 / (1.0 - dropout.p);
-    for (i, value) in (0u64..).zip(values) {
-        *value *= if mix(dropout.seed, i) >> 32 >= threshold { factor } else { 0.0 };
-    }
-}
-
 impl CustomOp1 for Elementwise {
     fn name(&self) -> &'static str {
         match self {
@@ -58,7 +50,7 @@ impl CustomOp1 for Elementwise {
         let start = layout.start_offset();
         let mut y = storage.as_slice::<f32>()?[start..start + layout.shape().elem_count()].to_vec();
         match self {
-            Self::Dropped(dropout) => drop(*dropout, &mut y),
+            Self::Dropped(dropout) => dropout.apply(&mut y, 0),
             Self::Plus(constant) => y.iter_mut().zip(constant).for_each(|(y, c)| *y += c),
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
@@ -67,7 +59,7 @@ impl CustomOp1 for Elementwise {
     fn bwd(&self, _: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let Self::Dropped(dropout) = self else { return Ok(Some(g.clone())) };
         let mut values = g.flatten_all()?.to_vec1()?;
-        drop(*dropout, &mut values);
+        dropout.apply(&mut values, 0);
         Ok(Some(Tensor::from_vec(values, g.shape(), g.device())?))
     }
 }

@@ -29,13 +29,13 @@ pub(crate) struct Inputs<'a> {
 
 /// Gradients of `q`, `k` and `v`.
 #[derive(Default)]
-pub(crate) struct Gradients {
+pub(crate) struct QkvGradients {
     pub(crate) q: Vec<f32>,
     pub(crate) k: Vec<f32>,
     pub(crate) v: Vec<f32>,
 }
 
-pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> Gradients {
+pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> QkvGradients {
     let of_sequence = |(queries, keys): (&Range<usize>, &Range<usize>)| {
         let count = (queries.len() / TASK_ROWS).clamp(1, TASKS);
         let task = |head, share| Task::new([queries.clone(), keys.clone()], head, (share, count));
@@ -50,9 +50,9 @@ pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> Gradients {
 }
 
 /// Puts together what the tasks of each sequence found.
-fn gather(inputs: &Inputs<'_>, tasks: &[Vec<Task>], shape: &AttentionShape) -> Gradients {
+fn gather(inputs: &Inputs<'_>, tasks: &[Vec<Task>], shape: &AttentionShape) -> QkvGradients {
     let zeros = |like: &[f32]| buffers::zeros(like.len());
-    let mut all = Gradients { q: zeros(inputs.q), k: zeros(inputs.k), v: zeros(inputs.v) };
+    let mut all = QkvGradients { q: zeros(inputs.q), k: zeros(inputs.k), v: zeros(inputs.v) };
     gather_queries(&mut all.q, tasks, shape);
     gather_keys(&mut all.k, tasks, shape, |found| &found.k);
     gather_keys(&mut all.v, tasks, shape, |found| &found.v);
@@ -91,7 +91,7 @@ fn gather_keys(
     all: &mut [f32],
     tasks: &[Vec<Task>],
     shape: &AttentionShape,
-    of: impl Fn(&Gradients) -> &Vec<f32> + Sync,
+    of: impl Fn(&QkvGradients) -> &Vec<f32> + Sync,
 ) {
     let (mut rest, mut places) = (all, Vec::new());
     for tasks in tasks {
@@ -128,12 +128,12 @@ struct Task {
     /// Which share, of how many.
     shares: (usize, usize),
     /// `(blocks · M, E)` of the share's blocks, `(T, E)`, `(T, E)`.
-    found: Gradients,
+    found: QkvGradients,
 }
 
 impl Task {
     fn new([queries, keys]: [Range<usize>; 2], kv_head: usize, shares: (usize, usize)) -> Self {
-        Self { queries, keys, kv_head, shares, found: Gradients::default() }
+        Self { queries, keys, kv_head, shares, found: QkvGradients::default() }
     }
 
     /// Where in `found.q` the rows of the block begin that starts at query `first`, if they are in the share.
@@ -174,7 +174,7 @@ struct Head<'a> {
     upstream: Rows<'a>,
     /// `(rows, H)`.
     log_sums: &'a [f32],
-    found: Gradients,
+    found: QkvGradients,
     block: Stacked,
 }
 
@@ -214,7 +214,7 @@ impl<'a> Head<'a> {
             result: wide(inputs.y),
             upstream: wide(inputs.g),
             log_sums: slice_rows(inputs.log_sums, queries, shape.heads),
-            found: Gradients { q: Vec::new(), k: zeros(), v: zeros() },
+            found: QkvGradients { q: Vec::new(), k: zeros(), v: zeros() },
             block: Stacked::default(),
         }
     }

@@ -15,7 +15,7 @@ pub struct DistanceBias {
 pub(super) type GroupBias<'a> = Option<(&'a DistanceBias, usize)>;
 
 impl DistanceBias {
-    /// `value(head, distance)` of each of `heads` heads, for a key `distance` places behind the query (before it, where that
+    /// `value(head, distance)` of each of `heads` heads, for a key `distance` places after the query (before it, where that
     /// is negative), up to `reach` places.
     pub fn new(heads: usize, reach: usize, value: impl Fn(usize, isize) -> f32) -> Self {
         let distances = |head| (-(reach as isize)..=reach as isize).map(move |distance| (head, distance));

@@ -7,7 +7,7 @@ use super::terms::Pulled;
 use super::{DOWN, GATE, Layer, Norms, O, QKV, Saved, UP};
 use crate::activation::Function;
 use crate::attention::Plan;
-use crate::attention::backward::{Gradients, Inputs, run};
+use crate::attention::backward::{Inputs, QkvGradients, run};
 use crate::buffers::copied;
 use crate::norm::Normalise;
 
@@ -67,7 +67,7 @@ impl Layer<'_> {
         g: &[f32],
         saved: &Saved,
         dgains: &mut [Vec<f32>; 7],
-    ) -> Gradients {
+    ) -> QkvGradients {
         let output = Output { sum: &saved.middle, beneath: Some(x) };
         let pulled = self.pull([(O, Cow::Borrowed(g), output)], dgains);
         pulled.factor_gradients(self, &saved.attended, &saved.u);

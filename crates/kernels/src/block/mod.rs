@@ -113,7 +113,7 @@ pub struct Link<'a> {
 }
 
 impl Block {
-    /// The projections that read what the feed-forward layer reads.
+    /// Whether two projections read what the feed-forward layer reads, and their product is fed on.
     fn is_gated(&self) -> bool {
         self.projections.len() > UP
     }

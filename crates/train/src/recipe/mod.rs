@@ -48,7 +48,7 @@ pub struct Recipe {
     /// `(1-ε)·label + ε/V`, as torch's `label_smoothing`. Evaluations count the labels as they are. Default 0.
     pub label_smoothing: f64,
     /// Of `classify` and `tag`: share of what the head reads that is zeroed while training, as transformers'
-    /// `classifier_dropout`. Default 0.
+    /// `classifier_dropout`; where a head has two layers (RoBERTa's, T5's), only before the last. Default 0.
     pub head_dropout: f64,
     /// How training rows are changed, anew in each epoch. Default: not at all.
     #[serde(skip_serializing_if = "Augment::is_off")]
@@ -131,8 +131,8 @@ pub struct Recipe {
     /// Metric of the answers that makes an evaluation the best, instead of the lowest loss: the higher, the better. The model
     /// answers the validation rows at each evaluation, and the run ends with the best adapter. Default none.
     pub metric_for_best: Option<String>,
-    /// Metrics of the answers of base and adapter, when training is done: `bleu`, `rougeL`, `exact_match` and others. Default
-    /// none.
+    /// Metrics of base and adapter, when training is done: `bleu`, `rougeL`, `exact_match` and others of answers. Default: of
+    /// labels the usual ones of their task, of answers none.
     pub metrics: Vec<String>,
     /// Tokens that an answer has at most. Default 64.
     pub max_new_tokens: usize,
