@@ -81,6 +81,8 @@ fn what_a_head_reads_is_dropped_while_training_alone() {
     let flags =
         ["train", "--model", "tiny", "--data", &texts, "--out", &room.arg("bad"), "--head-dropout", "0.1"];
     taper(&flags).bad(&["`head_dropout` is 0.1", "causal-lm", "leave it out"]);
+    let kind = [&flags[..flags.len() - 2], &["--problem-type", "regression"]].concat();
+    taper(&kind).bad(&["`problem_type` is regression", "causal-lm", "leave it out"]);
     assert!(!room.path("bad").exists());
 }
 

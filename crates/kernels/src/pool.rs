@@ -30,10 +30,13 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Sets the number of compute threads. The first call wins; later ones, or one after the first kernel ran, return the
-/// number that is in force.
+/// More threads than any machine has cores, and fewer than it could not start.
+const MOST: usize = 1024;
+
+/// Sets the number of compute threads, at most 1024. The first call wins; later ones, or one after the first kernel ran,
+/// return the number that is in force.
 pub fn set_threads(threads: usize) -> usize {
-    POOL.get_or_init(|| Pool::new(threads)).threads()
+    POOL.get_or_init(|| Pool::new(threads.min(MOST))).threads()
 }
 
 /// The number of compute threads in force (the machine's available parallelism unless set).

@@ -8,7 +8,7 @@ use taper_lora::{LoraAdapter, LoraConfig, Names};
 
 use crate::budget::{self, Budget, Memory};
 use crate::checkpoint::{Checkpoints, Origin, State};
-use crate::recipe::Init;
+use crate::recipe::{Init, ProblemType};
 use crate::{
     ClassWeights, DataFiles, DataOptions, DataSet, Error, Learn, Recipe, Split, Start, Summary, Task,
     available_bytes, default_metrics, outputs,
@@ -92,6 +92,16 @@ pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
         return Err(Error::recipe(format!(
             "`label_smoothing` is {}, but the labels are numbers, which have no others to be smoothed over: leave it out",
             recipe.label_smoothing
+        )));
+    }
+    if let Some(problem) = recipe.problem_type.filter(|_| base.task.labels().is_none()) {
+        let problem = match problem {
+            ProblemType::Regression => "regression",
+            ProblemType::SingleLabelClassification => "single_label_classification",
+        };
+        return Err(Error::recipe(format!(
+            "`problem_type` is {problem}, but `task` is {}, which learns tokens and no labels: leave it out",
+            opened.name()
         )));
     }
     if recipe.head_dropout > 0.0 && base.task.labels().is_none() {
