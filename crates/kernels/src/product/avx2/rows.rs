@@ -15,6 +15,9 @@ use crate::product::portable::to_bf16;
 /// Rows of x up to which streaming W beats packing it.
 pub(super) const FEW: usize = 32;
 
+/// Rows of x up to which quantised rows of W are multiplied as integers. More rows of x do not stay in the L1 cache while a
+/// single row of W passes: some rows of W are then widened, and multiplied together.
+const AS_INTEGERS: usize = 4;
 /// Bytes of W to a task, about: they stay in the L2 cache.
 const TASK: usize = 128 * 1024;
 
@@ -41,7 +44,8 @@ pub(in crate::product) unsafe fn few_rows(
         tasks.extend((0..w.rows).step_by(per_task).map(|first| (i, first..w.rows.min(first + per_task))));
     }
     let is_quantised = |w: &Matrix<'_>| w.stored.size().is_none();
-    let reordered = (!x.round && ws.iter().any(is_quantised)).then(|| quantised::Rows::new(x.values, x.k));
+    let as_integers = x.m <= AS_INTEGERS && !x.round;
+    let reordered = (as_integers && ws.iter().any(is_quantised)).then(|| quantised::Rows::new(x.values, x.k));
     pool::for_each(tasks.len(), |task| {
         let (i, rows) = &tasks[task];
         let part = Part { x, w: &ws[*i], y: &ys[*i], add };
