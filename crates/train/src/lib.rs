@@ -18,6 +18,7 @@ mod evaluate;
 mod events;
 mod files;
 mod find_lr;
+mod fingerprint;
 mod gradients;
 mod learner;
 mod memory;

@@ -195,7 +195,7 @@ pub(crate) fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
     }
 }
 
-/// A number below `end`, each as likely as another to within 2^-32 of itself: the high half of a 64-bit product.
+/// A number below `end`: the high word of a product (Lemire 2019), whose bias is below `end` / 2⁶⁴.
 pub(crate) fn below(random: &mut ChaCha8Rng, end: usize) -> usize {
     ((u128::from(random.next_u64()) * end as u128) >> 64) as usize
 }

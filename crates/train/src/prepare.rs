@@ -8,6 +8,7 @@ use taper_lora::{LoraAdapter, LoraConfig, Names};
 
 use crate::budget::{self, Budget, Memory};
 use crate::checkpoint::{Checkpoints, Origin, State};
+use crate::fingerprint::Fingerprint;
 use crate::recipe::Init;
 use crate::{
     ClassWeights, DataFiles, DataOptions, DataSet, Error, Learn, Recipe, Split, Start, Summary, Task,
@@ -316,8 +317,8 @@ fn origin(base: &Base, recipe: &Recipe, rows: &Rows) -> Result<Origin, Error> {
     let set = |set: &DataSet| {
         let mut print = Fingerprint::new();
         for example in &set.examples {
-            print.add(&example.key.to_le_bytes());
-            print.add(&(example.tokens.len() as u64).to_le_bytes());
+            print.add(example.key.to_le_bytes());
+            print.add((example.tokens.len() as u64).to_le_bytes());
         }
         print.hex()
     };
@@ -328,33 +329,14 @@ fn origin(base: &Base, recipe: &Recipe, rows: &Rows) -> Result<Origin, Error> {
 /// Over configuration, names, shapes, and the first bytes of every tensor: enough to tell bases apart without reading them.
 fn base_fingerprint(base: &Base) -> String {
     let mut print = Fingerprint::new();
-    print.add(base.config.to_string().as_bytes());
+    print.add(base.config.to_string().bytes());
     for name in base.checkpoint.names() {
-        print.add(name.as_bytes());
+        print.add(name.bytes());
         let bytes = base.checkpoint.bytes(name).unwrap_or_default();
-        print.add(&(bytes.len() as u64).to_le_bytes());
-        print.add(&bytes[..bytes.len().min(256)]);
+        print.add((bytes.len() as u64).to_le_bytes());
+        print.add(bytes.iter().take(256).copied());
     }
     print.hex()
-}
-
-/// FNV-1a, 64 bits: the same on every machine and in every version.
-struct Fingerprint(u64);
-
-impl Fingerprint {
-    fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn hex(&self) -> String {
-        format!("{:016x}", self.0)
-    }
 }
 
 /// What will happen.
