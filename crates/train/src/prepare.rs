@@ -79,8 +79,19 @@ impl Rows {
     }
 }
 
+/// Checks `recipe`, sets its number of threads and reads its rows; the recipe comes back with the task of `base`.
+pub(crate) fn begin(base: &Base, recipe: &Recipe) -> Result<(Recipe, Rows), Error> {
+    let recipe = for_task(base, recipe)?;
+    recipe.check()?;
+    if let Some(threads) = recipe.threads {
+        pool::set_threads(threads);
+    }
+    let rows = Rows::load(base, &recipe)?;
+    Ok((recipe, rows))
+}
+
 /// The recipe with the task that `base` was opened for.
-pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
+fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
     let opened = Task::of(base);
     if let Some(task) = recipe.task.filter(|task| *task != opened) {
         let (task, opened) = (task.name(), opened.name());
