@@ -9,14 +9,12 @@ use taper_lora::{LoraAdapter, LoraConfig, Names};
 use crate::budget::{self, Budget, Memory};
 use crate::checkpoint::{Checkpoints, Origin, State};
 use crate::fingerprint::Fingerprint;
+use crate::reading::{data_options, max_length};
 use crate::recipe::Init;
 use crate::{
     ClassWeights, DataFiles, DataOptions, DataSet, Error, Learn, Recipe, Split, Start, Summary, Task,
     available_bytes, default_metrics, outputs,
 };
-
-/// Tokens at which rows are cut where the recipe does not say and the model could take more.
-const MAX_LENGTH: usize = 1024;
 
 /// Share of labels among the tokens below which something is likely wrong with the rows.
 const FEW_LABELS: f64 = 0.01;
@@ -115,25 +113,6 @@ fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
         )));
     }
     Ok(Recipe { task: Some(opened), ..recipe.clone() })
-}
-
-/// How a run on `base` reads its rows.
-pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
-    DataOptions {
-        format: recipe.format.clone(),
-        task: Some(Task::of(base).reads()),
-        labels: base.task.labels().cloned(),
-        columns: recipe.column.clone(),
-        max_length: Some(max_length(base, recipe.max_length)),
-        decoder_start: base.model.decoder_start(),
-        texts: false,
-        threads: pool::threads(),
-    }
-}
-
-/// Tokens at which rows are cut: as `given`, else 1024 or the model's own limit if that is less.
-pub fn max_length(base: &Base, given: Option<usize>) -> usize {
-    given.unwrap_or_else(|| MAX_LENGTH.min(base.model.sizes().max_position_embeddings))
 }
 
 /// A run with nothing missing but its first step.
