@@ -1,10 +1,9 @@
-//! The output folder: built under another name beside its place, put there whole or not at all.
+//! The output folder: where it may be, and what it may replace. How it appears whole is left to [`taper_base::files`].
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
+use taper_base::files::{NewFolder, clean_beside};
 
 use crate::merge::{CONFIG, INDEX};
 use crate::{Error, Out};
@@ -13,12 +12,13 @@ use crate::{Error, Out};
 pub(crate) struct Partial {
     out: PathBuf,
     force: bool,
-    dir: TempDir,
+    dir: NewFolder,
 }
 
 impl Partial {
-    /// Makes `.<out>.partial-<process>-<random>` beside the folder `out`. One that is there is an error without `force`; with
-    /// it, it may be an empty folder or a model's, but none that holds `base` or what is to be kept, and none in `base`.
+    /// Makes a folder beside the folder `out`, and removes what killed merges to it left. One that is there is an error without
+    /// `force`; with it, it may be an empty folder or a model's, but none that holds `base` or what is to be kept, and none in
+    /// `base`.
     pub(crate) fn create(out: &Out<'_>, base: &Path) -> Result<Self, Error> {
         let Out { path, force, keep } = *out;
         let out = place(path)?;
@@ -36,9 +36,9 @@ impl Partial {
                 return Err(Error::out(&out, what));
             }
         }
+        clean_beside(&out);
         check_existing(&out, force)?;
-        remove_abandoned(&out);
-        let dir = sibling(&out, "partial").map_err(Error::io(&out))?;
+        let dir = NewFolder::create(&out).map_err(Error::io(&out))?;
         Ok(Self { out, force, dir })
     }
 
@@ -52,22 +52,7 @@ impl Partial {
         let Self { out, force, dir } = self;
         // Others may have put something there in the meantime.
         check_existing(&out, force)?;
-        sync_dir(dir.path())?;
-        if out.exists() {
-            // A rename onto an empty folder replaces it.
-            let old = sibling(&out, "old").map_err(Error::io(&out))?;
-            fs::rename(&out, old.path()).map_err(Error::io(&out))?;
-            if let Err(source) = fs::rename(dir.path(), &out) {
-                fs::rename(old.path(), &out).map_err(Error::io(old.keep()))?;
-                return Err(Error::io(&out)(source));
-            }
-            old.close().map_err(Error::io(&out))?;
-        } else {
-            fs::rename(dir.path(), &out).map_err(Error::io(&out))?;
-        }
-        // It is no longer under that name: nothing to remove.
-        let _ = dir.keep();
-        out.parent().map_or(Ok(()), sync_dir)?;
+        dir.publish().map_err(Error::io(&out))?;
         Ok(out)
     }
 }
@@ -132,45 +117,4 @@ fn check_replaceable(out: &Path) -> Result<(), Error> {
         return Ok(());
     }
     kept("is not empty, and holds no model (config.json and model.safetensors, or its index)")
-}
-
-/// An empty folder `.<name of out>.<what>-<this process>-<random>` beside `out`, readable as any new folder is.
-fn sibling(out: &Path, what: &str) -> std::io::Result<TempDir> {
-    let mut prefix = marked(out, what);
-    prefix.push(format!("{}-", std::process::id()));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(out.parent().unwrap_or(Path::new(".")))
-}
-
-fn marked(out: &Path, what: &str) -> OsString {
-    let mut name = OsString::from(".");
-    name.push(out.file_name().unwrap_or_default());
-    name.push(format!(".{what}-"));
-    name
-}
-
-/// Removes what a merge to the same place left when it was killed: partial folders whose process is gone. Best effort, and
-/// only where /proc tells which processes there are.
-fn remove_abandoned(out: &Path) {
-    let processes = Path::new("/proc");
-    let prefix = marked(out, "partial");
-    let (Some(parent), Some(prefix)) = (out.parent(), prefix.to_str()) else { return };
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let process =
-            name.to_str().and_then(|name| name.strip_prefix(prefix)?.split('-').next()?.parse::<u32>().ok());
-        let abandoned = |id: u32| id != std::process::id() && !processes.join(id.to_string()).exists();
-        if processes.join("self").exists() && process.is_some_and(abandoned) {
-            drop(fs::remove_dir_all(entry.path()));
-        }
-    }
-}
-
-fn sync_dir(dir: &Path) -> Result<(), Error> {
-    // Folders can be opened and synced on Unix only; elsewhere a rename is as durable as the system makes it.
-    if cfg!(unix) { File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir)) } else { Ok(()) }
 }

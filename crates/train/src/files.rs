@@ -1,9 +1,8 @@
-//! Files and folders that appear whole or not at all: written under a temporary name beside their place, synced, renamed.
+//! Files and folders that appear whole or not at all, with this crate's errors: see [`taper_base::files`].
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use taper_base::files::{self, TEMPORARY, sync_folder};
+use taper_base::files::{self, NewFolder};
 
 use crate::Error;
 
@@ -14,56 +13,25 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 /// Makes the folder `path`, filled by `fill` under a temporary name, replacing a folder that is there.
 pub(crate) fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
-    let temporary = temporary(path);
-    remove_folder(&temporary)?;
-    fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
-    let placed = fill(&temporary)
-        .inspect(|()| sync_folder(Some(&temporary)))
-        .and_then(|()| remove_folder(path))
-        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io(path)));
-    if placed.is_err() {
-        let _ = fs::remove_dir_all(&temporary);
-    }
-    placed?;
-    sync_folder(path.parent());
-    Ok(())
+    let folder = NewFolder::create(path).map_err(Error::io(path))?;
+    fill(folder.path())?;
+    folder.publish().map_err(Error::io(path))
 }
 
-/// Removes a folder, by way of a temporary name, so that half a folder never stands under its own.
+/// Removes a folder if there is one.
 pub(crate) fn remove_folder(path: &Path) -> Result<(), Error> {
-    if !path.exists() {
-        return Ok(());
-    }
-    let doomed = temporary(&path.with_extension("old"));
-    if doomed.exists() {
-        fs::remove_dir_all(&doomed).map_err(Error::io(&doomed))?;
-    }
-    fs::rename(path, &doomed).map_err(Error::io(path))?;
-    fs::remove_dir_all(&doomed).map_err(Error::io(&doomed))
+    files::remove_folder(path).map_err(Error::io(path))
 }
 
-/// Removes what a run that was killed left under temporary names in `folder`.
+/// Removes what killed runs left under temporary names in `folder`, which is this run's alone.
 pub(crate) fn clean(folder: &Path) -> Result<(), Error> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for entry in entries {
-        let entry = entry.map_err(Error::io(folder))?;
-        let name = entry.file_name();
-        if name.to_string_lossy().starts_with(TEMPORARY) {
-            let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Error::io(&path))?;
-        }
-    }
-    Ok(())
-}
-
-fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{TEMPORARY}{name}"))
+    files::clean(folder).map_err(Error::io(folder))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -93,6 +61,7 @@ mod tests {
         fs::create_dir(dir.path().join(".taper-step-2")).unwrap();
         fs::write(dir.path().join(".taper-eval.json"), "x").unwrap();
         fs::write(dir.path().join(".taper-7-0.part"), "x").unwrap();
+        fs::write(dir.path().join(".taper-7-1.a.json.part"), "x").unwrap();
         fs::write(dir.path().join("eval.json"), "x").unwrap();
         clean(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

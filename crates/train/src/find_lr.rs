@@ -3,16 +3,13 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use serde::Serialize;
 use taper_base::Base;
-use taper_kernels::pool;
 
 use crate::files::write_whole;
-use crate::learner::{self, Learner};
-use crate::prepare::{self, Rows};
-use crate::{Error, Event, Recipe, Start, StepReport, outputs, peak_rss_bytes, plot};
+use crate::learner::{Learner, Opened};
+use crate::{Error, Event, Recipe, Start, outputs, plot, prepare};
 
 /// Rates that are tried where nobody says how many.
 pub const RATES: usize = 100;
@@ -70,42 +67,21 @@ pub fn find_lr(
     on_event: &mut dyn FnMut(&Event),
     interrupt: &AtomicBool,
 ) -> Result<Option<RangeTest>, Error> {
-    let recipe = Recipe { max_steps: Some(rates), ..prepare::for_task(base, recipe)? };
-    recipe.check()?;
-    if let Some(threads) = recipe.threads {
-        pool::set_threads(threads);
-    }
-    let rows = Rows::load(base, &recipe)?;
-    let prepared = prepare::prepare(base, &recipe, &rows, Start::Force)?;
-    let steps_per_epoch = learner::plan(&prepared.recipe, &rows).steps_per_epoch();
-    let summary = prepare::summary(base, &prepared, &rows, steps_per_epoch);
-    let mut learner = Learner::new(base, prepared, &rows)?;
-    on_event(&Event::Plan(Box::new(summary)));
+    let (recipe, rows) = prepare::begin(base, &Recipe { max_steps: Some(rates), ..recipe.clone() })?;
+    let Opened { mut learner, .. } = Learner::open(base, &recipe, &rows, Start::Force, on_event)?;
     let mut course = Course::new(rates);
     while course.goes_on() {
-        let start = Instant::now();
-        let (done, lr) = (course.losses.len(), course.lr());
-        let update = match learner.update(done, lr) {
+        let done = course.losses.len();
+        let step = match learner.update(done, course.lr()) {
             // Numbers that are none are what a rate too high ends in; at the first rate they have another cause.
             Err(Error::Training { .. }) if done > 1 => {
                 course.diverged = true;
                 break;
             }
-            update => update?,
+            step => step?,
         };
-        let seconds = start.elapsed().as_secs_f64();
-        on_event(&Event::Step(StepReport {
-            step: done + 1,
-            epoch: (done + 1) as f64 / steps_per_epoch as f64,
-            loss: update.loss,
-            lr,
-            grad_norm: update.grad_norm,
-            tokens: update.tokens,
-            seconds,
-            tokens_per_s: update.tokens as f64 / seconds,
-            peak_rss_bytes: peak_rss_bytes(),
-        }));
-        course.add(update.loss);
+        course.add(step.loss);
+        on_event(&Event::Step(step));
         if interrupt.load(Ordering::Relaxed) {
             return Ok(None);
         }

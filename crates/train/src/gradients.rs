@@ -202,7 +202,7 @@ mod tests {
             let examples = ragged(&[3, 40, 7, 21, 5, 2, 33, 12][..rows]);
             let grads = |tokens| {
                 let options = PackOptions { rows: 8, micro_batch_tokens: tokens, shuffle: false, seed: 0 };
-                let step = Plan::new(&examples, options).step(0, 0);
+                let step = Plan::new(&examples, options).epoch(0).step(0);
                 (step.micro.len(), step_grads(&*base.model, &adapter, &step.micro, Pass::default()).unwrap())
             };
             let ((one, whole), (many, cut)) = (grads(10_000), grads(1));
@@ -218,7 +218,7 @@ mod tests {
         let (base, adapter) = open("llama-dora");
         let examples = ragged(&[9, 4, 17]);
         let options = PackOptions { rows: 3, micro_batch_tokens: 64, shuffle: true, seed: 5 };
-        let step = Plan::new(&examples, options).step(0, 0);
+        let step = Plan::new(&examples, options).epoch(0).step(0);
         let trained = step_grads(&*base.model, &adapter, &step.micro, Pass::default()).unwrap();
         let evaluated = evaluate(&*base.model, &adapter.frozen(), &examples, 16).unwrap();
         assert_eq!((evaluated.examples, evaluated.tokens), (3, trained.labels as usize));
@@ -235,7 +235,7 @@ mod tests {
             let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
             let examples = oracle_rows(&folder);
             let options = PackOptions { rows: 2, micro_batch_tokens: 16, shuffle: false, seed: 0 };
-            let step = Plan::new(&examples, options).step(0, 0);
+            let step = Plan::new(&examples, options).epoch(0).step(0);
             let mut optim = AdamW::new(adapter.params(), AdamWConfig::default());
             for (at, loss) in expected["losses"].as_array().unwrap().iter().enumerate() {
                 let sum = step_grads(&*base.model, &adapter, &step.micro, Pass::default()).unwrap();

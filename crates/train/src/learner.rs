@@ -1,16 +1,19 @@
 //! One update after another: the gradient of a step's rows, clipped, into the optimiser. At which rate, and what is done
 //! with the adapter in between, is the caller's.
 
+use std::time::Instant;
+
 use taper_base::Base;
 use taper_kernels::Scoring;
 use taper_lora::LoraAdapter;
 
 use crate::augment::Augmenter;
+use crate::checkpoint::{Origin, State};
 use crate::gradients::mix;
 use crate::optim::{AdamW, AdamWConfig, clip_grad_norm};
 use crate::packing::{Epoch, PackOptions, Plan, Step};
 use crate::prepare::{self, Prepared, Rows};
-use crate::{Error, Example, Pass, Recipe, step_grads};
+use crate::{Error, Event, Example, Pass, Recipe, Start, StepReport, Summary, peak_rss_bytes, step_grads};
 
 /// Random stream of dropout; fresh factors and the order of rows have their own from the same seed.
 const DROPOUT: u64 = 0x6472_6f70_6f75_7421;
@@ -18,7 +21,8 @@ const DROPOUT: u64 = 0x6472_6f70_6f75_7421;
 /// An adapter that learns.
 pub(crate) struct Learner<'a> {
     base: &'a Base,
-    recipe: Recipe,
+    /// The recipe with everything filled in.
+    pub(crate) recipe: Recipe,
     pub(crate) adapter: LoraAdapter,
     pub(crate) optim: AdamW,
     /// The weight of each label, where they differ.
@@ -30,22 +34,35 @@ pub(crate) struct Learner<'a> {
     epoch: (usize, Epoch<'a>),
 }
 
-/// What an update was made of.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Update {
-    /// Mean over the step's labels before the update, in nats.
-    pub(crate) loss: f64,
-    /// Norm of the gradient before clipping.
-    pub(crate) grad_norm: f64,
-    /// Tokens that ran through the model.
-    pub(crate) tokens: usize,
+/// A learner before its first step, and what stood before it.
+pub(crate) struct Opened<'a> {
+    pub(crate) learner: Learner<'a>,
+    pub(crate) summary: Summary,
+    pub(crate) origin: Origin,
+    /// The state to go on from; the learner's moments are still those of a fresh start.
+    pub(crate) state: Option<State>,
 }
 
 impl<'a> Learner<'a> {
-    /// Ready for the first step; `optim` is where moments of an earlier run go.
-    pub(crate) fn new(base: &'a Base, prepared: Prepared, rows: &'a Rows) -> Result<Self, Error> {
+    /// Prepares everything and shows the plan. Nothing is written.
+    pub(crate) fn open(
+        base: &'a Base,
+        recipe: &Recipe,
+        rows: &'a Rows,
+        start: Start,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Opened<'a>, Error> {
+        let prepared = prepare::prepare(base, recipe, rows, start)?;
+        let plan = plan(&prepared.recipe, rows);
+        let summary = prepare::summary(base, &prepared, rows, plan.steps_per_epoch());
+        let (origin, state) = (prepared.origin.clone(), prepared.state.clone());
+        let learner = Self::new(base, prepared, rows, plan)?;
+        on_event(&Event::Plan(Box::new(summary.clone())));
+        Ok(Opened { learner, summary, origin, state })
+    }
+
+    fn new(base: &'a Base, prepared: Prepared, rows: &Rows, plan: Plan<'a>) -> Result<Self, Error> {
         let Prepared { recipe, adapter, memory, .. } = prepared;
-        let plan = plan(&recipe, rows);
         let optim = AdamW::new(adapter.params(), adamw_config(&recipe));
         let weights = prepare::class_weights(base, &recipe, rows)?;
         let augmenter = Augmenter::new(recipe.augment, &base.tokenizer, recipe.seed)
@@ -55,7 +72,8 @@ impl<'a> Learner<'a> {
     }
 
     /// The update after `done` others, at the rate `lr`.
-    pub(crate) fn update(&mut self, done: usize, lr: f64) -> Result<Update, Error> {
+    pub(crate) fn update(&mut self, done: usize, lr: f64) -> Result<StepReport, Error> {
+        let start = Instant::now();
         let steps_per_epoch = self.plan.steps_per_epoch();
         let (number, index) = (done / steps_per_epoch, done % steps_per_epoch);
         if self.epoch.0 != number {
@@ -71,7 +89,18 @@ impl<'a> Learner<'a> {
         let mut sum = step_grads(&*self.base.model, &self.adapter, &step.micro, pass).map_err(in_step)?;
         let grad_norm = clip_grad_norm(&mut sum.grads, self.recipe.max_grad_norm).map_err(in_step)?;
         self.optim.step(self.adapter.params(), &sum.grads, lr)?;
-        Ok(Update { loss: sum.loss(), grad_norm, tokens: step.tokens })
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(StepReport {
+            step: done + 1,
+            epoch: (done + 1) as f64 / steps_per_epoch as f64,
+            loss: sum.loss(),
+            lr,
+            grad_norm,
+            tokens: step.tokens,
+            seconds,
+            tokens_per_s: step.tokens as f64 / seconds,
+            peak_rss_bytes: peak_rss_bytes(),
+        })
     }
 
     /// The rows of a step, changed where the recipe says so.
@@ -85,7 +114,7 @@ impl<'a> Learner<'a> {
 }
 
 /// How the training rows are dealt out.
-pub(crate) fn plan<'a>(recipe: &Recipe, rows: &'a Rows) -> Plan<'a> {
+fn plan<'a>(recipe: &Recipe, rows: &'a Rows) -> Plan<'a> {
     let options = PackOptions {
         rows: recipe.step_rows(),
         micro_batch_tokens: recipe.micro_batch_tokens.unwrap_or(1),

@@ -2,8 +2,9 @@
 
 use taper_base::{Base, Labels, ModelDir, ModelSource};
 
+use crate::reading::before_base;
 use crate::recipe::ProblemType;
-use crate::{DataFiles, DataOptions, Error, Recipe, Split, Task, labels, task_of};
+use crate::{DataFiles, Error, Recipe, Split, Task, labels, task_of};
 
 /// Opens the recipe's base with the head of its task: the recipe's, or the one that the format of its rows is for.
 ///
@@ -16,16 +17,7 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
     let dir = ModelDir::resolve(&ModelSource::parse(&recipe.model)?)?;
     let files = DataFiles::named(&recipe.data)?;
     let files = files.first(&[Split::Train])?;
-    let options = DataOptions {
-        format: recipe.format.clone(),
-        task: recipe.task.map(Task::reads),
-        columns: recipe.column.clone(),
-        ..DataOptions::default()
-    };
-    if recipe.task.is_some() {
-        recipe.check()?;
-    }
-    let task = recipe.task.unwrap_or(task_of(files, &options)?);
+    let task = recipe.task.map_or_else(|| task_of(files, &before_base(recipe, None)), Ok)?;
     Recipe { task: Some(task), ..recipe.clone() }.check()?;
     let labels = || {
         if let Some(adapter) = &recipe.init_adapter {
@@ -33,8 +25,7 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
             return Ok(taper_lora::labels(&dir)?);
         }
         let number = recipe.problem_type.map(|problem| problem == ProblemType::Regression);
-        let options = DataOptions { task: Some(task.reads()), ..options.clone() };
-        let found = labels(files, &options, number)?;
+        let found = labels(files, &before_base(recipe, Some(task)), number)?;
         Ok::<_, Error>(as_the_base_has_them(found, Labels::of(&dir.json("config.json")?).as_ref()))
     };
     let task = match task {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::json;
 use taper_base::Base;
+use taper_base::files::put_back;
 
 use crate::checkpoint::Checkpoints;
 use crate::files::{clean, remove_folder, write_whole};
@@ -48,13 +49,16 @@ const WRITTEN: [&str; 7] = [
     "eval.json",
 ];
 
-/// Checks that `out` may be written to, so that a refusal comes before any work.
+/// Checks that `out` may be written to, so that a refusal comes before any work. A checkpoint that a killed run was replacing is
+/// put back, and counts.
 pub(crate) fn check(out: &Path, start: Start) -> Result<(), Error> {
     if out.exists() && !out.is_dir() {
         return Err(Error::output(format!("{}: is a file, the output has to be a folder", out.display())));
     }
+    let checkpoints = Checkpoints::new(out);
+    put_back(checkpoints.dir());
     let finished = out.join("adapter_model.safetensors").exists();
-    let unfinished = !Checkpoints::new(out).steps()?.is_empty();
+    let unfinished = !checkpoints.steps()?.is_empty();
     let holds = |name: &str| out.join(name).metadata().is_ok_and(|file| file.len() > 0);
     let is_a_runs = RECIPES.iter().any(|name| is_ours(out, name));
     let foreign = WRITTEN.into_iter().find(|name| !is_a_runs && holds(name));
@@ -262,6 +266,17 @@ mod tests {
         assert!(check(dir.path(), Start::Resume).unwrap_err().to_string().contains("no checkpoint"));
         let missing = dir.path().join("nothing");
         assert!(check(&missing, Start::Resume).unwrap_err().to_string().contains("nothing to resume"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_checkpoint_that_was_being_replaced_when_a_run_was_killed_can_be_resumed() {
+        let dir = tempfile::tempdir().unwrap();
+        // No process has this number: the largest is 2²².
+        fs::create_dir_all(dir.path().join("checkpoints/.taper-4999999-0.step-3.part")).unwrap();
+        fs::create_dir(dir.path().join("checkpoints/.taper-4999999-1.step-3.old")).unwrap();
+        check(dir.path(), Start::Resume).unwrap();
+        assert_eq!(Checkpoints::new(dir.path()).steps().unwrap(), [3]);
     }
 
     #[test]

@@ -71,14 +71,10 @@ impl MicroBatch {
 /// One update: its rows, cut into micro-batches.
 #[derive(Clone, Debug, Default)]
 pub struct Step {
-    /// The micro-batches; their gradients are summed and divided once by `labels`.
+    /// The micro-batches; their gradients are summed and divided once by the labels of all.
     pub micro: Vec<MicroBatch>,
-    /// Examples of the step.
-    pub rows: usize,
     /// Tokens of the step.
     pub tokens: usize,
-    /// Labels of the step.
-    pub labels: usize,
 }
 
 /// The steps of every epoch over `examples`.
@@ -107,26 +103,17 @@ impl<'a> Plan<'a> {
         }
         Epoch { plan: *self, order }
     }
-
-    /// Step `index` of `epoch`, both from 0.
-    pub fn step(&self, epoch: usize, index: usize) -> Step {
-        self.epoch(epoch).step(index)
-    }
 }
 
 /// The examples of a plan in the order of one epoch.
 #[derive(Clone, Debug)]
 pub struct Epoch<'a> {
     plan: Plan<'a>,
+    /// Indices of the examples.
     order: Vec<u32>,
 }
 
 impl<'a> Epoch<'a> {
-    /// Indices of the examples in this epoch's order.
-    pub fn order(&self) -> &[u32] {
-        &self.order
-    }
-
     /// The examples of step `index`, from 0; none beyond the epoch's end.
     pub fn examples(&self, index: usize) -> Vec<&'a Example> {
         let size = self.plan.options.rows.max(1);
@@ -143,12 +130,10 @@ impl<'a> Epoch<'a> {
 impl Step {
     /// The step of `examples`, cut into micro-batches of `micro_batch_tokens` tokens.
     pub fn new(mut examples: Vec<&Example>, micro_batch_tokens: usize) -> Self {
-        let rows = examples.len();
         let tokens = examples.iter().map(|example| example.run_length()).sum();
-        let labels = examples.iter().map(|example| example.labels()).sum();
         // Longest first, equals in the order of the epoch: the fewest micro-batches without a search.
         examples.sort_by_key(|example| std::cmp::Reverse(example.run_length()));
-        Self { micro: fill(&examples, micro_batch_tokens), rows, tokens, labels }
+        Self { micro: fill(&examples, micro_batch_tokens), tokens }
     }
 }
 
@@ -195,7 +180,7 @@ pub(crate) fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
     }
 }
 
-/// A number below `end`, each as likely as another to within 2^-32 of itself: the high half of a 64-bit product.
+/// A number below `end`: the high word of a product (Lemire 2019), whose bias is below `end` / 2⁶⁴.
 pub(crate) fn below(random: &mut ChaCha8Rng, end: usize) -> usize {
     ((u128::from(random.next_u64()) * end as u128) >> 64) as usize
 }
@@ -222,8 +207,8 @@ mod tests {
     fn row_before_a_label_predicts_it_and_no_row_reaches_into_the_next_segment() {
         let examples = examples(&[4, 3]);
         let plan = Plan::new(&examples, PackOptions { shuffle: false, ..options(2, 100) });
-        let step = plan.step(0, 0);
-        assert_eq!((step.rows, step.tokens, step.labels), (2, 7, 4));
+        let step = plan.epoch(0).step(0);
+        assert_eq!(step.tokens, 7);
         let [micro] = step.micro.as_slice() else { panic!("one micro-batch") };
         assert_eq!(micro.batch.tokens(), [0, 1, 2, 3, 100, 101, 102]);
         assert_eq!(micro.batch.segments(), [0..4, 4..7]);
@@ -235,14 +220,15 @@ mod tests {
     fn budget_is_kept_except_by_a_longer_example_alone() {
         let lengths = [5, 9, 40, 3, 8, 2, 12, 7];
         let examples = examples(&lengths);
-        let step = Plan::new(&examples, options(8, 16)).step(0, 0);
+        let step = Plan::new(&examples, options(8, 16)).epoch(0).step(0);
         let mut seen = 0;
         for micro in &step.micro {
             assert!(micro.batch.len() <= 16 || micro.batch.segments().len() == 1);
             seen += micro.batch.segments().len();
         }
         assert_eq!(seen, lengths.len());
-        assert_eq!(step.micro.iter().map(|micro| micro.labelled.labels.len()).sum::<usize>(), step.labels);
+        let labels: usize = examples.iter().map(Example::labels).sum();
+        assert_eq!(step.micro.iter().map(|micro| micro.labelled.labels.len()).sum::<usize>(), labels);
         assert_eq!(step.micro.len(), 4, "40 | 12 3 | 9 7 | 8 5 2");
     }
 
@@ -251,10 +237,10 @@ mod tests {
         let examples = examples(&[3; 11]);
         let plan = Plan::new(&examples, options(4, 100));
         assert_eq!(plan.steps_per_epoch(), 3);
-        let rows: Vec<_> = (0..3).map(|index| plan.step(2, index).rows).collect();
+        let rows: Vec<_> = (0..3).map(|index| plan.epoch(2).examples(index).len()).collect();
         assert_eq!(rows, [4, 4, 3]);
-        assert_eq!(plan.step(2, 3).rows, 0);
-        let mut order = plan.epoch(2).order().to_vec();
+        assert!(plan.epoch(2).step(3).micro.is_empty());
+        let mut order = plan.epoch(2).order;
         order.sort_unstable();
         assert_eq!(order, (0..11).collect::<Vec<_>>());
     }
@@ -262,21 +248,20 @@ mod tests {
     #[test]
     fn t17_equal_seeds_give_equal_orders_zero_included() {
         let examples = examples(&[2; 50]);
-        let order = |seed, epoch| {
-            Plan::new(&examples, PackOptions { seed, ..options(1, 10) }).epoch(epoch).order().to_vec()
-        };
+        let order =
+            |seed, epoch| Plan::new(&examples, PackOptions { seed, ..options(1, 10) }).epoch(epoch).order;
         assert_eq!(order(0, 0), order(0, 0));
         assert_ne!(order(0, 0), order(1, 0));
         assert_ne!(order(0, 0), order(0, 1));
         assert_ne!(order(0, 0), (0..50).collect::<Vec<_>>());
         let plain = Plan::new(&examples, PackOptions { shuffle: false, ..options(1, 10) });
-        assert_eq!(plain.epoch(3).order(), (0..50).collect::<Vec<_>>());
+        assert_eq!(plain.epoch(3).order, (0..50).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_order_of_a_seed_is_for_ever() {
         let examples = examples(&[2; 8]);
-        let order = Plan::new(&examples, PackOptions { seed: 0, ..options(1, 10) }).epoch(1).order().to_vec();
+        let order = Plan::new(&examples, PackOptions { seed: 0, ..options(1, 10) }).epoch(1).order;
         assert_eq!(order, [7, 0, 2, 1, 4, 3, 5, 6]);
     }
 

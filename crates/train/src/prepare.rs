@@ -8,14 +8,13 @@ use taper_lora::{LoraAdapter, LoraConfig, Names};
 
 use crate::budget::{self, Budget, Memory};
 use crate::checkpoint::{Checkpoints, Origin, State};
+use crate::fingerprint::Fingerprint;
+use crate::reading::{data_options, max_length};
 use crate::recipe::{Init, ProblemType};
 use crate::{
     ClassWeights, DataFiles, DataOptions, DataSet, Error, Learn, Recipe, Split, Start, Summary, Task,
     available_bytes, default_metrics, outputs,
 };
-
-/// Tokens at which rows are cut where the recipe does not say and the model could take more.
-const MAX_LENGTH: usize = 1024;
 
 /// Share of labels among the tokens below which something is likely wrong with the rows.
 const FEW_LABELS: f64 = 0.01;
@@ -78,8 +77,19 @@ impl Rows {
     }
 }
 
+/// Checks `recipe`, sets its number of threads and reads its rows; the recipe comes back with the task of `base`.
+pub(crate) fn begin(base: &Base, recipe: &Recipe) -> Result<(Recipe, Rows), Error> {
+    let recipe = for_task(base, recipe)?;
+    recipe.check()?;
+    if let Some(threads) = recipe.threads {
+        pool::set_threads(threads);
+    }
+    let rows = Rows::load(base, &recipe)?;
+    Ok((recipe, rows))
+}
+
 /// The recipe with the task that `base` was opened for.
-pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
+fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
     let opened = Task::of(base);
     if let Some(task) = recipe.task.filter(|task| *task != opened) {
         let (task, opened) = (task.name(), opened.name());
@@ -113,25 +123,6 @@ pub(crate) fn for_task(base: &Base, recipe: &Recipe) -> Result<Recipe, Error> {
         )));
     }
     Ok(Recipe { task: Some(opened), ..recipe.clone() })
-}
-
-/// How a run on `base` reads its rows.
-pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
-    DataOptions {
-        format: recipe.format.clone(),
-        task: Some(Task::of(base).reads()),
-        labels: base.task.labels().cloned(),
-        columns: recipe.column.clone(),
-        max_length: Some(max_length(base, recipe.max_length)),
-        decoder_start: base.model.decoder_start(),
-        texts: false,
-        threads: pool::threads(),
-    }
-}
-
-/// Tokens at which rows are cut: as `given`, else 1024 or the model's own limit if that is less.
-pub fn max_length(base: &Base, given: Option<usize>) -> usize {
-    given.unwrap_or_else(|| MAX_LENGTH.min(base.model.sizes().max_position_embeddings))
 }
 
 /// A run with nothing missing but its first step.
@@ -326,8 +317,8 @@ fn origin(base: &Base, recipe: &Recipe, rows: &Rows) -> Result<Origin, Error> {
     let set = |set: &DataSet| {
         let mut print = Fingerprint::new();
         for example in &set.examples {
-            print.add(&example.key.to_le_bytes());
-            print.add(&(example.tokens.len() as u64).to_le_bytes());
+            print.add(example.key.to_le_bytes());
+            print.add((example.tokens.len() as u64).to_le_bytes());
         }
         print.hex()
     };
@@ -338,33 +329,14 @@ fn origin(base: &Base, recipe: &Recipe, rows: &Rows) -> Result<Origin, Error> {
 /// Over configuration, names, shapes, and the first bytes of every tensor: enough to tell bases apart without reading them.
 fn base_fingerprint(base: &Base) -> String {
     let mut print = Fingerprint::new();
-    print.add(base.config.to_string().as_bytes());
+    print.add(base.config.to_string().bytes());
     for name in base.checkpoint.names() {
-        print.add(name.as_bytes());
+        print.add(name.bytes());
         let bytes = base.checkpoint.bytes(name).unwrap_or_default();
-        print.add(&(bytes.len() as u64).to_le_bytes());
-        print.add(&bytes[..bytes.len().min(256)]);
+        print.add((bytes.len() as u64).to_le_bytes());
+        print.add(bytes.iter().take(256).copied());
     }
     print.hex()
-}
-
-/// FNV-1a, 64 bits: the same on every machine and in every version.
-struct Fingerprint(u64);
-
-impl Fingerprint {
-    fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn hex(&self) -> String {
-        format!("{:016x}", self.0)
-    }
 }
 
 /// What will happen.

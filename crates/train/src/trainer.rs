@@ -6,18 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use taper_base::{Adapter, Base};
-use taper_kernels::pool;
 use taper_lora::LoraAdapter;
 
 use crate::checkpoint::{Checkpoints, Origin, Progress, State};
 use crate::files::write_whole;
-use crate::learner::{self, Learner};
+use crate::learner::{Learner, Opened};
 use crate::outputs::{self, Metrics, Start};
 use crate::prepare::{self, Rows};
 use crate::schedule::Schedule;
 use crate::{
     Asked, Best, DataSet, DoneReport, Ending, Error, EvalReport, Evaluation, Event, Recipe, SavedReport,
-    SplitResult, StepReport, Summary, card, evaluate, peak_rss_bytes,
+    SplitResult, Summary, card, evaluate, peak_rss_bytes,
 };
 
 /// Trains an adapter on `base` as `recipe` says and writes it to the recipe's `out`.
@@ -36,13 +35,8 @@ pub fn train(
     on_event: &mut dyn FnMut(&Event),
     interrupt: &AtomicBool,
 ) -> Result<DoneReport, Error> {
-    let recipe = &prepare::for_task(base, recipe)?;
-    recipe.check()?;
-    if let Some(threads) = recipe.threads {
-        pool::set_threads(threads);
-    }
-    let rows = Rows::load(base, recipe)?;
-    let run = Run::begin(base, recipe, &rows, start, on_event)?;
+    let (recipe, rows) = prepare::begin(base, recipe)?;
+    let run = Run::begin(base, &recipe, &rows, start, on_event)?;
     run.complete(interrupt).map_err(|error| with_advice(error, &recipe.out))
 }
 
@@ -91,13 +85,9 @@ impl<'a> Run<'a> {
         on_event: &'a mut dyn FnMut(&Event),
     ) -> Result<Self, Error> {
         let began = Instant::now();
-        let prepared = prepare::prepare(base, recipe, rows, start)?;
-        let steps_per_epoch = learner::plan(&prepared.recipe, rows).steps_per_epoch();
-        let summary = prepare::summary(base, &prepared, rows, steps_per_epoch);
-        let (recipe, origin) = (prepared.recipe.clone(), prepared.origin.clone());
-        let state = prepared.state.clone();
-        let mut learner = Learner::new(base, prepared, rows)?;
-        on_event(&Event::Plan(Box::new(summary.clone())));
+        let Opened { mut learner, summary, origin, state } =
+            Learner::open(base, recipe, rows, start, on_event)?;
+        let recipe = learner.recipe.clone();
         let metrics =
             outputs::prepare(&recipe, start, state.as_ref().map_or(0, |state| state.metrics_bytes))?;
         let checkpoints = Checkpoints::new(&recipe.out);
@@ -148,23 +138,10 @@ impl<'a> Run<'a> {
 
     /// One update, at the rate that the schedule gives.
     fn step(&mut self) -> Result<(), Error> {
-        let start = Instant::now();
         let done = self.progress.step;
-        let lr = self.schedule.lr_at(done);
-        let update = self.learner.update(done, lr)?;
-        self.progress.step += 1;
-        let seconds = start.elapsed().as_secs_f64();
-        self.report(&Event::Step(StepReport {
-            step: self.progress.step,
-            epoch: self.epochs(),
-            loss: update.loss,
-            lr,
-            grad_norm: update.grad_norm,
-            tokens: update.tokens,
-            seconds,
-            tokens_per_s: update.tokens as f64 / seconds,
-            peak_rss_bytes: peak_rss_bytes(),
-        }))
+        let step = self.learner.update(done, self.schedule.lr_at(done))?;
+        self.progress.step = step.step;
+        self.report(&Event::Step(step))
     }
 
     /// Looks at the validation rows, if there are any; says whether it is the best evaluation so far.

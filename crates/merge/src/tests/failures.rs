@@ -157,13 +157,20 @@ fn folders_that_a_killed_merge_left_are_removed() {
     let base = room.base();
     // No process has this number: the largest is 2²².
     let [dead, alive] =
-        [4_999_999, std::process::id()].map(|id| room.path(&format!(".out.partial-{id}-abc")));
+        [4_999_999, std::process::id()].map(|id| room.path(&format!(".taper-{id}-9999.out.part")));
     for dir in [&dead, &alive] {
         fs::create_dir(dir).unwrap();
     }
     room.merge(&base, &[]).unwrap();
     assert_eq!(dead.exists(), !cfg!(target_os = "linux"));
     assert!(alive.exists());
+    // Killed between the old folder's going and the new one's coming: the old one is there again, and not replaced unasked.
+    if cfg!(target_os = "linux") {
+        fs::write(room.path("out/old.json"), "{}").unwrap();
+        fs::rename(room.path("out"), room.path(".taper-4999999-0.out.old")).unwrap();
+        failure(room.merge(&base, &[]), &["out", "exists", "--force"]);
+        assert!(room.path("out/old.json").exists());
+    }
 }
 
 #[cfg(unix)]

@@ -8,6 +8,7 @@ use taper_base::Tokenizer;
 
 use super::{DataFiles, DataOptions, DataSet, DataStats, Example, Split};
 use crate::Error;
+use crate::fingerprint::Fingerprint;
 
 /// Places listed of each kind of finding.
 const LISTED: usize = 5;
@@ -157,10 +158,7 @@ impl Known {
         let text = tokenizer.decode(source)? + " " + &tokenizer.decode(&example.tokens)?;
         let text = text.to_lowercase();
         let words = text.split_whitespace().flat_map(|word| [word, " "]).flat_map(str::bytes);
-        let folded = words.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        Ok(Self { exact: example.key, folded, line: example.line })
+        Ok(Self { exact: example.key, folded: Fingerprint::of(words), line: example.line })
     }
 }
 

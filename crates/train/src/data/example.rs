@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use taper_base::{Input, Labels, Tokenizer};
 
+use crate::fingerprint::Fingerprint;
+
 /// The tokens of one row and what is learned of them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
@@ -77,7 +79,7 @@ impl Example {
             }
         }
         let mut example = Self { tokens, learn: Learn::Tokens(spans), ..Self::default() };
-        example.key = fnv(&example);
+        example.key = key(&example);
         example
     }
 
@@ -85,7 +87,7 @@ impl Example {
     pub(super) fn labelled_input(input: Input, learn: Learn) -> Self {
         let Input { ids, types, cut, .. } = input;
         let mut example = Self { tokens: ids, types, learn, cut, ..Self::default() };
-        example.key = fnv(&example);
+        example.key = key(&example);
         example
     }
 
@@ -167,13 +169,11 @@ impl Example {
     }
 }
 
-/// FNV-1a, 64 bits, over ids and labels: the same on every machine and in every version.
-fn fnv(example: &Example) -> u64 {
+/// The fingerprint of ids and labels.
+fn key(example: &Example) -> u64 {
     let source = example.source.iter().flatten().copied();
     let words = source.chain(example.tokens.iter().copied()).chain([u32::MAX]).chain(example.learn.words());
-    words
-        .flat_map(u32::to_le_bytes)
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    Fingerprint::of(words.flat_map(u32::to_le_bytes))
 }
 
 /// A tokenizer with what must be known to put the parts of a row together.
@@ -244,7 +244,7 @@ impl<'a> Encoder<'a> {
         }
         let end = tokens.len();
         let mut example = Example { source, ..Example::new(tokens, Some(start..end)) };
-        example.key = fnv(&example);
+        example.key = key(&example);
         Ok(example)
     }
 }

@@ -61,6 +61,7 @@ fn is_shard(text: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataFiles {
     path: PathBuf,
+    /// Whether it is one file that is not said to be of any split. It is then listed as [`Split::Train`].
     single: bool,
     splits: BTreeMap<Split, Vec<PathBuf>>,
 }
@@ -133,11 +134,6 @@ impl DataFiles {
     /// What was opened.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Whether it is one file that is not said to be of any split. It is then listed as [`Split::Train`].
-    pub fn is_single(&self) -> bool {
-        self.single
     }
 
     /// The files of a split; none if there is no such split.
@@ -256,7 +252,6 @@ mod tests {
         let folder =
             folder(&["train.jsonl", "dev.csv", "Test.parquet", "README.md", "validation_grouped.jsonl"]);
         let files = DataFiles::open(folder.path()).unwrap();
-        assert!(!files.is_single());
         assert_eq!(files.get(Split::Train).unwrap(), [folder.path().join("train.jsonl")]);
         assert_eq!(files.get(Split::Valid).unwrap(), [folder.path().join("dev.csv")]);
         assert_eq!(files.get(Split::Test).unwrap(), [folder.path().join("Test.parquet")]);
@@ -276,7 +271,6 @@ mod tests {
     fn a_single_file_serves_any_split() {
         let folder = folder(&["rows.jsonl"]);
         let files = DataFiles::open(&folder.path().join("rows.jsonl")).unwrap();
-        assert!(files.is_single());
         assert_eq!(files.get(Split::Valid), None);
         assert_eq!(files.first(&[Split::Test]).unwrap().len(), 1);
     }

@@ -8,18 +8,20 @@ use taper_base::Labels;
 
 use super::format::{Fields, kind, list};
 use super::rows::Rows;
-use super::{DataOptions, nearest};
+use super::{DataOptions, nearest, task_of};
 use crate::Error;
 
 /// Names listed in a message.
 const LISTED: usize = 12;
 
-/// The labels that stand in `files`, in `tags` where the options' task is tag and else in `label`, in order: integers by value, texts by their bytes. A number where every label is
-/// one and some are not whole, or where `number` asks for it.
+/// The labels that stand in `files`, in `tags` where the options' task is tag and else in `label`, in order: integers by
+/// value, texts by their bytes. A number where every label is one and some are not whole, or where `number` asks for it.
 ///
 /// # Errors
-/// A row whose label cannot be read, by its line, and rows that all have one label.
+/// As [`DataSet::load`](super::DataSet::load) for the first row, a row whose label cannot be read, by its line, and rows that all have one label.
 pub fn labels(files: &[PathBuf], options: &DataOptions, number: Option<bool>) -> Result<Labels, Error> {
+    // For what it says of a first row that fits no format.
+    task_of(files, options)?;
     let mut names = BTreeSet::new();
     for (file, path) in files.iter().enumerate() {
         for row in Rows::open(path, file)? {

@@ -1,7 +1,9 @@
 //! How far a metric may be off because other rows could have been drawn.
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use rand_chacha::rand_core::SeedableRng;
+
+use crate::packing::below;
 
 /// Times that rows are drawn anew, as `rouge-score` and sacrebleu do.
 const DRAWS: usize = 1000;
@@ -23,11 +25,6 @@ pub fn interval(rows: usize, seed: u64, value: impl Fn(&[usize]) -> f64) -> Opti
     values.retain(|value| value.is_finite());
     values.sort_unstable_by(f64::total_cmp);
     (!values.is_empty()).then(|| [percentile(&values, 0.025), percentile(&values, 0.975)])
-}
-
-/// A number below `end`: the high word of a product (Lemire 2019), whose bias is below `end` / 2⁶⁴.
-fn below(random: &mut ChaCha8Rng, end: usize) -> usize {
-    ((u128::from(random.next_u64()) * end as u128) >> 64) as usize
 }
 
 /// The value below which a share of `sorted` lies, on the line between its neighbours (numpy's default).
