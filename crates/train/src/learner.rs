@@ -9,6 +9,7 @@ use taper_lora::LoraAdapter;
 
 use crate::augment::Augmenter;
 use crate::checkpoint::{Origin, State};
+use crate::class_weights;
 use crate::gradients::mix;
 use crate::optim::{AdamW, AdamWConfig, clip_grad_norm};
 use crate::packing::{Epoch, PackOptions, Plan, Step};
@@ -64,7 +65,7 @@ impl<'a> Learner<'a> {
     fn new(base: &'a Base, prepared: Prepared, rows: &Rows, plan: Plan<'a>) -> Result<Self, Error> {
         let Prepared { recipe, adapter, memory, .. } = prepared;
         let optim = AdamW::new(adapter.params(), adamw_config(&recipe));
-        let weights = prepare::class_weights(base, &recipe, rows)?;
+        let weights = class_weights::class_weights(base, &recipe, rows)?;
         let augmenter = Augmenter::new(recipe.augment, &base.tokenizer, recipe.seed)
             .map(|changes| changes.within(base.model.sizes().vocab_size, recipe.max_length));
         let (recomputed_blocks, epoch) = (memory.recomputed_blocks, (0, plan.epoch(0)));

@@ -12,6 +12,7 @@ mod augment;
 mod budget;
 mod card;
 mod checkpoint;
+mod class_weights;
 mod data;
 mod error;
 mod evaluate;

@@ -269,30 +269,27 @@ fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<(
 fn next(base: &Base, recipe: &Recipe) -> String {
     let out = recipe.out.display().to_string();
     let under = format!("--model {} --adapter {}", quoted(&recipe.model), quoted(&out));
-    let mut eval = format!("\nnext:\n  taper eval {under} --data {}", quoted(&from_here(&recipe.data)));
-    for (ours, theirs) in &recipe.column {
-        eval += &format!(" --column {}", quoted(&format!("{ours}={theirs}")));
+    let data = format!("taper eval {under} --data {}", quoted(&from_here(&recipe.data)));
+    let columns = recipe.column.iter().map(|(ours, theirs)| quoted(&format!("{ours}={theirs}")));
+    let columns = columns.map(|column| format!(" --column {column}"));
+    let format = recipe.format.iter().map(|format| format!(" --format {format}"));
+    let length = recipe.max_length.iter().map(|length| format!(" --max-length {length}"));
+    let mut commands = vec![data + &columns.chain(format).chain(length).collect::<String>()];
+    if base.task == taper_base::Task::CausalLm {
+        commands.push(format!("taper generate {under} --compare --prompt \"...\""));
+    } else {
+        commands.push(format!("taper predict {under} --input TEXTS"));
     }
-    if let Some(format) = &recipe.format {
-        eval += &format!(" --format {format}");
+    if base.task == taper_base::Task::CausalLm && !base.dir.is_gguf() {
+        // The folder itself may have been named as `.`.
+        let whole = recipe.out.canonicalize().unwrap_or_default();
+        let beside = match whole.file_name() {
+            Some(name) if recipe.out == Path::new(".") => format!("../{}", name.display()),
+            _ => out,
+        };
+        commands.push(format!("taper merge {under} --out {}", quoted(&format!("{beside}-merged"))));
     }
-    if let Some(length) = recipe.max_length {
-        eval += &format!(" --max-length {length}");
-    }
-    if base.task != taper_base::Task::CausalLm {
-        return eval + &format!("\n  taper predict {under} --input TEXTS");
-    }
-    eval += &format!("\n  taper generate {under} --compare --prompt \"...\"");
-    if base.dir.is_gguf() {
-        return eval;
-    }
-    // The folder itself may have been named as `.`.
-    let whole = recipe.out.canonicalize().unwrap_or_default();
-    let beside = match whole.file_name() {
-        Some(name) if recipe.out == Path::new(".") => format!("../{}", name.display()),
-        _ => out,
-    };
-    eval + &format!("\n  taper merge {under} --out {}", quoted(&format!("{beside}-merged")))
+    format!("\nnext:\n  {}", commands.join("\n  "))
 }
 
 /// `text` as one word of a shell.

@@ -11,7 +11,6 @@ use toml::Table;
 ///
 /// Every field of a recipe is also a flag, and flags win over the recipe's file.
 #[derive(Args)]
-#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct TrainArgs {
     /// A recipe.toml to start from
     pub(crate) recipe: Option<PathBuf>,

@@ -48,7 +48,7 @@ pub struct Recipe {
     /// `(1-ε)·label + ε/V`, as torch's `label_smoothing`. Evaluations count the labels as they are. Default 0.
     pub label_smoothing: f64,
     /// Of `classify` and `tag`: share of what the head reads that is zeroed while training, as transformers'
-    /// `classifier_dropout`; where a head has two layers (RoBERTa's, T5's), only before the last. Default 0.
+    /// `classifier_dropout`; where a head has two layers (those of `roberta`, `t5`), only before the last. Default 0.
     pub head_dropout: f64,
     /// How training rows are changed, anew in each epoch. Default: not at all.
     #[serde(skip_serializing_if = "Augment::is_off")]

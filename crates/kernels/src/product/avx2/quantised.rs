@@ -70,10 +70,10 @@ impl Rows {
                 let mut parts = [_mm256_setzero_ps(); M];
                 for (q, levels) in raised(levels).into_iter().enumerate() {
                     let levels = _mm256_cvtepi32_ps(levels);
-                    for m in 0..M {
+                    for (m, part) in parts.iter_mut().enumerate() {
                         // SAFETY: the line has as many values as a row of x.
                         let x = unsafe { _mm256_loadu_ps(values.as_ptr().add(m * self.k + at + q * LANES)) };
-                        parts[m] = _mm256_fmadd_ps(levels, x, parts[m]);
+                        *part = _mm256_fmadd_ps(levels, x, *part);
                     }
                 }
                 let mut d = _mm256_set1_ps(scales.d[0][g]);
