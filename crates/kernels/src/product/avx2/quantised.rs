@@ -5,7 +5,7 @@ use std::array::from_fn;
 
 use super::LANES;
 use crate::Stored;
-use crate::quantised::{Blocks, GROUP, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0};
+use crate::quantised::{Blocks, GROUP, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, Scales};
 
 /// Integers lie in the highest byte of 32 bits, so that they are 2^24 times as large.
 const UNIT: f32 = 1.0 / (1 << 24) as f32;
@@ -62,26 +62,22 @@ impl Rows {
         let mut taken = [_mm256_setzero_ps(); M];
         for (i, block) in line.chunks_exact(bytes).enumerate() {
             let scales = T::scales(block);
-            for g in 0..count {
-                let levels = T::levels(block, g);
-                // SAFETY: 32 bytes.
-                let levels = unsafe { _mm256_loadu_si256(levels.as_ptr().cast()) };
-                let at = (i * count + g) * GROUP;
-                let mut parts = [_mm256_setzero_ps(); M];
-                for (q, levels) in raised(levels).into_iter().enumerate() {
-                    let levels = _mm256_cvtepi32_ps(levels);
-                    for (m, part) in parts.iter_mut().enumerate() {
-                        // SAFETY: the line has as many values as a row of x.
-                        let x = unsafe { _mm256_loadu_ps(values.as_ptr().add(m * self.k + at + q * LANES)) };
-                        *part = _mm256_fmadd_ps(levels, x, *part);
+            let values = values.as_ptr().wrapping_add(i * count * GROUP);
+            // Which bits a group's levels have depends on its number in four: a constant here, but where the sums of four rows
+            // leave too few registers for more than a group at a time.
+            let together = if count == 1 || M > 2 { 1 } else { 4 };
+            for first in (0..count).step_by(together) {
+                // SAFETY: the line has as many values as a row of x.
+                unsafe {
+                    if together == 1 {
+                        self.add_group::<T, M>(&mut sums, (block, &scales, first), values);
+                    } else {
+                        let four = first / 4 * 4;
+                        self.add_group::<T, M>(&mut sums, (block, &scales, four), values);
+                        self.add_group::<T, M>(&mut sums, (block, &scales, four + 1), values);
+                        self.add_group::<T, M>(&mut sums, (block, &scales, four + 2), values);
+                        self.add_group::<T, M>(&mut sums, (block, &scales, four + 3), values);
                     }
-                }
-                let mut d = _mm256_set1_ps(scales.d[0][g]);
-                if T::HALVES {
-                    d = _mm256_blend_ps::<0b1111_0000>(d, _mm256_set1_ps(scales.d[1][g]));
-                }
-                for m in 0..M {
-                    sums[m] = _mm256_fmadd_ps(parts[m], d, sums[m]);
                 }
             }
             if T::MINIMA {
@@ -97,6 +93,39 @@ impl Rows {
             dots[m] = super::rows::total(_mm256_sub_ps(sums[m], taken[m]));
         }
         dots
+    }
+
+    /// Adds the products of group `g` of a block, whose first values of the first row of x are at `values`.
+    ///
+    /// # Safety
+    /// AVX2 and FMA; all `M` rows of x have these values.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn add_group<T: Blocks, const M: usize>(
+        &self,
+        sums: &mut [__m256; M],
+        (block, scales, g): (&[u8], &Scales, usize),
+        values: *const f32,
+    ) {
+        let levels = T::levels(block, g);
+        // SAFETY: 32 bytes.
+        let levels = unsafe { _mm256_loadu_si256(levels.as_ptr().cast()) };
+        let mut parts = [_mm256_setzero_ps(); M];
+        for (q, levels) in raised(levels).into_iter().enumerate() {
+            let levels = _mm256_cvtepi32_ps(levels);
+            for (m, part) in parts.iter_mut().enumerate() {
+                // SAFETY: the caller's.
+                let x = unsafe { _mm256_loadu_ps(values.add(m * self.k + g * GROUP + q * LANES)) };
+                *part = _mm256_fmadd_ps(levels, x, *part);
+            }
+        }
+        let mut d = _mm256_set1_ps(scales.d[0][g]);
+        if T::HALVES {
+            d = _mm256_blend_ps::<0b1111_0000>(d, _mm256_set1_ps(scales.d[1][g]));
+        }
+        for m in 0..M {
+            sums[m] = _mm256_fmadd_ps(parts[m], d, sums[m]);
+        }
     }
 }
 
