@@ -50,8 +50,8 @@ pub(crate) fn read(line: &[u8], stored: Stored, first: usize, out: &mut [f32]) {
 /// A type of block. (Functions that were passed as values would not be inlined into what enables the instructions.)
 pub(crate) trait Blocks {
     const STORED: Stored;
-    /// Whether anything is taken off.
-    const MINIMA: bool = false;
+    /// The least integer.
+    const LEAST: i8;
     /// Whether the halves of a group have scales of their own.
     const HALVES: bool = false;
 
@@ -61,21 +61,24 @@ pub(crate) trait Blocks {
     fn levels(block: &[u8], g: usize) -> [i8; GROUP];
 }
 
-/// What the integers of the first and the second half of each group are multiplied by, and what is then taken off those of
-/// a group.
+/// What makes values of a block's integers, as it lies there.
 pub(crate) struct Scales {
-    pub(crate) d: [[f32; 8]; 2],
-    pub(crate) m: [f32; 8],
+    /// The f16 d and dmin, as bits: the units of what follows.
+    pub(crate) units: [u16; 2],
+    /// What the integers of each group are multiplied by or, of [`Blocks::HALVES`], those of each half of each.
+    pub(crate) numbers: [i16; 16],
+    /// What is then taken off those of each group.
+    pub(crate) minima: [u8; 8],
 }
 
 impl Scales {
-    /// One for the whole block.
+    /// d alone, which starts at `at`.
     #[inline(always)]
-    fn one(d: f32) -> Self {
-        Self { d: [[d; 8]; 2], m: [0.0; 8] }
+    fn one(block: &[u8], at: usize) -> Self {
+        Self { units: [u16::from_le_bytes(bytes(block, at)), 0], numbers: [1; 16], minima: [0; 8] }
     }
 
-    /// Of the groups of a block that starts with d, dmin and 6-bit numbers, packed.
+    /// Of a block that starts with d, dmin and 6-bit numbers, packed.
     #[inline(always)]
     fn with_minima(block: &[u8]) -> Self {
         const SIX: u32 = 0x3f3f_3f3f;
@@ -83,17 +86,30 @@ impl Scales {
         const UPPER: u32 = 0x3030_3030;
         let word = |at| u32::from_le_bytes(bytes(block, at));
         let (scales, mins, both) = (word(4), word(8), word(12));
-        let scaled = |unit: f32, low: u32, high: u32| {
-            let numbers = (u64::from(low) | u64::from(high) << 32).to_le_bytes();
-            let mut scaled = [0.0; 8];
-            for g in 0..8 {
-                scaled[g] = unit * f32::from(numbers[g]);
+        let eight = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+        let scales = eight(scales & SIX, both & FOUR | scales >> 2 & UPPER);
+        let minima = eight(mins & SIX, both >> 4 & FOUR | mins >> 2 & UPPER);
+        let units = [0, 2].map(|at| u16::from_le_bytes(bytes(block, at)));
+        let mut numbers = [0; 16];
+        for g in 0..8 {
+            numbers[g] = i16::from(scales[g]);
+        }
+        Self { units, numbers, minima }
+    }
+
+    /// What the integers of each half of a group are multiplied by, and what is taken off those of a group.
+    #[inline(always)]
+    fn values<T: Blocks>(&self) -> ([[f32; 2]; 8], [f32; 8]) {
+        let (d, dmin) = (half(self.units[0]), half(self.units[1]));
+        let (mut factors, mut minima) = ([[0.0; 2]; 8], [0.0; 8]);
+        for g in 0..8 {
+            let at = if T::HALVES { [2 * g, 2 * g + 1] } else { [g, g] };
+            for half in 0..2 {
+                factors[g][half] = d * f32::from(self.numbers[at[half]]);
             }
-            scaled
-        };
-        let d = scaled(half(block, 0), scales & SIX, both & FOUR | scales >> 2 & UPPER);
-        let m = scaled(half(block, 2), mins & SIX, both >> 4 & FOUR | mins >> 2 & UPPER);
-        Self { d: [d; 2], m }
+            minima[g] = dmin * f32::from(self.minima[g]);
+        }
+        (factors, minima)
     }
 }
 
@@ -105,16 +121,17 @@ fn read_by<T: Blocks>(line: &[u8], first: usize, out: &mut [f32]) {
     while !rest.is_empty() {
         let block = &line[at / values * bytes..][..bytes];
         let scales = T::scales(block);
+        let (factors, minima) = scales.values::<T>();
         let end = (at - at % values + values).min(at + rest.len());
         while at < end {
             let count = (GROUP - at % GROUP).min(end - at);
             let (now, later) = std::mem::take(&mut rest).split_at_mut(count);
             let g = at % values / GROUP;
             if let Ok(now) = now.try_into() {
-                read_group::<T>(block, &scales, g, now);
+                read_group::<T>(block, (&factors, &minima), g, now);
             } else {
                 let mut all = [0.0; GROUP];
-                read_group::<T>(block, &scales, g, &mut all);
+                read_group::<T>(block, (&factors, &minima), g, &mut all);
                 now.copy_from_slice(&all[at % GROUP..][..count]);
             }
             (at, rest) = (at + count, later);
@@ -123,10 +140,15 @@ fn read_by<T: Blocks>(line: &[u8], first: usize, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn read_group<T: Blocks>(block: &[u8], scales: &Scales, g: usize, out: &mut [f32; GROUP]) {
+fn read_group<T: Blocks>(
+    block: &[u8],
+    (factors, minima): (&[[f32; 2]; 8], &[f32; 8]),
+    g: usize,
+    out: &mut [f32; GROUP],
+) {
     let levels = T::levels(block, g);
     for i in 0..GROUP {
-        out[i] = scales.d[i / 16][g] * f32::from(levels[i]) - scales.m[g];
+        out[i] = factors[g][i / 16] * f32::from(levels[i]) - minima[g];
     }
 }
 
@@ -138,10 +160,10 @@ fn bytes<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     copy
 }
 
-/// The f16 at `at`, without the branches of [`half::f16`]: scales are as often subnormal as not.
+/// An f16, without the branches of [`half::f16`]: scales are as often subnormal as not.
 #[inline(always)]
-fn half(block: &[u8], at: usize) -> f32 {
-    let bits = u32::from(u16::from_le_bytes(bytes(block, at)));
+fn half(bits: u16) -> f32 {
+    let bits = u32::from(bits);
     let magnitude = bits & 0x7fff;
     let subnormal = magnitude as f32 * (1.0 / (1 << 24) as f32);
     let exponent = if magnitude < 0x7c00 { 127 - 15 } else { 255 - 31 };
@@ -155,10 +177,11 @@ pub(crate) struct Q8_0;
 
 impl Blocks for Q8_0 {
     const STORED: Stored = Stored::Q8_0;
+    const LEAST: i8 = -128;
 
     #[inline(always)]
     fn scales(block: &[u8]) -> Scales {
-        Scales::one(half(block, 0))
+        Scales::one(block, 0)
     }
 
     #[inline(always)]
@@ -172,10 +195,11 @@ pub(crate) struct Q4_0;
 
 impl Blocks for Q4_0 {
     const STORED: Stored = Stored::Q4_0;
+    const LEAST: i8 = -8;
 
     #[inline(always)]
     fn scales(block: &[u8]) -> Scales {
-        Scales::one(half(block, 0))
+        Scales::one(block, 0)
     }
 
     #[inline(always)]
@@ -195,7 +219,7 @@ pub(crate) struct Q4_K;
 
 impl Blocks for Q4_K {
     const STORED: Stored = Stored::Q4_K;
-    const MINIMA: bool = true;
+    const LEAST: i8 = 0;
 
     #[inline(always)]
     fn scales(block: &[u8]) -> Scales {
@@ -218,7 +242,7 @@ pub(crate) struct Q5_K;
 
 impl Blocks for Q5_K {
     const STORED: Stored = Stored::Q5_K;
-    const MINIMA: bool = true;
+    const LEAST: i8 = 0;
 
     #[inline(always)]
     fn scales(block: &[u8]) -> Scales {
@@ -241,14 +265,15 @@ pub(crate) struct Q6_K;
 
 impl Blocks for Q6_K {
     const STORED: Stored = Stored::Q6_K;
+    const LEAST: i8 = -32;
     const HALVES: bool = true;
 
     #[inline(always)]
     fn scales(block: &[u8]) -> Scales {
         let numbers: [u8; 16] = bytes(block, 192);
-        let mut scales = Scales::one(half(block, 208));
+        let mut scales = Scales::one(block, 208);
         for i in 0..16 {
-            scales.d[i % 2][i / 2] *= f32::from(numbers[i].cast_signed());
+            scales.numbers[i] = i16::from(numbers[i].cast_signed());
         }
         scales
     }

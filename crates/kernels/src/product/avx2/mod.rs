@@ -16,6 +16,7 @@
 mod panel;
 mod quantised;
 mod rows;
+mod super_blocks;
 mod tile;
 
 use std::arch::x86_64::*;
@@ -228,6 +229,14 @@ fn widened(stored: Stored, bytes: &[u8]) -> __m256 {
     } else {
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
     }
+}
+
+/// Two f16, each in all places of a vector.
+#[target_feature(enable = "avx2,f16c")]
+fn halves([first, second]: [u16; 2]) -> [__m256; 2] {
+    let both = u32::from(first) | u32::from(second) << 16;
+    let both = _mm_cvtph_ps(_mm_cvtsi32_si128(both.cast_signed()));
+    [_mm256_broadcastss_ps(both), _mm256_broadcastss_ps(_mm_movehdup_ps(both))]
 }
 
 /// The first eight of `values`.

@@ -43,16 +43,17 @@ pub(in crate::product) unsafe fn few_rows(
         let per_task = (TASK / w.stride()).next_multiple_of(6).max(6);
         tasks.extend((0..w.rows).step_by(per_task).map(|first| (i, first..w.rows.min(first + per_task))));
     }
-    let is_quantised = |w: &Matrix<'_>| w.stored.size().is_none();
+    let types: Vec<_> = ws.iter().map(|w| w.stored).collect();
     let as_integers = x.m <= AS_INTEGERS && !x.round;
-    let reordered = (as_integers && ws.iter().any(is_quantised)).then(|| quantised::Rows::new(x.values, x.k));
+    // SAFETY: the caller's.
+    let xs = as_integers.then(|| unsafe { quantised::Rows::new(x.values, x.k, &types) });
     pool::for_each(tasks.len(), |task| {
         let (i, rows) = &tasks[task];
         let part = Part { x, w: &ws[*i], y: &ys[*i], add };
         // SAFETY: the caller's; these columns of y belong to this task.
         unsafe {
-            match &reordered {
-                Some(xs) if is_quantised(part.w) => part.quantised(rows, xs),
+            match &xs {
+                Some(xs) if xs.fit(part.w.stored) => part.quantised(rows, xs),
                 _ => LINES.with_borrow_mut(|lines| part.rows(rows, lines)),
             }
         }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::float_cmp, reason = "same bits")]
 
+mod blocks;
+
 use half::bf16;
 
 use super::dense::{Dims, Write};
@@ -160,31 +162,6 @@ fn products_of_all_kinds() {
     }
 }
 
-const QUANTISED: [Stored; 5] = [Stored::Q8_0, Stored::Q4_0, Stored::Q4_K, Stored::Q5_K, Stored::Q6_K];
-
-#[test]
-fn products_of_quantised_weights() {
-    pool::set_threads(2);
-    for kernels in all_kernels() {
-        // Rows of A; rows and columns of W.
-        for (m, rows, cols) in [(1, 30, 512), (3, 65, 256), (7, 5, 1280), (40, 70, 768), (130, 96, 2304)] {
-            for kind in QUANTISED {
-                for (direction, k, n) in [(Direction::Forward, cols, rows), (Direction::Backward, rows, cols)]
-                {
-                    for compute in [Compute::F32, Compute::Bf16] {
-                        check(kernels, (m, k, n), (kind, RowOrder::Plain), direction, compute);
-                    }
-                }
-            }
-        }
-        for kind in [Stored::Q8_0, Stored::Q4_0] {
-            check(kernels, (20, 96, 33), (kind, RowOrder::Plain), Direction::Forward, Compute::Bf16);
-            check(kernels, (20, 33, 96), (kind, RowOrder::Plain), Direction::Backward, Compute::F32);
-            check(kernels, (70, 1632, 33), (kind, RowOrder::Plain), Direction::Forward, Compute::F32);
-        }
-    }
-}
-
 #[test]
 fn products_of_rows_in_pairs() {
     for kernels in all_kernels() {
@@ -196,19 +173,6 @@ fn products_of_rows_in_pairs() {
                     }
                 }
             }
-        }
-    }
-}
-
-/// What is read does not depend on where reading starts.
-#[test]
-fn parts_of_quantised_rows() {
-    for kind in QUANTISED {
-        let (bytes, exact) = stored(&values(768, 6), kind);
-        for (first, count) in [(0, 768), (5, 1), (31, 2), (250, 300), (767, 1), (768, 0)] {
-            let mut out = vec![0.0; count];
-            Matrix::new(&bytes[1..], kind, 1, 768).read(0, first, &mut out);
-            assert!(out == exact[first..first + count], "{kind:?} {first} {count}");
         }
     }
 }

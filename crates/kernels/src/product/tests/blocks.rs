@@ -1,0 +1,83 @@
+//! Weights in blocks.
+
+use super::*;
+
+const QUANTISED: [Stored; 5] = [Stored::Q8_0, Stored::Q4_0, Stored::Q4_K, Stored::Q5_K, Stored::Q6_K];
+
+#[test]
+fn products_of_quantised_weights() {
+    pool::set_threads(2);
+    for kernels in all_kernels() {
+        // Rows of A; rows and columns of W.
+        for (m, rows, cols) in
+            [(1, 30, 512), (3, 65, 256), (4, 9, 1024), (7, 5, 1280), (40, 70, 768), (130, 96, 2304)]
+        {
+            for kind in QUANTISED {
+                for (direction, k, n) in [(Direction::Forward, cols, rows), (Direction::Backward, rows, cols)]
+                {
+                    for compute in [Compute::F32, Compute::Bf16] {
+                        check(kernels, (m, k, n), (kind, RowOrder::Plain), direction, compute);
+                    }
+                }
+            }
+        }
+        for kind in [Stored::Q8_0, Stored::Q4_0] {
+            check(kernels, (20, 96, 33), (kind, RowOrder::Plain), Direction::Forward, Compute::Bf16);
+            check(kernels, (20, 33, 96), (kind, RowOrder::Plain), Direction::Backward, Compute::F32);
+            check(kernels, (70, 1632, 33), (kind, RowOrder::Plain), Direction::Forward, Compute::F32);
+        }
+    }
+}
+
+/// What is read does not depend on where reading starts.
+#[test]
+fn parts_of_quantised_rows() {
+    for kind in QUANTISED {
+        let (bytes, exact) = stored(&values(768, 6), kind);
+        for (first, count) in [(0, 768), (5, 1), (31, 2), (250, 300), (767, 1), (768, 0)] {
+            let mut out = vec![0.0; count];
+            Matrix::new(&bytes[1..], kind, 1, 768).read(0, first, &mut out);
+            assert!(out == exact[first..first + count], "{kind:?} {first} {count}");
+        }
+    }
+}
+
+/// Few rows of A whose values lie far apart, are all zero, or so small that their products are; and one that is not finite.
+#[test]
+fn quantised_rows_by_rows_of_any_magnitude() {
+    let (k, n) = (512, 9);
+    for kernels in all_kernels() {
+        for kind in QUANTISED {
+            let (bytes, exact) = stored(&values(n * k, 3), kind);
+            let right = Right::new(Matrix::new(&bytes[1..], kind, n, k), Direction::Forward);
+            for scale in [1.0, 1e-3, 1e6, 1e-25, 1e-32] {
+                let mut a = values(2 * k, 5);
+                for (i, a) in a.iter_mut().enumerate() {
+                    *a *= scale * if i % 100 == 7 { 30.0 } else { 1.0 };
+                }
+                a[..256].fill(0.0);
+                let mut c = vec![f32::NAN; 2 * n];
+                kernels.prepare(Compute::F32, &a, k).product(right, &mut c, false);
+                for (c, (sum, magnitude)) in
+                    c.iter().zip(reference(&a, &exact, (2, k, n), Direction::Forward))
+                {
+                    let error = (f64::from(*c) - sum).abs();
+                    // Where f32 ends.
+                    let least = 1e-37;
+                    assert!(
+                        error <= TOLERANCE * magnitude + least,
+                        "{kernels:?} {kind:?} {scale}: {c} for {sum}"
+                    );
+                }
+            }
+            let mut a = values(2 * k, 5);
+            (a[300], a[k + 2]) = (f32::INFINITY, f32::NAN);
+            let mut c = vec![0.0; 2 * n];
+            kernels.prepare(Compute::F32, &a, k).product(right, &mut c, false);
+            assert!(
+                c.iter().all(|c| !c.is_finite()) && c[n..].iter().all(|c| c.is_nan()),
+                "{kernels:?} {kind:?}"
+            );
+        }
+    }
+}
