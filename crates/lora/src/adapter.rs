@@ -100,6 +100,14 @@ impl LoraAdapter {
         Ok(adapter)
     }
 
+    /// How many values [`LoraAdapter::fresh`] would train, but for biases, norms and DoRA's magnitudes: before any are made.
+    ///
+    /// # Errors
+    /// Those of [`LoraAdapter::fresh`].
+    pub fn planned_values<'a>(config: LoraConfig, base: impl Into<BaseModules<'a>>) -> Result<u64, Error> {
+        Ok(Plan::new(config, &base.into(), Origin::Fresh)?.values())
+    }
+
     /// The configuration as [`LoraAdapter::save`] writes it.
     pub fn config(&self) -> &LoraConfig {
         &self.config

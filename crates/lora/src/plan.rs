@@ -170,6 +170,20 @@ impl<'a> Plan<'a> {
         })
     }
 
+    /// Values of the factors and of the matrices that are trained whole; biases, norms and magnitudes are few.
+    pub(crate) fn values(&self) -> u64 {
+        let values = |site: &Site<'a>| {
+            let (rows, cols) = match site.module {
+                Module::Linear(layer) => layer.weight.stored_dims(),
+                Module::Embedding(layer) => (layer.weight.rows(), layer.weight.cols()),
+                Module::Norm(_) | Module::LayerNorm(_) => (0, 0),
+            };
+            let factors = site.factors.as_ref().map_or(0, |factors| factors.r as u64 * (rows + cols) as u64);
+            factors + if site.whole { rows as u64 * cols as u64 } else { 0 }
+        };
+        self.sites.iter().map(values).sum()
+    }
+
     fn site(&self, path: &str) -> Option<&Site<'a>> {
         self.sites.iter().find(|site| site.module.path() == path)
     }

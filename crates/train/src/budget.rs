@@ -42,6 +42,24 @@ const PROCESS: u64 = 32 << 20;
 /// Share of the free memory that a run takes by itself at most: other programs need some.
 const FREE: (u64, u64) = (3, 4);
 
+/// Refuses an adapter that trains so many `values` that it does not fit by itself, before they are made.
+///
+/// # Errors
+/// [`Error::Recipe`] where they need more than `memory`, or, where that is not given, than is `free`.
+pub(crate) fn check_adapter(values: u64, memory: Option<Size>, free: Option<u64>) -> Result<(), Error> {
+    let needs = values.saturating_mul(COPIES * 4);
+    let limit = memory.map(|size| size.0).or(free).unwrap_or(u64::MAX);
+    if needs <= limit {
+        return Ok(());
+    }
+    let [needs, limit] = [needs, limit].map(|bytes| Size(bytes.div_ceil(1 << 20) << 20));
+    let there = if memory.is_some() { format!("`memory` is {limit}") } else { format!("{limit} are free") };
+    Err(Error::recipe(format!(
+        "the adapter would train {values} values, which need {needs} with their gradients and moments, and {there}: a lower \
+         `rank` or fewer `target_modules` need less"
+    )))
+}
+
 /// What was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Memory {
@@ -217,6 +235,19 @@ mod tests {
         let least: u64 = error.split_once("needs ").unwrap().1.split_once("MiB").unwrap().0.parse().unwrap();
         assert_eq!(given(&SMALL, least).recomputed_blocks, 30);
         assert!(SMALL.plan(None, Some(Size((least - 1) * MIB)), None).is_err());
+    }
+
+    #[test]
+    fn an_adapter_too_large_by_itself_is_refused() {
+        check_adapter(1 << 20, Some(Size(28 * MIB)), None).unwrap();
+        check_adapter(1 << 40, None, None).unwrap();
+        let given = check_adapter(1 << 20, Some(Size(27 * MIB)), Some(u64::MAX)).unwrap_err().to_string();
+        assert!(
+            given.contains("1048576 values, which need 28MiB") && given.contains("`memory` is 27MiB"),
+            "{given}"
+        );
+        let free = check_adapter(1 << 20, None, Some(20 * MIB)).unwrap_err().to_string();
+        assert!(free.contains("20MiB are free"), "{free}");
     }
 
     #[test]

@@ -150,7 +150,12 @@ pub(crate) fn prepare(base: &Base, recipe: &Recipe, rows: &Rows, start: Start) -
             agree(recipe, adapter.config(), text)?;
             adapter
         }
-        (None, None) => LoraAdapter::fresh(config(base, recipe), base, recipe.seed)?,
+        (None, None) => {
+            let config = config(base, recipe);
+            let values = LoraAdapter::planned_values(config.clone(), base)?;
+            budget::check_adapter(values, recipe.memory, available_bytes())?;
+            LoraAdapter::fresh(config, base, recipe.seed)?
+        }
     };
     let mut recipe = recipe.clone();
     if recipe.init_adapter.is_none() {

@@ -18,6 +18,18 @@ fn a_fresh_adapter_is_the_base() {
     }
 }
 
+/// Of all that is trained but biases, magnitudes and norms, which are vectors.
+#[test]
+fn values_are_known_before_they_are_made() {
+    let toy = Toy::new(false);
+    for (name, config) in configs() {
+        let planned = LoraAdapter::planned_values(config.clone(), toy.modules()).unwrap();
+        let adapter = LoraAdapter::fresh(config, toy.modules(), 0).unwrap();
+        let matrices = adapter.params().values().filter(|var| var.rank() == 2);
+        assert_eq!(planned, matrices.map(|var| var.elem_count() as u64).sum::<u64>(), "{name}");
+    }
+}
+
 #[test]
 fn a_random_start_changes_the_base() {
     let toy = Toy::new(false);
