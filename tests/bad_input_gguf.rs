@@ -90,3 +90,24 @@ fn what_taper_does_not_read_is_named() {
     good.with(good.after("llama.block_count"), &6u32.to_le_bytes(), &["llama.block_count", "a whole number"]);
     good.with(good.after("tokenizer.ggml.eos_token_id") + 4, &999u32.to_le_bytes(), &["eos_token_id", "999"]);
 }
+
+/// What would change each pass, and is not honoured.
+#[test]
+fn a_factor_of_attention_is_named() {
+    let good = Good::new();
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let float = |key: &str, value: f32| [&text(key)[..], &6u32.to_le_bytes(), &value.to_le_bytes()].concat();
+    let mut entries = [
+        &text("llama.rope.scaling.type")[..],
+        &8u32.to_le_bytes(),
+        &text("yarn"),
+        &float("llama.rope.scaling.factor", 4.0),
+        &float("llama.rope.scaling.attn_factor", 1.5),
+    ]
+    .concat();
+    // What follows stays where it is aligned.
+    entries.extend(float(&"x".repeat(32 - (entries.len() + 16) % 32), 0.0));
+    let mut bytes = [&good.bytes[..24], &entries, &good.bytes[24..]].concat();
+    bytes[16] += 4;
+    good.refused(&bytes, &["llama.rope.scaling.attn_factor", "1.5"]);
+}

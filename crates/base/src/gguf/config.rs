@@ -177,6 +177,10 @@ fn rope_scaling(gguf: &Gguf, name: &str) -> Result<Value, Error> {
         "none" => return Ok(Value::Null),
         "linear" => put("factor", gguf.float(&key("factor"))?),
         "yarn" => {
+            let attention = key("attn_factor");
+            if let Some(factor) = gguf.float(&attention)?.filter(|factor| (factor - 1.0).abs() > 1e-6) {
+                return Err(gguf.bad(format!("`{attention}` is {factor}: taper reads yarn with 1 alone")));
+            }
             put("factor", gguf.float(&key("factor"))?);
             put("beta_fast", gguf.float(&key("yarn_beta_fast"))?);
             put("beta_slow", gguf.float(&key("yarn_beta_slow"))?);
