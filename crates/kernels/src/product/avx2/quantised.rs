@@ -80,6 +80,7 @@ impl Groups {
         let values = &self.values[first * self.k..][..M * self.k];
         let mut sums = [_mm256_setzero_ps(); M];
         for (g, block) in line.chunks_exact(bytes).enumerate() {
+            super::fetch_ahead::<T>(block);
             let levels = T::levels(block, 0);
             // SAFETY: 32 bytes.
             let levels = unsafe { _mm256_loadu_si256(levels.as_ptr().cast()) };

@@ -12,7 +12,6 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::array::from_fn;
-use std::hint::black_box;
 
 use super::rows::total;
 use crate::Stored;
@@ -21,9 +20,8 @@ use crate::quantised::{Blocks, GROUP, Q4_K, Q5_K, Q6_K};
 /// Values and groups of a block.
 const BLOCK: usize = 256;
 const GROUPS: usize = BLOCK / GROUP;
-/// Values of half a group, and what a block has of them.
+/// Values of half a group.
 const HALF: usize = GROUP / 2;
-const HALVES: usize = BLOCK / HALF;
 
 /// Bytes of a number.
 const DIGITS: usize = 3;
@@ -40,10 +38,8 @@ pub(super) struct Numbers {
     digits: Vec<i8>,
     /// Of each block.
     units: Vec<f32>,
-    /// The sums of x, of each block those of its groups.
-    groups: Vec<[f32; GROUPS]>,
-    /// And of their halves.
-    halves: Vec<[f32; HALVES]>,
+    /// The sums of x, of each block those of its groups' first halves, and of their second ones.
+    halves: Vec<[[f32; GROUPS]; 2]>,
 }
 
 impl Numbers {
@@ -59,7 +55,6 @@ impl Numbers {
             blocks: k / BLOCK,
             digits: vec![0; x.len() * DIGITS],
             units: Vec::with_capacity(blocks.len()),
-            groups: Vec::with_capacity(blocks.len()),
             halves: Vec::with_capacity(blocks.len()),
         };
         for (block, digits) in blocks.iter().zip(numbers.digits.chunks_exact_mut(BLOCK * DIGITS)) {
@@ -69,19 +64,17 @@ impl Numbers {
             }
             let unit = largest.max(LEAST) / LARGEST;
             for (group, digits) in block.chunks_exact(GROUP).zip(digits.chunks_exact_mut(GROUP * DIGITS)) {
-                for (i, x) in group.iter().enumerate() {
-                    let mut number = (x / unit).round_ties_even() as i32;
-                    for digit in (0..DIGITS).rev() {
-                        let low = number as i8;
-                        digits[digit * GROUP + i] = low;
-                        number = (number - i32::from(low)) >> 8;
+                let mut numbers: [i32; GROUP] = from_fn(|i| (group[i] / unit).round_ties_even() as i32);
+                for digits in digits.chunks_exact_mut(GROUP).rev() {
+                    for (digit, number) in digits.iter_mut().zip(&mut numbers) {
+                        *digit = *number as i8;
+                        *number = (*number - i32::from(*digit)) >> 8;
                     }
                 }
             }
-            let halves: [f32; HALVES] = from_fn(|i| block[i * HALF..][..HALF].iter().sum());
             numbers.units.push(unit);
-            numbers.groups.push(from_fn(|g| halves[2 * g] + halves[2 * g + 1]));
-            numbers.halves.push(halves);
+            let sum = |at: usize| block[at..][..HALF].iter().sum();
+            numbers.halves.push([0, HALF].map(|half| from_fn(|g| sum(g * GROUP + half))));
         }
         Some(numbers)
     }
@@ -103,7 +96,7 @@ impl Numbers {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn dots_of<T: Blocks, const M: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
+    fn dots_of<T: SuperBlocks, const M: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
         let bytes = T::STORED.block_bytes();
         assert_eq!(line.len(), self.blocks * bytes);
         let digits = &self.digits[first * self.blocks * BLOCK * DIGITS..];
@@ -111,37 +104,26 @@ impl Numbers {
         let next = _mm256_set1_ps(256.0);
         let mut sums = [_mm256_setzero_ps(); M];
         for (i, block) in line.chunks_exact(bytes).enumerate() {
-            let scales = T::scales(block);
-            let twice = scales.numbers.map(|n| (u32::from(n.cast_unsigned()) * 0x1_0001).cast_signed());
-            // In memory, from where a number is loaded into all places at once.
-            let twice = black_box(&twice);
+            super::fetch_ahead::<T>(block);
+            // SAFETY: a block.
+            let scales = unsafe { T::vectors(block) };
             let mut parts = [[_mm256_setzero_si256(); DIGITS]; M];
             let x = digits.as_ptr().wrapping_add(i * BLOCK * DIGITS);
             // SAFETY: all groups of a block that each row has.
             unsafe {
-                self.add_four::<T, M>(&mut parts, (block, twice, 0), x);
-                self.add_four::<T, M>(&mut parts, (block, twice, 4), x);
+                self.add_four::<T, M>(&mut parts, (block, scales.numbers, 0), x);
+                self.add_four::<T, M>(&mut parts, (block, scales.numbers, 4), x);
             }
-            let [d, dmin] = super::halves(scales.units);
             for m in 0..M {
                 let at = (first + m) * self.blocks + i;
                 let [high, middle, low] = parts[m].map(|part| _mm256_cvtepi32_ps(part));
                 let value = _mm256_fmadd_ps(_mm256_fmadd_ps(high, next, middle), next, low);
-                sums[m] = _mm256_fmadd_ps(value, _mm256_mul_ps(d, _mm256_set1_ps(self.units[at])), sums[m]);
-                sums[m] = if T::LEAST == 0 {
-                    let minima = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(scales.minima)));
-                    let groups = _mm256_mul_ps(dmin, super::load(&self.groups[at]));
-                    _mm256_fnmadd_ps(_mm256_cvtepi32_ps(minima), groups, sums[m])
-                } else {
-                    let least = _mm256_mul_ps(d, _mm256_set1_ps(f32::from(T::LEAST)));
-                    let mut total = _mm256_setzero_ps();
-                    for (numbers, halves) in
-                        scales.numbers.as_chunks().0.iter().zip(self.halves[at].chunks_exact(8))
-                    {
-                        total = _mm256_fmadd_ps(eight(numbers), super::load(halves), total);
-                    }
-                    _mm256_fmadd_ps(least, total, sums[m])
-                };
+                let unit = _mm256_mul_ps(scales.unit, _mm256_set1_ps(self.units[at]));
+                sums[m] = _mm256_fmadd_ps(value, unit, sums[m]);
+                for half in 0..2 {
+                    sums[m] =
+                        _mm256_fnmadd_ps(scales.taken[half], super::load(&self.halves[at][half]), sums[m]);
+                }
             }
         }
         let mut dots = [0.0; M];
@@ -156,18 +138,18 @@ impl Numbers {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn add_four<T: Blocks, const M: usize>(
+    unsafe fn add_four<T: SuperBlocks, const M: usize>(
         &self,
         parts: &mut [[__m256i; DIGITS]; M],
-        (block, twice, first): (&[u8], &[i32; 16], usize),
+        (block, numbers, first): (&[u8], __m256i, usize),
         x: *const i8,
     ) {
         // SAFETY: the caller's.
         unsafe {
-            self.add_group::<T, M>(parts, (block, twice, first), x);
-            self.add_group::<T, M>(parts, (block, twice, first + 1), x);
-            self.add_group::<T, M>(parts, (block, twice, first + 2), x);
-            self.add_group::<T, M>(parts, (block, twice, first + 3), x);
+            self.add_group::<T, M>(parts, (block, numbers, first), x);
+            self.add_group::<T, M>(parts, (block, numbers, first + 1), x);
+            self.add_group::<T, M>(parts, (block, numbers, first + 2), x);
+            self.add_group::<T, M>(parts, (block, numbers, first + 3), x);
         }
     }
 
@@ -176,10 +158,10 @@ impl Numbers {
     /// # Safety
     /// AVX2; all `M` rows of x have this block.
     #[inline(always)]
-    unsafe fn add_group<T: Blocks, const M: usize>(
+    unsafe fn add_group<T: SuperBlocks, const M: usize>(
         &self,
         parts: &mut [[__m256i; DIGITS]; M],
-        (block, twice, g): (&[u8], &[i32; 16], usize),
+        (block, numbers, g): (&[u8], __m256i, usize),
         x: *const i8,
     ) {
         // Bytes without a sign.
@@ -187,13 +169,8 @@ impl Numbers {
         // SAFETY: the caller's; 32 bytes of levels.
         unsafe {
             let levels = _mm256_loadu_si256(levels.as_ptr().cast());
-            let number = if T::HALVES {
-                let index = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-                let both = twice.as_ptr().add(2 * g).cast::<i64>().read_unaligned();
-                _mm256_permutevar8x32_epi32(_mm256_set1_epi64x(both), index)
-            } else {
-                _mm256_set1_epi32(twice[g])
-            };
+            let place = _mm256_set1_epi16((2 * g) as i16 | ((2 * g + 1) << 8) as i16);
+            let number = _mm256_shuffle_epi8(numbers, place);
             for (m, parts) in parts.iter_mut().enumerate() {
                 let x = x.wrapping_add((m * self.blocks * GROUPS + g) * GROUP * DIGITS);
                 for (digit, part) in parts.iter_mut().enumerate() {
@@ -207,13 +184,85 @@ impl Numbers {
     }
 }
 
-/// Eight integers as f32.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn eight(numbers: &[i16; 8]) -> __m256 {
-    // SAFETY: 16 bytes.
-    let numbers = unsafe { _mm_loadu_si128(numbers.as_ptr().cast()) };
-    _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(numbers))
+/// [`Scales`](crate::quantised::Scales) in vectors, whose lower lane is for the first halves of the groups, the upper one for
+/// the second.
+struct Scales {
+    /// d.
+    unit: __m256,
+    /// What the integers are multiplied by, in 16 bits.
+    numbers: __m256i,
+    /// What is taken off the value of each group's halves.
+    taken: [__m256; 2],
+}
+
+trait SuperBlocks: Blocks {
+    /// # Safety
+    /// AVX2 and F16C; a whole block.
+    unsafe fn vectors(block: &[u8]) -> Scales;
+}
+
+impl SuperBlocks for Q4_K {
+    #[inline(always)]
+    unsafe fn vectors(block: &[u8]) -> Scales {
+        // SAFETY: the caller's.
+        unsafe { with_minima(block) }
+    }
+}
+
+impl SuperBlocks for Q5_K {
+    #[inline(always)]
+    unsafe fn vectors(block: &[u8]) -> Scales {
+        // SAFETY: the caller's.
+        unsafe { with_minima(block) }
+    }
+}
+
+impl SuperBlocks for Q6_K {
+    #[inline(always)]
+    unsafe fn vectors(block: &[u8]) -> Scales {
+        // SAFETY: the caller's; 16 bytes, and two.
+        unsafe {
+            let [unit, _] = super::halves([u16::from_le_bytes([block[208], block[209]]), 0]);
+            let numbers = _mm_loadu_si128(block[192..208].as_ptr().cast());
+            let evens_first = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+            let numbers = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(numbers, evens_first));
+            let least = _mm256_mul_ps(unit, _mm256_set1_ps(-f32::from(Self::LEAST)));
+            let taken = [_mm256_castsi256_si128(numbers), _mm256_extracti128_si256::<1>(numbers)]
+                .map(|eight| _mm256_mul_ps(least, _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight))));
+            Scales { unit, numbers, taken }
+        }
+    }
+}
+
+/// Of a block that starts with d, dmin and 6-bit numbers, packed: four bytes with the first four scales, four with the first
+/// four minima, in whose upper bits are those of the others, and four with the lower bits of these.
+///
+/// # Safety
+/// AVX2 and F16C; a whole block.
+#[inline(always)]
+unsafe fn with_minima(block: &[u8]) -> Scales {
+    const NONE: i32 = -1;
+    const SCALES: i32 = 0x0706_0504;
+    const MINIMA: i32 = 0x0b0a_0908;
+    const LOWER: i32 = 0x0f0e_0d0c;
+    // SAFETY: the caller's; 16 bytes.
+    unsafe {
+        let head = _mm_loadu_si128(block[..16].as_ptr().cast());
+        let bits = _mm_shuffle_epi8(head, _mm_setr_epi32(SCALES, LOWER, MINIMA, LOWER));
+        let bits = _mm_srlv_epi32(bits, _mm_setr_epi32(0, 0, 0, 4));
+        let bits = _mm_and_si128(bits, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
+        let upper = _mm_shuffle_epi8(head, _mm_setr_epi32(NONE, SCALES, NONE, MINIMA));
+        let upper = _mm_and_si128(_mm_srli_epi32::<2>(upper), _mm_set1_epi32(0x3030_3030));
+        let both = _mm_or_si128(bits, upper);
+        let units = _mm_cvtph_ps(head);
+        let minima = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(both, both)));
+        let taken = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(units)), minima);
+        Scales {
+            unit: _mm256_broadcastss_ps(units),
+            numbers: _mm256_cvtepu8_epi16(_mm_unpacklo_epi64(both, both)),
+            taken: [taken, taken],
+        }
+    }
 }
 
 /// The same vector, of which the compiler knows nothing: else it takes the sums of a block in an order of its own, in more
