@@ -31,7 +31,7 @@ fn texts() -> MicroBatch {
 fn check(adapter: &str, micro: MicroBatch, pass: Pass<'_>, name: &str) {
     let (dir, path) = (fixtures().join(adapter), fixtures().join("oracle/bert-classify/model"));
     let model = ModelDir { path, name: name.to_owned() };
-    let task = taper_lora::task(&dir).expect("a task");
+    let task = taper_lora::task(&dir, &serde_json::Value::Null).expect("a task");
     let base = Base::open_for(model, Compute::F32, task).expect("a base");
     let adapter = LoraAdapter::load_trainable(&dir, &base).expect("an adapter");
     let found = step_grads(&*base.model, &adapter, &[micro], pass).expect("gradients");

@@ -103,8 +103,8 @@ pub(crate) fn head_linear(
 /// What an encoder says that is asked to write.
 pub(crate) fn needs_labels() -> Error {
     Error::Unsupported {
-        what: "this model is an encoder, which labels texts and does not write them: give it a task (--task classify or \
-               --task tag), or an adapter that has one"
+        what: "this model is an encoder, which labels texts and does not write them: train it to (`taper train --task classify`, or \
+               `tag`), or name an adapter that was (`--adapter`)"
             .into(),
     }
 }

@@ -48,10 +48,11 @@ pub(crate) fn open_base(args: &ModelArgs, adapters: &[String]) -> anyhow::Result
         taper_kernels::pool::set_threads(threads.get());
     }
     let dir = ModelDir::resolve(&ModelSource::parse(&args.model)?)?;
+    let config = dir.json("config.json")?;
     let mut task: Option<(Task, &String)> = None;
     for text in adapters {
         let place = ModelDir::resolve_adapter(&ModelSource::parse_adapter(split_name(text).1)?)?;
-        let next = taper_lora::task(&place)?;
+        let next = taper_lora::task(&place, &config)?;
         match &task {
             Some((first, other)) if *first != next => {
                 bail!("{other} and {text} have different tasks or labels: run them one after the other")

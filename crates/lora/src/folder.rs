@@ -164,7 +164,7 @@ impl Folder {
     fn skip_inner_names(&mut self) {
         let names = &self.names;
         self.left.retain(|key| {
-            !["modules_to_save", "original_module"].iter().any(|inner| {
+            !["modules_to_save.default", "modules_to_save", "original_module"].iter().any(|inner| {
                 let plain = key.replace(&format!(".{inner}."), ".");
                 plain != *key && names.contains_key(&plain)
             })

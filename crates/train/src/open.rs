@@ -19,14 +19,15 @@ pub fn open_base(recipe: &Recipe) -> Result<Base, Error> {
     let files = files.first(&[Split::Train])?;
     let task = recipe.task.map_or_else(|| task_of(files, &before_base(recipe, None)), Ok)?;
     Recipe { task: Some(task), ..recipe.clone() }.check()?;
+    let config = dir.json("config.json")?;
     let labels = || {
         if let Some(adapter) = &recipe.init_adapter {
             let dir = ModelDir::resolve_adapter(&ModelSource::parse_adapter(adapter)?)?;
-            return Ok(taper_lora::labels(&dir)?);
+            return Ok(taper_lora::labels(&dir, &config)?);
         }
         let number = recipe.problem_type.map(|problem| problem == ProblemType::Regression);
         let found = labels(files, &before_base(recipe, Some(task)), number)?;
-        Ok::<_, Error>(as_the_base_has_them(found, Labels::of(&dir.json("config.json")?).as_ref()))
+        Ok::<_, Error>(as_the_base_has_them(found, Labels::of(&config).as_ref()))
     };
     let task = match task {
         Task::Classify => taper_base::Task::Classify(labels()?),

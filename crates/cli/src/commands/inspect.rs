@@ -37,7 +37,7 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let open = |model: &String| {
         let base = ModelDir::resolve(&ModelSource::parse(model)?)?;
         // A folder that does not say its task is looked at on the base as it is.
-        let task = taper_lora::task(&dir).ok();
+        let task = taper_lora::task(&dir, &base.json("config.json")?).ok();
         let opened = match task {
             Some(task) => Base::open_for(base, Compute::F32, task)?,
             None => Base::open_dir(base, Compute::F32)?,
