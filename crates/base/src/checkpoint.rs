@@ -169,20 +169,21 @@ impl Checkpoint {
             "gpt_neox.embed_in.weight",
             "shared.weight",
         ];
-        const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+        const HEAD: &str = "lm_head.weight";
         let any = |names: &[&str]| names.iter().find_map(|name| self.find(name));
         // The head of a tied model is the embedding even where a file holds a stale copy of it.
-        if tied && HEADS.contains(&name) {
+        if tied && name == HEAD {
             return any(&EMBEDDINGS).or_else(|| self.find(name));
         }
-        self.find(name).or_else(|| if tied && EMBEDDINGS.contains(&name) { any(&HEADS) } else { None })
+        self.find(name).or_else(|| if tied && EMBEDDINGS.contains(&name) { self.find(HEAD) } else { None })
     }
 
     /// The name in the files of `name`: its own, or one that other versions of its model give it.
     fn find(&self, name: &str) -> Option<&str> {
-        const OTHERS: [(&str, &str); 10] = [
+        const OTHERS: [(&str, &str); 11] = [
             ("model.language_model.", "language_model.model."),
             ("lm_head.", "language_model.lm_head."),
+            ("lm_head.", "embed_out."),
             ("model.", ""),
             ("transformer.", ""),
             ("gpt_neox.", ""),

@@ -64,6 +64,11 @@ impl Matcher {
         })
     }
 
+    /// Whether `target_modules` alone selects a module of that name which is not linear.
+    pub(crate) fn selects(&self, path: &str) -> Result<bool, Error> {
+        self.target.selects(Candidate { path, in_all_linear: false })
+    }
+
     /// Whether the module gets low-rank factors.
     pub(crate) fn targets(&self, module: Candidate<'_>) -> Result<bool, Error> {
         if self.exclude.selects(module)? || self.is_saved_or_below(module.path)? {

@@ -1,6 +1,8 @@
 //! What a configuration does to each module of a base: which get factors of what rank, which are trained whole, which
 //! biases are trained, and what in the configuration selects nothing.
 
+mod tie;
+
 use taper_base::{Base, Fresh, Module};
 
 use crate::lora::Factors;
@@ -97,7 +99,7 @@ impl<'a> Plan<'a> {
         for module in &base.modules {
             plan.add(*module, base, &matcher)?;
         }
-        plan.tie(base, origin)?;
+        plan.tie(base, &matcher, origin)?;
         plan.check_targets(base, origin)?;
         plan.check_saved(base, origin)?;
         plan.check_fresh(base)?;
@@ -186,43 +188,6 @@ impl<'a> Plan<'a> {
 
     fn site(&self, path: &str) -> Option<&Site<'a>> {
         self.sites.iter().find(|site| site.module.path() == path)
-    }
-
-    /// Decides what becomes of a head whose weight is the embedding's (`LoraModel._add_modules_to_save_to_tie`).
-    fn tie(&mut self, base: &BaseModules<'a>, origin: Origin) -> Result<(), Error> {
-        let Some(embedding) = base.embedding().filter(|_| base.tie_word_embeddings) else { return Ok(()) };
-        let is_whole = |path| self.site(path).is_some_and(|site| site.whole);
-        let is_targeted = |path| self.site(path).is_some_and(|site| site.factors.is_some());
-        let (embedding_whole, head_whole) = (is_whole(embedding), is_whole(base.head));
-        let targeted = is_targeted(embedding) || is_targeted(base.head);
-        if self.config.ensure_weight_tying && targeted {
-            return Err(Error::config(format!(
-                "`ensure_weight_tying` with factors on `{embedding}` or `{}` is not honoured: only modules_to_save stay tied",
-                base.head
-            )));
-        }
-        if origin == Origin::Fresh && embedding_whole && !head_whole && !targeted {
-            self.config.ensure_weight_tying = true;
-        }
-        if self.config.ensure_weight_tying && (embedding_whole || head_whole) {
-            self.sites.retain(|site| site.module.path() != base.head || !site.whole);
-            if !embedding_whole {
-                let module = base.modules.iter().find(|module| module.path() == embedding).copied();
-                self.sites.extend(module.map(|module| Site {
-                    module,
-                    factors: None,
-                    whole: true,
-                    bias: false,
-                    fresh: None,
-                }));
-            }
-            self.tied = Some((base.head, embedding));
-        } else if embedding_whole && !head_whole {
-            self.warnings.push(format!(
-                "`{embedding}` is trained whole and `ensure_weight_tying` is false: the head keeps the base's weight"
-            ));
-        }
-        Ok(())
     }
 
     fn check_targets(&mut self, base: &BaseModules<'a>, origin: Origin) -> Result<(), Error> {

@@ -51,14 +51,21 @@ pub fn labels(dir: &Path, base: &Value) -> Result<Labels, Error> {
         (_, Some(rows)) => Ok(Labels::numbered(rows)),
         (_, None) => {
             let heads = HEADS.join(", ");
-            Err(Error::file(&path, format!("holds no head that labels ({heads}), and the base names no labels")))
+            Err(Error::file(
+                &path,
+                format!("holds no head that labels ({heads}), and the base names no labels"),
+            ))
         }
     }
 }
 
 /// What heads that label are called.
-const HEADS: [&str; 4] =
-    ["score.weight", "classifier.weight", "classifier.out_proj.weight", "classification_head.out_proj.weight"];
+const HEADS: [&str; 4] = [
+    "score.weight",
+    "classifier.weight",
+    "classifier.out_proj.weight",
+    "classification_head.out_proj.weight",
+];
 
 /// Rows of the head in the adapter's file, if it has one.
 fn head_rows(path: &Path) -> Result<Option<usize>, Error> {
@@ -139,7 +146,8 @@ mod tests {
     #[test]
     fn several_labels_a_text_are_refused_by_name() {
         let config = r#"{"problem_type": "multi_label_classification"}"#;
-        let error = labels(folder("SEQ_CLS", &[2, 4], Some(config)).path(), &json!({})).unwrap_err().to_string();
+        let error =
+            labels(folder("SEQ_CLS", &[2, 4], Some(config)).path(), &json!({})).unwrap_err().to_string();
         assert!(error.contains("config.json: ") && error.contains("multi_label_classification"), "{error}");
     }
 

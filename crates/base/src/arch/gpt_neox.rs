@@ -18,7 +18,7 @@ const NAMES: Names = Names {
     up: "mlp.dense_h_to_4h",
     down: "mlp.dense_4h_to_h",
     norm: "gpt_neox.final_layer_norm",
-    head: "embed_out",
+    head: "lm_head",
 };
 
 /// Its own dropout is not applied in training: the adapter's is `lora_dropout`.

@@ -199,6 +199,7 @@ fn inner_names_of_a_module_that_is_saved_as_well_are_passed_over() {
     rewrite(dir.path(), &adapter, |tensors| {
         // The values of these mean nothing.
         tensors.insert(format!("{module}.modules_to_save.{name}"), tensor(1, &[2]));
+        tensors.insert(format!("{module}.modules_to_save.default.{name}"), tensor(1, &[2]));
         tensors.insert(format!("{module}.original_module.{name}"), tensor(2, &[2]));
     });
     let loaded = LoraAdapter::load(dir.path(), toy.modules()).unwrap();

@@ -3,6 +3,7 @@
 use super::*;
 use crate::Error;
 use crate::matching::{Candidate, Matcher, pattern_matches};
+use crate::plan::{Origin, Plan};
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 
@@ -225,4 +226,30 @@ fn a_head_tied_to_a_saved_embedding_follows_it() {
     assert!(!apart.config().ensure_weight_tying && apart.unties());
     assert_eq!(apart.params().len(), 4);
     assert!(fresh(&["lm_head"]).unties());
+}
+
+/// Losses of such adapters, made by PEFT 0.21.2, were those of an untied head, and on T5 those of the base.
+#[test]
+fn an_embedding_that_peft_does_not_know_ties_no_head_and_that_of_t5_is_refused() {
+    let called = |path: &str| {
+        let mut toy = Toy::new(true);
+        toy.embed.path = path.to_owned();
+        toy
+    };
+    let config = |saved: &[&str], ensure_weight_tying| LoraConfig {
+        modules_to_save: strings(saved),
+        ensure_weight_tying,
+        ..with_targets(list(&["up_proj"]))
+    };
+    let gpt2 = called("transformer.wte");
+    let fresh = LoraAdapter::fresh(config(&["wte"], false), gpt2.modules(), 0).unwrap();
+    assert_eq!(fresh.config().modules_to_save, ["wte", "lm_head"]);
+    assert!(fresh.config().ensure_weight_tying && !fresh.unties());
+    let is_tied =
+        |saved| Plan::new(config(saved, true), &gpt2.modules(), Origin::Folder).unwrap().tied.is_some();
+    assert!(is_tied(&["wte", "lm_head"]) && !is_tied(&["wte"]));
+
+    let t5 = called("shared");
+    let error = LoraAdapter::fresh(config(&["shared"], true), t5.modules(), 0).unwrap_err().to_string();
+    assert!(error.contains("PEFT's `shared` reaches neither"), "{error}");
 }
