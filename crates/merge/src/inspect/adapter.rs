@@ -308,8 +308,12 @@ impl Folder {
             }
         }
         let entries = &self.config.modules_to_save;
-        let unused: Vec<&String> =
-            entries.iter().filter(|entry| !saved.keys().any(|path| saved_by(path, entry))).collect();
+        // PEFT adds both of these for labels, whatever the model calls its head.
+        let pair = ["classifier", "score"];
+        let both = pair.iter().all(|name| entries.iter().any(|entry| entry == name));
+        let added = |entry: &String| both && pair.contains(&entry.as_str());
+        let is_unused = |entry: &&String| !added(entry) && !saved.keys().any(|path| saved_by(path, entry));
+        let unused: Vec<&String> = entries.iter().filter(is_unused).collect();
         if !unused.is_empty() {
             found.problem(format!("modules_to_save that no tensor belongs to: {}", some(&unused)));
         }
