@@ -220,6 +220,20 @@ fn bad_labels_are_named_with_their_line() {
 }
 
 #[test]
+fn lines_that_are_cut_are_counted() {
+    let room = Room::new();
+    for case in ["bert-classify", "bert-tokens"] {
+        let model = room.model(case);
+        let long = "a ".repeat(200);
+        let run = taper_with(&format!("{long}\na\n{long}\n"), &["predict", "--model", &model]).good();
+        assert_eq!(run.out.lines().count(), 3);
+        assert!(run.err.contains("2 rows are cut at 130 tokens"), "{case}: {}", run.err);
+        let run = taper_with("a\n", &["predict", "--model", &model]).good();
+        assert!(!run.err.contains("cut"), "{case}: {}", run.err);
+    }
+}
+
+#[test]
 fn an_adapter_without_the_head_that_the_base_lacks_is_refused() {
     let room = Room::new();
     let case = fixtures().join("oracle/bert-classify");

@@ -43,7 +43,13 @@ impl Question {
             _ => Learn::Class(0),
         };
         Ok(Self {
-            example: Example { tokens: input.ids, types: input.types, learn, ..Example::default() },
+            example: Example {
+                tokens: input.ids,
+                types: input.types,
+                learn,
+                cut: input.cut,
+                ..Example::default()
+            },
             words: Vec::new(),
         })
     }
@@ -59,8 +65,13 @@ impl Question {
         let Words { input, pieces } = Words::new(&base.tokenizer, words, Some(longest(base)))?;
         // The place of each word stands in its label's place, so that words without a piece can be told.
         let learn = Learn::Tags(pieces.into_iter().map(|(word, piece)| (piece, word as u32)).collect());
-        let example = Example { tokens: input.ids, learn, ..Example::default() };
+        let example = Example { tokens: input.ids, learn, cut: input.cut, ..Example::default() };
         Ok(Self { example, words: words.to_vec() })
+    }
+
+    /// Whether it was longer than what the base takes.
+    pub fn is_cut(&self) -> bool {
+        self.example.cut > 0
     }
 }
 

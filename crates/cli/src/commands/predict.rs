@@ -11,7 +11,7 @@ use taper_base::{Adapter, Base, GenerationOptions, Task};
 use taper_train::{Prediction, Question, predict};
 
 use crate::args::{AdapterArgs, ModelArgs};
-use crate::output::print;
+use crate::output::{print, say};
 use crate::sources;
 
 /// Tokens of one pass, unless a line is longer.
@@ -61,20 +61,27 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
         }
         None => ("standard input".into(), Box::new(std::io::stdin().lock())),
     };
-    let mut batch: Vec<Line> = Vec::new();
+    let (mut batch, mut cut): (Vec<Line>, usize) = (Vec::new(), 0);
     for (number, text) in lines.lines().enumerate() {
         let place = || format!("{name}, line {}", number + 1);
         let text = text.with_context(place)?;
         let text = if number == 0 { text.trim_start_matches(BYTE_ORDER_MARK) } else { &text };
         if !text.trim().is_empty() {
             let line = Line::read(&base, text).and_then(|line| line.with_room_for(&base, &named));
-            batch.push(line.with_context(place)?);
+            let line = line.with_context(place)?;
+            cut += usize::from(line.is_cut());
+            batch.push(line);
         }
         if batch.len() == LINES {
             answer(&base, &named, &std::mem::take(&mut batch), args.max_new_tokens.get())?;
         }
     }
-    answer(&base, &named, &batch, args.max_new_tokens.get())
+    answer(&base, &named, &batch, args.max_new_tokens.get())?;
+    if cut > 0 {
+        let longest = base.model.sizes().max_position_embeddings;
+        say(format_args!("{cut} rows are cut at {longest} tokens, as the model takes no more"));
+    }
+    Ok(())
 }
 
 /// A line, and what is asked of it.
@@ -115,6 +122,11 @@ impl Line {
             Task::Tag(_) => Asked::Label(Question::words(base, &words(&fields)?)?),
         };
         Ok(Self { fields, apart: false, asked })
+    }
+
+    /// Whether its text is longer than what the model takes.
+    fn is_cut(&self) -> bool {
+        matches!(&self.asked, Asked::Label(question) if question.is_cut())
     }
 
     /// The line with every field that it has kept, whatever predictions are called.
