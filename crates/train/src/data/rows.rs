@@ -189,6 +189,10 @@ mod tests {
         let more = error("x.json", b"[{\"a\":1}]\nx");
         assert!(more.starts_with("x.json:2: "), "{more}");
         assert!(error("x.json", b"7").contains("expected a list of rows"));
+        let one_line = error("x.json", b"[\n {\"a\":1}, {\"a\": x}]");
+        assert!(one_line.starts_with("x.json:2: ") && one_line.ends_with("(column 17)"), "{one_line}");
+        let later = error("x.json", b"[{\"a\":1}, {\"a\":\n x}]");
+        assert!(later.starts_with("x.json:2: ") && later.ends_with("(column 2)"), "{later}");
     }
 
     #[test]

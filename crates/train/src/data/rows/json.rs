@@ -86,7 +86,10 @@ impl Objects {
             }
             Some(Err(error)) => {
                 self.line += error.line().saturating_sub(1);
-                Err(self.error(lines::not_json(&error)))
+                // In its first line, what is parsed begins behind what stood there before.
+                let line = self.bytes[..self.at].iter().rev().take_while(|byte| **byte != b'\n');
+                let before = if error.line() > 1 { 0 } else { line.count() };
+                Err(self.error(lines::not_json(&error, before)))
             }
             None => Err(self.error("the file ends in the middle, expected a value")),
         }

@@ -83,14 +83,14 @@ pub(super) fn objects(path: &Path) -> Result<impl Iterator<Item = Found> + use<>
                 let what = format!("is {}, expected an object {{…}} on each line{hint}", kind(&other));
                 Err(Error::row(&path, line, what))
             }
-            Err(error) => Err(Error::row(&path, line, not_json(&error))),
+            Err(error) => Err(Error::row(&path, line, not_json(&error, 0))),
         }
     }))
 }
 
-/// About text that is not JSON; the line is the caller's.
-pub(super) fn not_json(error: &serde_json::Error) -> String {
+/// About text that is not JSON; the line is the caller's, as are the bytes `before` the text in its line.
+pub(super) fn not_json(error: &serde_json::Error, before: usize) -> String {
     let text = error.to_string();
     let reason = text.split(" at line ").next().unwrap_or_default();
-    format!("is not valid JSON: {reason} (column {})", error.column())
+    format!("is not valid JSON: {reason} (column {})", before + error.column())
 }
