@@ -215,6 +215,22 @@ fn bad_labels_are_named_with_their_line() {
         &[json!({"tokens": ["a", "b"], "tags": ["O", "B-X"]}), json!({"tokens": ["a", "b"], "tags": ["O"]})],
     );
     train(&room, "bert-tokens", &uneven, &[]).bad(&["tags.jsonl:2", "2 `tokens` and 1 `tags`"]);
+    let one = room.rows("tag.jsonl", &[json!({"tokens": ["a", "b"], "tags": ["O"]})]);
+    taper(&["data", "check", "--data", &one]).bad(&["tag.jsonl:1: read as tag: 2 `tokens` and 1 `tags`"]);
+    let check = |data: &str, format: &str, words: &[&str]| {
+        taper(&["data", "check", "--data", data, "--format", format]).bad(words);
+    };
+    check(
+        &data,
+        "tag",
+        &["good.jsonl:1: read as tag: `tokens` and `tags` are missing, the row has the keys"],
+    );
+    let bare = room.rows(
+        "bare.jsonl",
+        &[json!({"tokens": ["a", "b"], "tags": ["O", "B-X"]}), json!({"tokens": ["a", "b"]})],
+    );
+    check(&bare, "tag", &["bare.jsonl:2: read as tag: `tags` is missing, the row has the key `tokens`"]);
+    check(&bare, "classify", &["bare.jsonl:1: read as classify: `text` and `label` are missing"]);
     train(&room, "bert-classify", &data, &["--task", "causal-lm", "--format", "text"])
         .bad(&["is an encoder", "--task classify"]);
 }

@@ -18,6 +18,7 @@ use super::{Example, nearest};
 use crate::Error;
 
 pub use alpaca::alpaca_prompt;
+pub(super) use tag::tokens_and_tags;
 
 /// A row: a JSON object.
 pub(super) type Fields = serde_json::Map<String, Value>;

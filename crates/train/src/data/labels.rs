@@ -6,28 +6,29 @@ use std::path::PathBuf;
 use serde_json::Value;
 use taper_base::Labels;
 
-use super::format::{Fields, kind, list};
+use super::format::{Fields, Format, kind, tokens_and_tags};
 use super::rows::Rows;
-use super::{DataOptions, nearest, task_of};
+use super::set::format_of;
+use super::{DataOptions, nearest};
 use crate::Error;
 
 /// Names listed in a message.
 const LISTED: usize = 12;
 
-/// The labels that stand in `files`, in `tags` where the options' task is tag and else in `label`, in order: integers by
+/// The labels that stand in `files`, in `tags` where the rows are tagged and else in `label`, in order: integers by
 /// value, texts by their bytes. A number where every label is one and some are not whole, or where `number` asks for it.
 ///
 /// # Errors
 /// As [`DataSet::load`](super::DataSet::load) for the first row, a row whose label cannot be read, by its line, and rows that all have one label.
 pub fn labels(files: &[PathBuf], options: &DataOptions, number: Option<bool>) -> Result<Labels, Error> {
-    // For what it says of a first row that fits no format.
-    task_of(files, options)?;
+    let format = format_of(files, options)?;
     let mut names = BTreeSet::new();
     for (file, path) in files.iter().enumerate() {
         for row in Rows::open(path, file)? {
             let row = row?.renamed(&options.columns);
-            let found = of_row(&row.fields, options.task == Some("tag"))
-                .map_err(|what| Error::row(path, row.line, what))?;
+            let wrong =
+                |what: String| Error::row(path, row.line, nearest::read_as(format, &row.fields, &what));
+            let found = of_row(&row.fields, format).map_err(wrong)?;
             names.extend(found);
         }
     }
@@ -55,13 +56,18 @@ pub fn labels(files: &[PathBuf], options: &DataOptions, number: Option<bool>) ->
     Ok(Labels::Names(names))
 }
 
-/// The names in a row's `tags` or `label`.
-fn of_row(fields: &Fields, tags: bool) -> Result<Vec<String>, String> {
-    if let Some(label) = fields.get("label").filter(|_| !tags) {
-        return Ok(vec![name(label).map_err(|what| format!("`label` {what}"))?]);
+/// The names in the `tags` or the `label` of a row of `format`.
+fn of_row(fields: &Fields, format: &Format) -> Result<Vec<String>, String> {
+    if !format.has_keys(fields) {
+        return Err(nearest::missing(format, fields));
     }
-    let tags = list(fields, "tags").map_err(|_| nearest::lacks_label(fields))?;
-    tags.iter().enumerate().map(|(at, tag)| name(tag).map_err(|what| format!("tags[{at}] {what}"))).collect()
+    if format.task == "tag" {
+        let (_, tags) = tokens_and_tags(fields)?;
+        let names = tags.iter().enumerate();
+        return names.map(|(at, tag)| name(tag).map_err(|what| format!("tags[{at}] {what}"))).collect();
+    }
+    let label = fields.get("label").ok_or("`label` is missing")?;
+    Ok(vec![name(label).map_err(|what| format!("`label` {what}"))?])
 }
 
 /// The name of a label as it stands in a row: a text, or a number or truth value in its usual spelling.

@@ -1,6 +1,6 @@
 //! What to say about a row whose keys fit no format, or not the one that it is read as.
 
-use super::format::{FORMATS, Fields, Format};
+use super::format::{FORMATS, Fields, Format, detect};
 
 /// Key names seen in the wild, and the key they stand for.
 const SYNONYMS: &[(&str, &str)] = &[
@@ -82,15 +82,13 @@ pub(super) fn unfit(fields: &Fields, task: Option<&str>) -> String {
     }
 }
 
-/// About a row that has neither `label` nor `tags`.
-pub(super) fn lacks_label(fields: &Fields) -> String {
-    let format = FORMATS.iter().find(|format| format.name == "classify");
-    format.map(|format| missing(format, fields)).unwrap_or_default()
-}
-
-/// Appended to an error about a row that fits another format.
-pub(super) fn other_format(other: &Format) -> String {
-    format!(". The row looks like {} {}: all rows of a data set have one format", other.name, other.shape)
+/// `what` is wrong with a row of `format`, and which other format it fits.
+pub(super) fn read_as(format: &Format, fields: &Fields, what: &str) -> String {
+    let other = detect(fields, None).filter(|other| other.name != format.name);
+    let hint = other.map(|other| {
+        format!(". The row looks like {} {}: all rows of a data set have one format", other.name, other.shape)
+    });
+    format!("read as {}: {what}{}", format.name, hint.unwrap_or_default())
 }
 
 fn rename(renames: &Renames) -> String {

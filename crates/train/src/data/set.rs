@@ -159,9 +159,14 @@ impl DataSet {
 /// # Errors
 /// As [`DataSet::load`], for the first row.
 pub fn task_of(files: &[PathBuf], options: &DataOptions) -> Result<Task, Error> {
-    let Begun { format, .. } = begin(files, options)?;
+    let format = format_of(files, options)?;
     let all = [Task::CausalLm, Task::Classify, Task::Tag, Task::Seq2seq, Task::Preference];
     Ok(all.into_iter().find(|task| task.name() == format.task).unwrap_or_default())
+}
+
+/// What the rows of `files` are read as.
+pub(super) fn format_of(files: &[PathBuf], options: &DataOptions) -> Result<&'static Format, Error> {
+    Ok(begin(files, options)?.format)
 }
 
 /// Files of which the first row was read.
@@ -270,9 +275,7 @@ impl Builder<'_> {
     /// The whole row as an example, not cut.
     pub(super) fn build(&self, row: &Row) -> Result<Example, Error> {
         let error = |what: String| {
-            let other = format::detect(&row.fields, None).filter(|other| other.name != self.format.name);
-            let hint = other.map(nearest::other_format).unwrap_or_default();
-            Error::row(&self.files[row.file], row.line, format!("read as {}: {what}{hint}", self.format.name))
+            Error::row(&self.files[row.file], row.line, nearest::read_as(self.format, &row.fields, &what))
         };
         let mut example = self.format.build(&row.fields, &self.encoder).map_err(error)?;
         example.line = row.line;

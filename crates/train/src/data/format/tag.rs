@@ -17,10 +17,7 @@ pub(super) const FORMAT: Format = Format {
 /// Words side by side with a space between, the first piece of each labelled.
 fn build(fields: &Fields, encoder: &Encoder<'_>) -> Result<Example, String> {
     let known = encoder.labels.as_deref().ok_or("there are no labels to learn: give --task tag")?;
-    let (words, tags) = (list(fields, "tokens")?, list(fields, "tags")?);
-    if words.len() != tags.len() {
-        return Err(format!("{} `tokens` and {} `tags`, expected one tag a token", words.len(), tags.len()));
-    }
+    let (words, tags) = tokens_and_tags(fields)?;
     let words: Vec<&str> = words.iter().enumerate().map(word).collect::<Result<_, _>>()?;
     if words.is_empty() {
         return Err("`tokens` is an empty list, and a tag needs a word".into());
@@ -33,6 +30,15 @@ fn build(fields: &Fields, encoder: &Encoder<'_>) -> Result<Example, String> {
         labels.push((piece, labels::id(known, &name)?));
     }
     Ok(Example::labelled_input(input, Learn::Tags(labels)))
+}
+
+/// The words of a row and as many tags.
+pub(in crate::data) fn tokens_and_tags(fields: &Fields) -> Result<(Vec<Value>, Vec<Value>), String> {
+    let (words, tags) = (list(fields, "tokens")?, list(fields, "tags")?);
+    if words.len() != tags.len() {
+        return Err(format!("{} `tokens` and {} `tags`, expected one tag a token", words.len(), tags.len()));
+    }
+    Ok((words, tags))
 }
 
 fn word((at, value): (usize, &Value)) -> Result<&str, String> {
