@@ -250,6 +250,19 @@ fn lines_that_are_cut_are_counted() {
 }
 
 #[test]
+fn lines_of_a_wrong_kind_are_named() {
+    let room = Room::new();
+    let bad = |case: &str, line: &str, words: &str| {
+        taper_with(line, &["predict", "--model", &room.model(case)]).bad(&["standard input, line 1", words]);
+    };
+    bad("bert-classify", r#"{"text":5}"#, "`text` is a number, expected a text");
+    bad("bert-classify", r#"{"text_a":"a","text_b":[]}"#, "`text_b` is a list, expected a text");
+    bad("bert-classify", r#"{"text":null}"#, "has neither `text` nor `text_a` and `text_b`");
+    bad("bert-tokens", r#"{"tokens":"a b"}"#, "`tokens` is a text, expected a list");
+    bad("llama", r#"{"prompt":{}}"#, "`prompt` is an object, expected a text");
+}
+
+#[test]
 fn an_adapter_without_the_head_that_the_base_lacks_is_refused() {
     let room = Room::new();
     let case = fixtures().join("oracle/bert-classify");

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use taper_base::{Adapter, Base, GenerationOptions, Task};
-use taper_train::{Prediction, Question, predict};
+use taper_train::{Prediction, Question, kind, predict};
 
 use crate::args::{AdapterArgs, ModelArgs};
 use crate::output::{print, say};
@@ -111,13 +111,18 @@ impl Line {
         let text = |key: &str| fields.get(key).and_then(Value::as_str);
         let asked = match &base.task {
             Task::CausalLm => {
-                let prompt = text("prompt").or_else(|| text("text")).context("has no `prompt`")?;
+                let prompt = text("prompt").or_else(|| text("text"));
+                let prompt =
+                    prompt.with_context(|| unread(&fields, &["prompt", "text"], "has no `prompt`"))?;
                 Asked::Answer(base.tokenizer.encode(prompt)?)
             }
             Task::Classify(_) => Asked::Label(match (text("text"), text("text_a"), text("text_b")) {
                 (Some(text), ..) => Question::text(base, text, None)?,
                 (None, Some(first), Some(second)) => Question::text(base, first, Some(second))?,
-                _ => bail!("has neither `text` nor `text_a` and `text_b`"),
+                _ => {
+                    let lacking = "has neither `text` nor `text_a` and `text_b`";
+                    bail!(unread(&fields, &["text", "text_a", "text_b"], lacking))
+                }
             }),
             Task::Tag(_) => Asked::Label(Question::words(base, &words(&fields)?)?),
         };
@@ -158,12 +163,26 @@ fn predicted(base: &Base) -> &'static [&'static str] {
     }
 }
 
+/// About a line of which nothing under `keys` could be used: the first that holds something of another kind, or else what is
+/// `lacking`.
+fn unread(fields: &Map<String, Value>, keys: &[&str], lacking: &str) -> String {
+    let expected = |key: &str| if key == "tokens" { "a list" } else { "a text" };
+    let wrong = |key: &&str| {
+        let value = fields.get(*key).filter(|value| !value.is_null())?;
+        let found = kind(value);
+        (found != expected(key)).then(|| format!("`{key}` is {found}, expected {}", expected(key)))
+    };
+    keys.iter().find_map(wrong).unwrap_or_else(|| lacking.to_owned())
+}
+
 /// The `tokens` of a line, or the words of its `text`.
 fn words(fields: &Map<String, Value>) -> anyhow::Result<Vec<String>> {
     if let Some(text) = fields.get("text").and_then(Value::as_str) {
         return Ok(text.split_whitespace().map(str::to_owned).collect());
     }
-    let tokens = fields.get("tokens").and_then(Value::as_array).context("has neither `tokens` nor `text`")?;
+    let tokens = fields.get("tokens").and_then(Value::as_array);
+    let tokens =
+        tokens.with_context(|| unread(fields, &["tokens", "text"], "has neither `tokens` nor `text`"))?;
     let word = |word: &Value| word.as_str().map(str::to_owned).context("has a token that is not a text");
     tokens.iter().map(word).collect()
 }

@@ -145,7 +145,7 @@ pub(super) fn list(fields: &Fields, key: &str) -> Result<Vec<Value>, String> {
 }
 
 /// What a value is, with its article.
-pub(super) fn kind(value: &Value) -> &'static str {
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",

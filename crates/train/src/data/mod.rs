@@ -27,7 +27,7 @@ mod words;
 pub use check::{DataReport, Duplicates, Lengths, Overlap, SplitReport};
 pub use example::{Example, Learn};
 pub use files::{DataFiles, Split};
-pub use format::{FORMATS, Format, alpaca_prompt};
+pub use format::{FORMATS, Format, alpaca_prompt, kind};
 pub use labels::labels;
 pub(crate) use nearest::closest;
 pub(crate) use samples::first_examples;
