@@ -52,8 +52,12 @@ pub(crate) fn check_adapter(values: u64, memory: Option<Size>, free: Option<u64>
     if needs <= limit {
         return Ok(());
     }
-    let [needs, limit] = [needs, limit].map(|bytes| Size(bytes.div_ceil(1 << 20) << 20));
-    let there = if memory.is_some() { format!("`memory` is {limit}") } else { format!("{limit} are free") };
+    let needs = Size(needs.div_ceil(1 << 20) << 20);
+    // What is free is rounded down, so that it never reads as enough.
+    let there = match memory {
+        Some(memory) => format!("`memory` is {memory}"),
+        None => format!("{} are free", Size(limit >> 20 << 20)),
+    };
     Err(Error::recipe(format!(
         "the adapter would train {values} values, which need {needs} with their gradients and moments, and {there}: a lower \
          `rank` or fewer `target_modules` need less"
@@ -246,8 +250,10 @@ mod tests {
             given.contains("1048576 values, which need 28MiB") && given.contains("`memory` is 27MiB"),
             "{given}"
         );
-        let free = check_adapter(1 << 20, None, Some(20 * MIB)).unwrap_err().to_string();
-        assert!(free.contains("20MiB are free"), "{free}");
+        let small = check_adapter(1 << 20, Some(Size(1 << 10)), None).unwrap_err().to_string();
+        assert!(small.contains("need 28MiB") && small.contains("`memory` is 1KiB"), "{small}");
+        let free = check_adapter(1 << 20, None, Some(28 * MIB - 1)).unwrap_err().to_string();
+        assert!(free.contains("27MiB are free"), "{free}");
     }
 
     #[test]
