@@ -146,14 +146,23 @@ fn file(dir: &ModelDir, settings: &mut Settings) -> Result<(PathBuf, Vec<u8>), E
     Ok((path, json.to_string().into_bytes()))
 }
 
+/// The parts of `tokenizer.json` over which the crate panics where they are no JSON.
+#[derive(serde::Deserialize)]
+struct Fragile {
+    #[serde(default, rename = "decoder")]
+    _decoder: serde_json::Value,
+}
+
 /// Loads `tokenizer.json`; files from before the model had a `type` are read as well (the crate guesses it).
 fn read(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer, Error> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|source| {
+    let refused = |source: &dyn std::fmt::Display| {
         Error::file(
             path,
             format!("not a tokenizer that taper can read ({source}); download or convert it again"),
         )
-    })?;
+    };
+    serde_json::from_slice::<Fragile>(bytes).map_err(|source| refused(&source))?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|source| refused(&source))?;
     inner.with_truncation(None).map_err(|source| Error::file(path, source.to_string()))?;
     inner.with_padding(None);
     Ok(inner)

@@ -257,6 +257,35 @@ fn what_is_missing_or_broken_is_said_with_what_to_do() {
 }
 
 #[test]
+fn a_damaged_file_is_refused_without_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = ModelDir { path: dir.path().to_path_buf(), name: "x".to_string() };
+    let check = |text: &[u8]| {
+        std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+        let error = Tokenizer::open(&model).err().unwrap().to_string();
+        assert!(error.contains("tokenizer.json: not a tokenizer that taper can read ("), "{error}");
+    };
+    let decoder = r#"{"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}"#;
+    let file = |decoder: &str| {
+        format!(
+            r#"{{"decoder": {decoder}, "model": {{"type": "WordLevel", "unk_token": "a", "vocab": {{"a": 0}}}}}}"#
+        )
+    };
+    let whole = file(decoder);
+    for end in 0..whole.len() {
+        check(&whole.as_bytes()[..end]);
+    }
+    for wrong in
+        [r#"{"type": "New"}"#, r#"{"type": "Fuse", "x": "\ud800"}"#, r#"{"type": 1e999}"#, "[1]", "7"]
+    {
+        check(file(wrong).as_bytes());
+    }
+    check(b"{\"decoder\": \"\xff\"}");
+    std::fs::write(dir.path().join("tokenizer.json"), whole).unwrap();
+    assert_eq!(Tokenizer::open(&model).unwrap().vocab_size(), 1);
+}
+
+#[test]
 fn an_eos_that_only_the_models_configuration_names_is_its_eos() {
     let config = ("config.json", json!({"eos_token_id": 2}));
     assert_eq!(made_up(|_| (), std::slice::from_ref(&config)).unwrap().eos(), Some(2));
