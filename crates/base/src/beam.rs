@@ -24,11 +24,19 @@ impl Default for Beams {
 }
 
 /// A text that goes on.
-struct Running {
+struct Running<'a> {
     tokens: Vec<u32>,
+    spelt: Spelt<'a>,
     /// `log p`.
     score: f32,
     cache: KvCache,
+}
+
+/// What tokens spell, as far as it is certain.
+#[derive(Clone)]
+struct Spelt<'a> {
+    text: String,
+    stream: TextStream<'a>,
 }
 
 /// A text that is done, its last token included.
@@ -48,7 +56,7 @@ struct Candidate {
 /// The best text that continues `prompt`, or that is written from it, as transformers' beam search finds it
 /// (`GenerationMixin._beam_search`, 5.23, `early_stopping` false): it ends when as many texts as there are beams are finished
 /// and the best running one, were it finished now, would not beat the worst of them. Of `options` it takes `max_tokens`,
-/// `stop`, which cuts what was found, and `cache_dtype`.
+/// `stop` (a text that holds one of these is finished, and cut before it), and `cache_dtype`.
 pub fn beam_search(
     base: &Base,
     adapter: &dyn Adapter,
@@ -63,12 +71,15 @@ pub fn beam_search(
     }
     let mut first = None;
     let max_tokens = room(base, prompt, 0, options.max_tokens)?;
-    let mut search = Search { base, beams, max_tokens, finished: Vec::new() };
+    let mut search = Search { base, beams, max_tokens, stops: &options.stop, finished: Vec::new() };
     let mut running = Vec::new();
+    let start = base.model.decoder_start();
+    let stream = TextStream::new(&base.tokenizer, start.as_ref().map_or(prompt, std::slice::from_ref))?;
+    let nothing = Spelt { text: String::new(), stream };
     loop {
         let parents = if running.is_empty() {
             let cache = base.model.new_cache().with_dtype(options.cache_dtype);
-            vec![Running { tokens: Vec::new(), score: 0.0, cache }]
+            vec![Running { tokens: Vec::new(), spelt: nothing.clone(), score: 0.0, cache }]
         } else {
             running
         };
@@ -79,7 +90,7 @@ pub fn beam_search(
         }
     }
     let best = search.finished.into_iter().next().map(|best| best.tokens).unwrap_or_default();
-    let mut found = written(base, prompt, best)?;
+    let mut found = written(base, nothing, best)?;
     cut(&mut found, &options.stop);
     let now = started.elapsed();
     Ok(Generation { times: [first.unwrap_or(now), now], ..found })
@@ -89,18 +100,19 @@ struct Search<'a> {
     base: &'a Base,
     beams: Beams,
     max_tokens: usize,
+    stops: &'a [String],
     /// The best first, as many as there are beams at most.
     finished: Vec<Finished>,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
     /// Continues every text by one token: keeps what is finished, gives what goes on, the best first.
     fn step(
         &mut self,
-        mut parents: Vec<Running>,
+        mut parents: Vec<Running<'a>>,
         prompt: &[u32],
         adapter: &dyn Adapter,
-    ) -> Result<Vec<Running>, Error> {
+    ) -> Result<Vec<Running<'a>>, Error> {
         let rows = self.log_probabilities(&mut parents, prompt, adapter)?;
         // Enough that as many as there are beams go on, even if each of them could end in every way.
         let kept = self.beams.count * (1 + self.base.eos.len()).max(2);
@@ -109,9 +121,12 @@ impl Search<'_> {
         for (rank, candidate) in best(&rows, &parents, kept).into_iter().enumerate() {
             let parent = &parents[candidate.parent];
             let tokens = [&parent.tokens[..], &[candidate.token]].concat();
-            if !self.base.eos.contains(&candidate.token) && made < self.max_tokens {
+            let mut spelt = parent.spelt.clone();
+            let ends =
+                self.base.eos.contains(&candidate.token) || self.stops_at(&mut spelt, candidate.token)?;
+            if !ends && made < self.max_tokens {
                 let cache = parent.cache.clone();
-                running.push(Running { tokens, score: candidate.score, cache });
+                running.push(Running { tokens, spelt, score: candidate.score, cache });
             } else if rank < self.beams.count {
                 self.finished.push(Finished { tokens, score: self.finished_score(candidate.score, made) });
             }
@@ -124,12 +139,21 @@ impl Search<'_> {
         Ok(running)
     }
 
+    /// Whether a text that goes on by `token` holds a stop string. Without stop strings no text is made while searching.
+    fn stops_at(&self, spelt: &mut Spelt<'a>, token: u32) -> Result<bool, Error> {
+        if self.stops.is_empty() {
+            return Ok(false);
+        }
+        spelt.text.push_str(&spelt.stream.push(token)?);
+        Ok(self.stops.iter().any(|stop| spelt.text.contains(stop.as_str())))
+    }
+
     fn finished_score(&self, score: f32, tokens: usize) -> f32 {
         score / (tokens as f32).powf(self.beams.length_penalty)
     }
 
     /// Whether no text that goes on from `best` is expected to beat the finished ones.
-    fn is_over(&self, best: &Running) -> bool {
+    fn is_over(&self, best: &Running<'_>) -> bool {
         let could = self.finished_score(best.score, best.tokens.len());
         self.finished.len() == self.beams.count
             && self.finished.last().is_some_and(|worst| could <= worst.score)
@@ -138,7 +162,7 @@ impl Search<'_> {
     /// `log p` of every next token `(V,)` of each text.
     fn log_probabilities(
         &self,
-        parents: &mut [Running],
+        parents: &mut [Running<'_>],
         prompt: &[u32],
         adapter: &dyn Adapter,
     ) -> Result<Vec<Vec<f32>>, Error> {
@@ -173,7 +197,7 @@ fn log_softmax(logits: &mut [f32]) {
 }
 
 /// The `count` best continuations, the best first; of equals the one of the earlier text, and the lower token.
-fn best(rows: &[Vec<f32>], parents: &[Running], count: usize) -> Vec<Candidate> {
+fn best(rows: &[Vec<f32>], parents: &[Running<'_>], count: usize) -> Vec<Candidate> {
     let of = |(parent, row): (usize, &Vec<f32>)| -> Vec<Candidate> {
         let score = parents[parent].score;
         (0..).zip(row).map(|(token, log)| Candidate { parent, token, score: score + log }).collect()
@@ -191,15 +215,12 @@ fn best(rows: &[Vec<f32>], parents: &[Running], count: usize) -> Vec<Candidate> 
 }
 
 /// What was found, without the token that ended it.
-fn written(base: &Base, prompt: &[u32], mut tokens: Vec<u32>) -> Result<Generation, Error> {
+fn written(base: &Base, nothing: Spelt<'_>, mut tokens: Vec<u32>) -> Result<Generation, Error> {
     let ended = tokens.last().is_some_and(|last| base.eos.contains(last));
     if ended {
         tokens.pop();
     }
-    let start = base.model.decoder_start();
-    let before = start.as_ref().map_or(prompt, std::slice::from_ref);
-    let mut stream = TextStream::new(&base.tokenizer, before)?;
-    let mut text = String::new();
+    let Spelt { mut text, mut stream } = nothing;
     for token in &tokens {
         text.push_str(&stream.push(*token)?);
     }
@@ -256,6 +277,29 @@ mod tests {
                 whole => (whole, Stop::Length),
             };
             assert_eq!((found.tokens.as_slice(), found.stop), (expected, stop), "{source:?} {eos} {count}");
+        }
+    }
+
+    /// `generate("Once upon a time", max_new_tokens=40, num_beams=…, stop_strings=…)` of transformers 5.23.
+    #[test]
+    fn a_stop_string_finishes_a_beam() {
+        let Some(path) = crate::tokenizer::tests::shared_folder("models/stories260K") else { return };
+        let base = Base::open_dir(ModelDir { path, name: "stories".into() }, Compute::F32).unwrap();
+        let prompt = base.tokenizer.encode("Once upon a time").unwrap();
+        let (one, two) = (", there was a little girl named Lily", ". She loved to play outside in the ");
+        let cases = [
+            (2, "park", 26, format!("{one}{two}"), Stop::String),
+            (2, ".", 11, one.to_owned(), Stop::String),
+            (2, "day", 29, format!("{one}{two}park. One "), Stop::String),
+            (3, "park", 26, format!("{one}{two}"), Stop::String),
+            (2, "He", 40, format!("{one}{two}sunshine. One day, she found a big,"), Stop::Length),
+        ];
+        for (count, stop, tokens, text, why) in cases {
+            let options =
+                GenerationOptions { max_tokens: 40, stop: vec![stop.into()], ..GenerationOptions::default() };
+            let beams = Beams { count, ..Beams::default() };
+            let found = beam_search(&base, &(), &prompt, &options, beams).unwrap();
+            assert_eq!((found.tokens.len(), found.text, found.stop), (tokens, text, why), "{count} {stop}");
         }
     }
 

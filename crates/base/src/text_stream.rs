@@ -15,6 +15,7 @@ const LONGEST_WAIT: usize = 32;
 ///
 /// The pieces together are the text of prompt and new ids without the text of the prompt. Only a short window is decoded at
 /// each step: the tokens printed last (which decide e.g. whether a space comes first) and those that wait.
+#[derive(Clone)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     /// The window: tokens printed last, then tokens that wait. Never special tokens, which print nothing.
