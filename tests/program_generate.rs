@@ -174,11 +174,35 @@ fn chat_swaps_adapters_compares_and_begins_anew() {
         assert!(run.err.contains(words), "`{words}` is not in: {}", run.err);
     }
     assert!(!run.out.contains("answering"), "{}", run.out);
+    let listed = |line: &str| taper_with(line, &flags).good().err;
+    assert_eq!(listed("/adapter\n"), listed("/adapters\n"));
+    assert!(listed("/adapter\n").contains("* a\n  b\n"), "{}", listed("/adapter\n"));
     let base = taper_with("hello\n", &flags[..5]).good().out;
     assert!(run.out.ends_with(&base), "after /reset the base answers `{base}`: {}", run.out);
     let first = taper_with("hello\n", &flags).good().out;
     assert!(run.out.starts_with(&first), "a answers `{first}`: {}", run.out);
     assert_ne!(first, base);
+}
+
+/// Blanks at the ends of an answer are of it. A template that fails with what it was given shows the history.
+#[test]
+fn a_chat_goes_on_from_what_was_answered_as_it_was() {
+    let ask = Ask::new();
+    let template = "{% if messages|length > 1 %}{{ raise_exception('<' ~ messages[1].content ~ '>') }}{% endif %}The wick";
+    let file = "llama-model/tokenizer_config.json";
+    let mut config = ask.room.json(file);
+    config["chat_template"] = json!(template);
+    ask.room.write(file, config.to_string());
+    let whole = answers(&taper(&ask.flags(&["--chat", "--prompt", "x", "--json"])).json())[0][0].1.clone();
+    // A stop string behind a blank, where it is for the first time.
+    let mut blanks = whole.char_indices().filter(|(_, c)| c.is_whitespace()).map(|(at, c)| at + c.len_utf8());
+    let end =
+        blanks.find(|&end| whole.len() > end && whole.find(&whole[end..]) == Some(end)).expect("a blank");
+    let stop = whole[end..].to_owned();
+    let flags = ["chat", "--model", &ask.model, "--max-tokens", "12", "--stop", &stop];
+    let run = taper_with("x\ny\n", &flags).good();
+    let answer = &whole[..end];
+    assert!(answer != answer.trim() && run.err.contains(&format!("<{answer}>")), "{answer:?}: {}", run.err);
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl Base {
     /// Opens the model in a folder for the task that it was saved for.
     pub fn open_dir(dir: ModelDir, compute: Compute) -> Result<Self, Error> {
         let config = dir.json("config.json")?;
-        let task = Task::read(&config)?;
+        let task = Task::read(&config).map_err(|error| placed(&dir, error))?;
         Self::build(dir, config, compute, task)
     }
 
@@ -45,7 +45,7 @@ impl Base {
 
     fn build(dir: ModelDir, config: serde_json::Value, compute: Compute, task: Task) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open(&dir.path)?;
-        let model = arch::build(&config, &checkpoint, compute, &task)?;
+        let model = arch::build(&config, &checkpoint, compute, &task).map_err(|error| placed(&dir, error))?;
         let tokenizer = Tokenizer::open(&dir)?;
         let generation = dir.json("generation_config.json")?;
         let files = [("generation_config.json", &generation), ("config.json", &config)];
@@ -56,6 +56,18 @@ impl Base {
     /// `model_type` of the configuration.
     pub fn model_type(&self) -> &str {
         self.config["model_type"].as_str().unwrap_or_default()
+    }
+}
+
+/// An error about `config.json` with where that is: those who read its fields do not know.
+fn placed(dir: &ModelDir, error: Error) -> Error {
+    match error {
+        Error::Unsupported { what } if what.starts_with("config.json") => {
+            let path = dir.path.display();
+            let between = if dir.is_gguf() { ": " } else { "/" };
+            Error::Unsupported { what: format!("{path}{between}{what}") }
+        }
+        other => other,
     }
 }
 
@@ -92,6 +104,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_error_about_the_configuration_names_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = ModelSource::Folder(dir.path().to_path_buf());
+        let path = dir.path().join("config.json");
+        for config in [json!({"model_type": "llama"}), json!({"problem_type": 7}), json!({})] {
+            std::fs::write(&path, config.to_string()).unwrap();
+            let weights = std::collections::BTreeMap::<String, candle_core::Tensor>::new();
+            safetensors::serialize_to_file(weights, None, &dir.path().join("model.safetensors")).unwrap();
+            let error = Base::open(&source, Compute::F32).err().unwrap().to_string();
+            assert!(error.starts_with(&format!("{}", path.display())), "{error}");
+        }
+    }
 
     #[test]
     fn the_first_file_that_names_an_end_wins_and_one_that_is_no_id_is_refused() {

@@ -15,7 +15,7 @@ use crate::sources::{self, Loaded};
 
 const HELP: &str = "\
 /adapter NAME   answer with this adapter from now on; /adapter base for the bare base
-/adapters       the adapters that are loaded
+/adapters       the adapters that are loaded; /adapter alone lists them too
 /compare TEXT   answer TEXT with the base and with every adapter; the conversation stays as it was
 /system TEXT    set the system message and begin anew
 /reset          begin anew
@@ -93,6 +93,7 @@ impl Talk<'_> {
             "/exit" | "/quit" => return Ok(false),
             "/help" => say(HELP),
             "/adapters" => self.list(),
+            "/adapter" if rest.is_empty() => self.list(),
             "/adapter" => self.swap(rest),
             "/compare" => self.compare(rest)?,
             "/reset" => self.reset(),
@@ -167,7 +168,7 @@ impl Talk<'_> {
         let generation = session.generate(self.adapter(), &ids, &self.options, &mut on_text)?;
         self.session = session;
         print("")?;
-        broken.map_or(Ok(generation.text.trim().to_owned()), Err)
+        broken.map_or(Ok(generation.text), Err)
     }
 
     /// Answers `text`, or the last question anew, with the base and every adapter.
