@@ -5,11 +5,11 @@ mod load;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Activation, AttentionShape, Columns, Link, RopeTable, block_cached, blocks, columns};
+use taper_kernels::{Activation, AttentionShape, Columns, RopeTable, columns};
 
 use crate::pass::{Pass, with_caches};
 use crate::rope::Rope;
-use crate::whole;
+use crate::whole::{Whole, through};
 use crate::{Adapter, Batch, Embedding, Head, KvCache, Linear, Module, Network, RmsNorm, Sizes};
 
 /// The facts by which Llama-type models differ, in the terms of config.json.
@@ -88,8 +88,8 @@ struct Block {
     mlp: Mlp,
     /// Norms of what attention and the feed-forward layer give.
     post_norms: Option<[RmsNorm; 2]>,
-    /// The same parts, for one operation, where there is one for such a block.
-    fused: Option<Arc<taper_kernels::Block>>,
+    /// The same parts, for one operation.
+    fused: Arc<taper_kernels::Block>,
 }
 
 #[derive(Debug)]
@@ -168,7 +168,7 @@ impl Network for Decoder {
 
     /// With query width Q = H·E, key width K = K·E and feed-forward width F, a block keeps:
     ///
-    /// - `2 (D + Q + K + F)` as one operation (`taper-kernels`, `blocks`);
+    /// - `2 (D + Q + K + F)` as one operation (`taper-kernels`, `blocks`), and D more where what is added is normalised;
     /// - `6 D + 3 Q + 3 K + 3 F` operation by operation: two norms, two projections back to D, two sums; q before and after
     ///   its rotation, and what was attended; k likewise, and v; gate, up, and their product; and Q + K more where heads are
     ///   normalised, 2 D where what is added is, Q + 2 K + 2 F where projections are fused.
@@ -177,17 +177,16 @@ impl Network for Decoder {
         let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
         let heads = sizes.query_width() + sizes.key_width();
         let if_so = |fact: bool, values: usize| if fact { values } else { 0 };
-        let block = |block: &Block| {
-            if whole_blocks && block.fused.is_some() {
-                return 2 * (hidden + heads + inner);
-            }
+        let block = if whole_blocks {
+            2 * (hidden + heads + inner) + if_so(config.post_norms, hidden)
+        } else {
             6 * hidden
                 + 3 * (heads + inner)
                 + if_so(config.qk_norm, heads)
                 + if_so(config.post_norms, 2 * hidden)
                 + if_so(config.projections == Projections::Fused, heads + sizes.key_width() + 2 * inner)
         };
-        self.blocks.iter().map(block).sum()
+        sizes.num_hidden_layers * block
     }
 }
 
@@ -201,45 +200,29 @@ impl Decoder {
         if let Some(scale) = self.config.embed_scale {
             x = (x * scale)?;
         }
-        let mut links = Vec::new();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let rope = block.attention.rope.map(|i| &ropes[i]);
-            let Some(link) = block.link(layer, rope, &pass)? else {
-                x = blocks(&x, &std::mem::take(&mut links))?;
-                x = block.in_parts(layer, &x, rope, &mut pass)?;
-                continue;
-            };
-            if pass.caches.is_empty() {
-                links.push(link);
-            } else {
-                let mut caches: Vec<_> = pass.caches.iter_mut().map(|cache| cache.layer_mut(layer)).collect();
-                x = block_cached(&x, &link, &mut caches)?;
-            }
-        }
-        x = blocks(&x, &links)?;
-        self.norm.forward(&x, adapter)
+        self.norm.forward(&through(x, &self.blocks, &ropes, &mut pass)?, adapter)
     }
 }
 
-impl Block {
-    /// The block as a part of one operation, where it and the adapter allow that.
-    fn link<'a>(
-        &self,
-        layer: usize,
-        rope: Option<&Arc<RopeTable>>,
-        pass: &Pass<'a, '_>,
-    ) -> Result<Option<Link<'a>>> {
-        let (Some(fused), Some(layers)) = (&self.fused, projections(&self.attention, &self.mlp)) else {
-            return Ok(None);
-        };
-        let heads = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
-        let norms: Vec<_> =
-            [&self.attention_norm, &self.mlp_norm].into_iter().chain(heads).map(Module::Norm).collect();
-        let rope = rope.cloned().unwrap_or_default();
-        whole::link(fused, (&layers, &norms), (layer, pass.segments.clone(), rope), pass.adapter)
+impl Whole for Block {
+    fn fused(&self) -> Option<&Arc<taper_kernels::Block>> {
+        Some(&self.fused)
     }
 
-    /// The block in its single operations.
+    fn layers(&self) -> Vec<&Linear> {
+        projections(&self.attention, &self.mlp)
+    }
+
+    fn norms(&self) -> Vec<Module<'_>> {
+        let heads = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+        let rows = [&self.attention_norm, &self.mlp_norm].into_iter().chain(self.post_norms.iter().flatten());
+        rows.chain(heads).map(Module::Norm).collect()
+    }
+
+    fn rope(&self) -> Option<usize> {
+        self.attention.rope
+    }
+
     fn in_parts(
         &self,
         layer: usize,
@@ -262,14 +245,14 @@ impl Block {
     }
 }
 
-/// In the order of [`taper_kernels::Block`]; none where they are fused.
-fn projections<'a>(attention: &'a Attention, mlp: &'a Mlp) -> Option<[&'a Linear; 7]> {
-    match (&attention.qkv, &mlp.gate_up) {
-        (Qkv::Apart([q, k, v]), GateUp::Apart([gate, up])) => {
-            Some([q, k, v, &attention.o_proj, gate, &mlp.down_proj, up])
-        }
-        _ => None,
-    }
+/// In the order of [`taper_kernels::Block`].
+fn projections<'a>(attention: &'a Attention, mlp: &'a Mlp) -> Vec<&'a Linear> {
+    let (qkv, gate_up) = (attention.qkv.layers(), mlp.gate_up.layers());
+    let mut layers: Vec<_> = qkv.iter().chain([&attention.o_proj]).collect();
+    layers.extend(&gate_up[..1]);
+    layers.push(&mlp.down_proj);
+    layers.extend(&gate_up[1..]);
+    layers
 }
 
 impl Attention {

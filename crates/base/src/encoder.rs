@@ -9,10 +9,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use taper_kernels::{Activation, Link, attention, attention_across, blocks};
+use taper_kernels::{Activation, RopeTable, attention, attention_across};
 
 use crate::network::{Fresh, rows_at};
-use crate::whole;
+use crate::pass::Pass;
+use crate::whole::{Whole, through};
 use crate::{Adapter, Batch, Embedding, Head, KvCache, LayerNorm, Linear, Module, Network, Sizes};
 
 /// The facts by which BERT-type models differ.
@@ -121,25 +122,16 @@ impl Network for Encoder {
         if !caches.is_empty() {
             candle_core::bail!("an encoder reads a whole text at once: there is no cache to continue");
         }
-        let segments: Arc<[Range<usize>]> = batch.segments().into();
-        let mut x = self.embed(batch, adapter)?;
+        let mut pass = Pass { segments: batch.segments().into(), caches, adapter };
+        let x = self.embed(batch, adapter)?;
         let (last, whole) = match self.blocks.split_last() {
             Some((last, before)) if self.top.pooler.is_some() => (Some(last), before),
             _ => (None, &*self.blocks),
         };
-        let mut links = Vec::new();
-        for (i, block) in whole.iter().enumerate() {
-            let Some(link) = block.link(i, &segments, adapter)? else {
-                x = blocks(&x, &std::mem::take(&mut links))?;
-                x = block.in_parts(&x, &segments, adapter)?;
-                continue;
-            };
-            links.push(link);
-        }
-        x = blocks(&x, &links)?;
+        let mut x = through(x, whole, &[], &mut pass)?;
         if let Some(block) = last {
             // A text is pooled from its first token: nothing reads the other rows.
-            x = block.first_rows(&x, &segments, adapter)?;
+            x = block.first_rows(&x, &pass.segments, adapter)?;
         }
         self.top.pool(x, adapter)
     }
@@ -231,24 +223,36 @@ impl Encoder {
     }
 }
 
-impl Block {
-    /// The block as a part of one operation, where the adapter allows that.
-    fn link<'a>(
+impl Whole for Block {
+    fn fused(&self) -> Option<&Arc<taper_kernels::Block>> {
+        Some(&self.fused)
+    }
+
+    fn layers(&self) -> Vec<&Linear> {
+        self.layers.iter().collect()
+    }
+
+    fn norms(&self) -> Vec<Module<'_>> {
+        self.norms.iter().map(Module::LayerNorm).collect()
+    }
+
+    fn rope(&self) -> Option<usize> {
+        None
+    }
+
+    fn in_parts(
         &self,
-        layer: usize,
-        segments: &Arc<[Range<usize>]>,
-        adapter: &'a dyn Adapter,
-    ) -> Result<Option<Link<'a>>> {
-        let (layers, norms) = (self.layers.each_ref(), self.norms.each_ref().map(Module::LayerNorm));
-        whole::link(&self.fused, (&layers, &norms), (layer, segments.clone(), Arc::default()), adapter)
+        _: usize,
+        x: &Tensor,
+        _: Option<&Arc<RopeTable>>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Result<Tensor> {
+        let [q, k, v] = self.heads([x, x], pass.adapter)?;
+        self.feed(&attention(&q, &k, &v, &pass.segments, self.fused.shape)?, x, pass.adapter)
     }
+}
 
-    /// The block in its single operations: `x` `(N, D)` to `(N, D)`.
-    fn in_parts(&self, x: &Tensor, segments: &Arc<[Range<usize>]>, adapter: &dyn Adapter) -> Result<Tensor> {
-        let [q, k, v] = self.heads([x, x], adapter)?;
-        self.feed(&attention(&q, &k, &v, segments, self.fused.shape)?, x, adapter)
-    }
-
+impl Block {
     /// The first row of each segment, `(B, D)`, of what the whole block gives.
     fn first_rows(
         &self,

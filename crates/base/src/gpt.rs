@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use candle_core::{Result as Tensors, Tensor};
-use taper_kernels::{Activation, AttentionShape, Columns, Compute, RopeTable, columns};
+use taper_kernels::{Activation, AttentionShape, Columns, Compute, Joined, Norms, Order, RopeTable, columns};
 
 use crate::parts::Parts;
 use crate::pass::{Pass, with_caches};
 use crate::rope::Rope;
+use crate::whole::{self, Whole, through};
 use crate::{
     Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, LayerNorm, Linear, Module, Network, Sizes,
 };
@@ -61,15 +62,6 @@ pub(crate) enum Positions {
     Rotary(Rope),
 }
 
-/// Where q, k and v lie in a row of their projection `(3·D,)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// All of q, all of k, all of v.
-    Thirds,
-    /// q, k and v of one head after the other.
-    ByHead,
-}
-
 /// A frozen GPT-type decoder.
 #[derive(Debug)]
 pub(crate) struct Gpt {
@@ -89,7 +81,10 @@ struct Block {
     mlp_norm: LayerNorm,
     up: Linear,
     down: Linear,
-    shape: AttentionShape,
+    order: Order,
+    rotates: bool,
+    /// The same parts for one operation, with their facts.
+    fused: Arc<taper_kernels::Block>,
 }
 
 impl Gpt {
@@ -120,9 +115,9 @@ impl Gpt {
         let mut pass = Pass { segments: batch.segments().into(), caches, adapter };
         let places = pass.positions();
         let mut x = self.embedding.forward(batch.tokens(), adapter)?;
-        let mut rope = None;
+        let mut ropes = Vec::new();
         match (&self.config.positions, &self.positions) {
-            (Positions::Rotary(frequencies), _) => rope = Some(Arc::new(frequencies.table(&places))),
+            (Positions::Rotary(rope), _) => ropes.push(Arc::new(rope.table(&places))),
             (Positions::Learned(_), None) => {}
             (Positions::Learned(_), Some(table)) => {
                 let places: Vec<u32> = places.into_iter().flatten().map(|place| place as u32).collect();
@@ -136,10 +131,7 @@ impl Gpt {
                 x = (x + table.forward(&places, adapter)?)?;
             }
         }
-        for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward((layer, &self.config), &x, rope.as_ref(), &mut pass)?;
-        }
-        self.norm.forward(&x, adapter)
+        self.norm.forward(&through(x, &self.blocks, &ropes, &mut pass)?, adapter)
     }
 }
 
@@ -189,16 +181,59 @@ impl Network for Gpt {
         modules
     }
 
-    /// With feed-forward width F, a block keeps `13 D + 2 F`: two norms, two projections back to D, two sums; q, k and v
-    /// together, apart and, where they are rotated, after that (2 D more), and what was attended; what is fed, before and
-    /// after its activation.
-    fn kept_per_token(&self, _: bool) -> usize {
-        let sizes = &self.config.sizes;
-        let rotated = match self.config.positions {
-            Positions::Learned(_) => 0,
-            Positions::Rotary(_) => 2,
+    /// With feed-forward width F, a block keeps
+    ///
+    /// - `6 D + F` as one operation (`taper-kernels`, `blocks`);
+    /// - `13 D + 2 F` operation by operation: two norms, two projections back to D, two sums; q, k and v together, apart
+    ///   and, where they are rotated, after that (2 D more), and what was attended; what is fed, before and after its
+    ///   activation.
+    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+        let Sizes { hidden_size, intermediate_size, num_hidden_layers, .. } = self.config.sizes;
+        let (rows, fed) = match self.config.positions {
+            _ if whole_blocks => (6, 1),
+            Positions::Learned(_) => (13, 2),
+            Positions::Rotary(_) => (15, 2),
         };
-        sizes.num_hidden_layers * ((13 + rotated) * sizes.hidden_size + 2 * sizes.intermediate_size)
+        num_hidden_layers * (rows * hidden_size + fed * intermediate_size)
+    }
+}
+
+impl Whole for Block {
+    fn fused(&self) -> Option<&Arc<taper_kernels::Block>> {
+        Some(&self.fused)
+    }
+
+    fn layers(&self) -> Vec<&Linear> {
+        vec![&self.qkv, &self.out, &self.up, &self.down]
+    }
+
+    fn norms(&self) -> Vec<Module<'_>> {
+        [&self.attention_norm, &self.mlp_norm].map(Module::LayerNorm).into()
+    }
+
+    fn rope(&self) -> Option<usize> {
+        self.rotates.then_some(0)
+    }
+
+    fn in_parts(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        rope: Option<&Arc<RopeTable>>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Tensors<Tensor> {
+        let (adapter, shape) = (pass.adapter, self.fused.shape);
+        let [mut q, mut k, v] = self.qkv(&self.attention_norm.forward(x, adapter)?, adapter)?;
+        if let Some(rope) = rope {
+            q = taper_kernels::rope(&q, rope, shape.head_dim)?;
+            k = taper_kernels::rope(&k, rope, shape.head_dim)?;
+        }
+        let attended = self.out.forward(&pass.attend(layer, (&q, &k, &v), shape)?, adapter)?;
+        let middle = (x + attended)?;
+        let fed = if matches!(self.fused.norms, Norms::Parallel(_)) { x } else { &middle };
+        let fed = self.up.forward(&self.mlp_norm.forward(fed, adapter)?, adapter)?;
+        let fed = self.down.forward(&taper_kernels::activate(&fed, self.fused.activation)?, adapter)?;
+        middle + fed
     }
 }
 
@@ -212,13 +247,24 @@ impl Block {
             if config.conv1d { parts.conv1d(&path, dims, bias) } else { parts.linear(&path, dims, bias) }
         };
         let norm = |name: &str| parts.layer_norm(&path(name), hidden, config.eps, true);
-        Ok(Self {
-            attention_norm: norm(names.attention_norm)?,
-            qkv: linear(names.qkv, (hidden, 3 * hidden), config.attention_bias)?,
-            out: linear(names.out, (hidden, hidden), config.attention_bias)?,
-            mlp_norm: norm(names.mlp_norm)?,
-            up: linear(names.up, (hidden, inner), true)?,
-            down: linear(names.down, (inner, hidden), true)?,
+        let [attention_norm, mlp_norm] = [norm(names.attention_norm)?, norm(names.mlp_norm)?];
+        let [qkv, out, up, down] = [
+            linear(names.qkv, (hidden, 3 * hidden), config.attention_bias)?,
+            linear(names.out, (hidden, hidden), config.attention_bias)?,
+            linear(names.up, (hidden, inner), true)?,
+            linear(names.down, (inner, hidden), true)?,
+        ];
+        let norms = [whole::layer_norm(&attention_norm)?, whole::layer_norm(&mlp_norm)?];
+        let rotates = matches!(config.positions, Positions::Rotary(_));
+        let fused = taper_kernels::Block {
+            projections: [&qkv, &out, &up, &down]
+                .into_iter()
+                .map(whole::projection)
+                .collect::<Tensors<_>>()?,
+            joined: Joined { qkv: Some(config.order), gate_up: false },
+            norms: if config.parallel { Norms::Parallel(norms) } else { Norms::Before(norms) },
+            head_norms: None,
+            activation: config.activation,
             shape: AttentionShape {
                 heads: sizes.num_attention_heads,
                 kv_heads: sizes.num_attention_heads,
@@ -228,37 +274,19 @@ impl Block {
                 window: None,
                 cap: None,
             },
-        })
-    }
-
-    /// `x` `(N, D)` to `(N, D)`.
-    fn forward(
-        &self,
-        (layer, config): (usize, &GptConfig),
-        x: &Tensor,
-        rope: Option<&Arc<RopeTable>>,
-        pass: &mut Pass<'_, '_>,
-    ) -> Tensors<Tensor> {
-        let adapter = pass.adapter;
-        let [mut q, mut k, v] = self.qkv(&self.attention_norm.forward(x, adapter)?, config.order, adapter)?;
-        if let Some(rope) = rope {
-            q = taper_kernels::rope(&q, rope, self.shape.head_dim)?;
-            k = taper_kernels::rope(&k, rope, self.shape.head_dim)?;
-        }
-        let attended = self.out.forward(&pass.attend(layer, (&q, &k, &v), self.shape)?, adapter)?;
-        let middle = (x + attended)?;
-        let fed = if config.parallel { x } else { &middle };
-        let fed = self.up.forward(&self.mlp_norm.forward(fed, adapter)?, adapter)?;
-        let fed = self.down.forward(&taper_kernels::activate(&fed, config.activation)?, adapter)?;
-        middle + fed
+            rotates,
+        };
+        let (order, fused) = (config.order, Arc::new(fused));
+        Ok(Self { attention_norm, qkv, out, mlp_norm, up, down, order, rotates, fused })
     }
 
     /// q, k and v `(N, D)`, their heads side by side.
-    fn qkv(&self, x: &Tensor, order: Order, adapter: &dyn Adapter) -> Tensors<[Tensor; 3]> {
+    fn qkv(&self, x: &Tensor, adapter: &dyn Adapter) -> Tensors<[Tensor; 3]> {
         let all = self.qkv.forward(x, adapter)?;
-        let width = match order {
-            Order::Thirds => self.shape.heads * self.shape.head_dim,
-            Order::ByHead => self.shape.head_dim,
+        let AttentionShape { heads, head_dim, .. } = self.fused.shape;
+        let width = match self.order {
+            Order::Whole => heads * head_dim,
+            Order::ByHead => head_dim,
         };
         let part = |i: usize| columns(&all, Columns { start: i * width, width, stride: 3 * width });
         Ok([part(0)?, part(1)?, part(2)?])

@@ -5,7 +5,6 @@ mod load;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
@@ -13,7 +12,9 @@ use taper_kernels::{Activation, AttentionShape, Columns, RopeTable, attention, a
 
 use crate::decoder::LayerFacts;
 use crate::network::{Fresh, means, rows_at};
+use crate::pass::Pass;
 use crate::rope::Rope;
+use crate::whole::{Whole, through};
 use crate::{Adapter, Batch, Embedding, Head, KvCache, LayerNorm, Linear, Module, Network, Sizes};
 
 /// The facts of config.json.
@@ -81,6 +82,8 @@ struct Block {
     activation: Activation,
     shape: AttentionShape,
     rope: Option<usize>,
+    /// The same parts for one operation; none of a block without its first norm.
+    fused: Option<Arc<taper_kernels::Block>>,
 }
 
 /// The head of a task.
@@ -96,13 +99,6 @@ struct Top {
     modules: Vec<&'static str>,
 }
 
-/// What the blocks of one forward pass share.
-struct Pass<'a> {
-    segments: Arc<[Range<usize>]>,
-    ropes: Vec<Arc<RopeTable>>,
-    adapter: &'a dyn Adapter,
-}
-
 impl Network for ModernBert {
     fn sizes(&self) -> &Sizes {
         &self.config.sizes
@@ -113,14 +109,18 @@ impl Network for ModernBert {
             candle_core::bail!("an encoder reads a whole text at once: there is no cache to continue");
         }
         let places: Vec<_> = batch.segments().iter().map(|rows| 0..rows.len()).collect();
-        let ropes = self.config.ropes.iter().map(|rope| Arc::new(rope.table(&places))).collect();
-        let pass = Pass { segments: batch.segments().into(), ropes, adapter };
+        let ropes: Vec<_> = self.config.ropes.iter().map(|rope| Arc::new(rope.table(&places))).collect();
+        let mut pass = Pass { segments: batch.segments().into(), caches, adapter };
         let x = self.embedding.forward(batch.tokens(), adapter)?;
-        let mut x = self.embedding_norm.forward(&x, adapter)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            // Nothing reads the other rows of the last one.
-            let first = self.top.pooling == Some(Pooling::First) && i + 1 == self.blocks.len();
-            x = block.forward(&x, first, &pass)?;
+        let x = self.embedding_norm.forward(&x, adapter)?;
+        let (last, whole) = match self.blocks.split_last() {
+            Some((last, before)) if self.top.pooling == Some(Pooling::First) => (Some(last), before),
+            _ => (None, &*self.blocks),
+        };
+        let mut x = through(x, whole, &ropes, &mut pass)?;
+        if let Some(block) = last {
+            // Nothing reads the other rows.
+            x = block.first_rows(&x, block.rope.map(|i| &ropes[i]), &pass)?;
         }
         self.top.pool(&self.norm.forward(&x, adapter)?, &pass)
     }
@@ -152,14 +152,23 @@ impl Network for ModernBert {
         modules
     }
 
-    /// With feed-forward width F, a block keeps `15 D + 5 F`: two norms, two projections back to D, two sums; q, k and v
-    /// together and apart, q and k rotated, and what was attended; gate and up together and apart, and their product. The
-    /// last one `9 D` where a text is read from its first token: what comes before attention.
-    fn kept_per_token(&self, _: bool) -> usize {
-        let Sizes { hidden_size, intermediate_size, num_hidden_layers, .. } = self.config.sizes;
-        let pooled = usize::from(self.top.pooling == Some(Pooling::First));
-        let block = 15 * hidden_size + 5 * intermediate_size;
-        (num_hidden_layers - pooled) * block + pooled * 9 * hidden_size
+    /// With feed-forward width F, a block keeps
+    ///
+    /// - `6 D + 2 F` as one operation (`taper-kernels`, `blocks`), which all but the first may be;
+    /// - `15 D + 5 F` operation by operation: two norms, two projections back to D, two sums; q, k and v together and apart,
+    ///   q and k rotated, and what was attended; gate and up together and apart, and their product;
+    /// - `9 D` where it is the last one and a text is read from its first token: what comes before attention.
+    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+        let hidden = self.config.sizes.hidden_size;
+        let (last, others) = match self.blocks.split_last() {
+            Some((_, others)) if self.top.pooling == Some(Pooling::First) => (9 * hidden, others),
+            _ => (0, &*self.blocks),
+        };
+        let of = |block: &Block| {
+            let (rows, fed) = if whole_blocks && block.fused.is_some() { (6, 2) } else { (15, 5) };
+            rows * hidden + fed * self.config.sizes.intermediate_size
+        };
+        others.iter().map(of).sum::<usize>() + last
     }
 
     fn head_modules(&self) -> &[&'static str] {
@@ -171,14 +180,39 @@ impl Network for ModernBert {
     }
 }
 
+impl Whole for Block {
+    fn fused(&self) -> Option<&Arc<taper_kernels::Block>> {
+        self.fused.as_ref()
+    }
+
+    fn layers(&self) -> Vec<&Linear> {
+        vec![&self.qkv, &self.out, &self.gate_up, &self.down]
+    }
+
+    fn norms(&self) -> Vec<Module<'_>> {
+        self.attention_norm.iter().chain([&self.mlp_norm]).map(Module::LayerNorm).collect()
+    }
+
+    fn rope(&self) -> Option<usize> {
+        self.rope
+    }
+
+    fn in_parts(
+        &self,
+        _: usize,
+        x: &Tensor,
+        rope: Option<&Arc<RopeTable>>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Result<Tensor> {
+        let [q, k, v] = self.heads(x, rope, pass.adapter)?;
+        self.feed(&attention(&q, &k, &v, &pass.segments, self.shape)?, x, pass.adapter)
+    }
+}
+
 impl Block {
-    /// `x` `(N, D)` to `(N, D)`, or to the `first` row of each segment, `(B, D)`.
-    fn forward(&self, x: &Tensor, first: bool, pass: &Pass<'_>) -> Result<Tensor> {
-        let [q, k, v] = self.heads(x, pass)?;
-        if !first {
-            let attended = attention(&q, &k, &v, &pass.segments, self.shape)?;
-            return self.feed(&attended, x, pass.adapter);
-        }
+    /// The first row of each segment, `(B, D)`, of what the whole block gives.
+    fn first_rows(&self, x: &Tensor, rope: Option<&Arc<RopeTable>>, pass: &Pass<'_, '_>) -> Result<Tensor> {
+        let [q, k, v] = self.heads(x, rope, pass.adapter)?;
         let firsts = |x: &Tensor| rows_at(x, pass.segments.iter().map(|rows| rows.start));
         let queries = (0..pass.segments.len()).map(|row| row..row + 1).collect();
         let attended = attention_across(&firsts(&q)?, &k, &v, [&queries, &pass.segments], self.shape)?;
@@ -186,13 +220,13 @@ impl Block {
     }
 
     /// q, k and v `(N, D)`, the first two rotated.
-    fn heads(&self, x: &Tensor, pass: &Pass<'_>) -> Result<[Tensor; 3]> {
+    fn heads(&self, x: &Tensor, rope: Option<&Arc<RopeTable>>, adapter: &dyn Adapter) -> Result<[Tensor; 3]> {
         let all = match &self.attention_norm {
-            None => self.qkv.forward(x, pass.adapter)?,
-            Some(norm) => self.qkv.forward(&norm.forward(x, pass.adapter)?, pass.adapter)?,
+            None => self.qkv.forward(x, adapter)?,
+            Some(norm) => self.qkv.forward(&norm.forward(x, adapter)?, adapter)?,
         };
         let [q, k, v] = parts(&all)?;
-        let Some(rope) = self.rope.map(|i| &pass.ropes[i]) else { return Ok([q, k, v]) };
+        let Some(rope) = rope else { return Ok([q, k, v]) };
         let turned = |x| taper_kernels::rope(x, rope, self.shape.head_dim);
         Ok([turned(&q)?, turned(&k)?, v])
     }
@@ -218,7 +252,7 @@ fn parts<const P: usize>(all: &Tensor) -> Result<[Tensor; P]> {
 
 impl Top {
     /// What the layer that labels reads: of every row of `x` `(N, D)`, or of each text, pooled.
-    fn pool(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    fn pool(&self, x: &Tensor, pass: &Pass<'_, '_>) -> Result<Tensor> {
         let dense = match self.pooling {
             Some(Pooling::Mean) => self.dense.forward(&means(x, &pass.segments)?, pass.adapter)?,
             Some(Pooling::First) | None => self.dense.forward(x, pass.adapter)?,

@@ -30,7 +30,7 @@ pub fn columns(x: &Tensor, columns: Columns) -> Result<Tensor> {
 
 impl Columns {
     /// The columns of `wide` into `narrow`.
-    fn gather(self, wide: &[f32], narrow: &mut [f32]) {
+    pub(crate) fn gather(self, wide: &[f32], narrow: &mut [f32]) {
         let runs = parts::rows_per_task(self.width);
         pool::for_each_chunk(narrow, runs * self.width, |i, narrow| {
             let wide = wide[i * runs * self.stride..].chunks_exact(self.stride);
@@ -41,7 +41,7 @@ impl Columns {
     }
 
     /// The other way: `narrow` into its columns of `wide`, whose others are left alone.
-    fn scatter(self, narrow: &[f32], wide: &mut [f32]) {
+    pub(crate) fn scatter(self, narrow: &[f32], wide: &mut [f32]) {
         let runs = parts::rows_per_task(self.stride);
         pool::for_each_chunk(wide, runs * self.stride, |i, wide| {
             let narrow = narrow[i * runs * self.width..].chunks_exact(self.width);

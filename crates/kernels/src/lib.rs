@@ -41,7 +41,7 @@ pub use attention::{
     AttentionShape, CachedSegment, DistanceBias, attention, attention_across, attention_biased,
     attention_cached,
 };
-pub use block::{Adapted, Block, BlockPass, Link, Norms, Projection, block_cached, blocks};
+pub use block::{Adapted, Block, BlockPass, Joined, Link, Norms, Order, Projection, block_cached, blocks};
 pub use cache::{CacheDtype, CacheRows};
 pub use columns::{Columns, columns};
 pub use dropout::Dropout;

@@ -224,7 +224,7 @@ impl Weight {
     }
 
     /// The right operand of a product along `direction` of the weight.
-    fn right(&self, direction: Direction) -> Right<'_> {
+    pub(crate) fn right(&self, direction: Direction) -> Right<'_> {
         let of_bytes = match (direction, self.transposed) {
             (direction, false) => direction,
             (Direction::Forward, true) => Direction::Backward,

@@ -2,9 +2,10 @@
 //! (5.23).
 
 use serde_json::Value;
+use taper_kernels::Order;
 
 use crate::Error;
-use crate::gpt::{GptConfig, Names, Order, Positions};
+use crate::gpt::{GptConfig, Names, Positions};
 use crate::network::Sizes;
 
 const NAMES: Names = Names {
@@ -52,7 +53,7 @@ pub(super) fn facts(config: &Value) -> Result<GptConfig, Error> {
         eps: super::number(config, "layer_norm_epsilon")?.unwrap_or(1e-5),
         activation: super::activation(config, "activation_function", "gelu_new")?,
         positions: Positions::Learned("transformer.wpe"),
-        order: Order::Thirds,
+        order: Order::Whole,
         conv1d: true,
         attention_bias: true,
         parallel: false,

@@ -2,9 +2,10 @@
 //! transformers `modeling_gpt_neox.py` (5.23).
 
 use serde_json::{Value, json};
+use taper_kernels::Order;
 
 use crate::Error;
-use crate::gpt::{GptConfig, Names, Order, Positions};
+use crate::gpt::{GptConfig, Names, Positions};
 use crate::network::Sizes;
 use crate::rope::Rope;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Result as Tensors;
-use taper_kernels::{AttentionShape, Compute, Norms};
+use taper_kernels::{AttentionShape, Compute, Joined, Norms, Order};
 
 use super::{
     Attention, Block, Decoder, DecoderConfig, GateUp, LayerFacts, Mlp, Projections, Qkv, projections,
@@ -51,31 +51,36 @@ impl Loader<'_> {
         };
         let attention = self.attention(&format!("{path}.self_attn"), self.config.layers[i])?;
         let mlp = self.mlp(&format!("{path}.mlp"))?;
-        let fused = self.fused([&attention_norm, &mlp_norm], &attention, &mlp)?.map(Arc::new);
+        let fused =
+            Arc::new(self.fused(([&attention_norm, &mlp_norm], post_norms.as_ref()), &attention, &mlp)?);
         Ok(Block { attention_norm, attention, mlp_norm, mlp, post_norms, fused })
     }
 
-    /// The block as one operation, if it is a plain one.
+    /// The block as one operation.
     fn fused(
         &self,
-        [input, middle]: [&RmsNorm; 2],
+        (before, after): ([&RmsNorm; 2], Option<&[RmsNorm; 2]>),
         attention: &Attention,
         mlp: &Mlp,
-    ) -> Tensors<Option<taper_kernels::Block>> {
-        let Some(layers) = projections(attention, mlp).filter(|_| !self.config.post_norms) else {
-            return Ok(None);
-        };
-        let norms = Norms::Before([whole::rms_norm(input)?, whole::rms_norm(middle)?]);
-        let of_heads =
-            |(q, k): &(RmsNorm, RmsNorm)| -> Tensors<_> { Ok([whole::rms_norm(q)?, whole::rms_norm(k)?]) };
-        Ok(Some(taper_kernels::Block {
-            projections: layers.into_iter().map(whole::projection).collect::<Tensors<_>>()?,
-            norms,
+    ) -> Tensors<taper_kernels::Block> {
+        let both = |[a, b]: [&RmsNorm; 2]| -> Tensors<_> { Ok([whole::rms_norm(a)?, whole::rms_norm(b)?]) };
+        let of_heads = |(q, k): &(RmsNorm, RmsNorm)| both([q, k]);
+        let joined = self.config.projections == Projections::Fused;
+        Ok(taper_kernels::Block {
+            projections: projections(attention, mlp)
+                .into_iter()
+                .map(whole::projection)
+                .collect::<Tensors<_>>()?,
+            joined: Joined { qkv: joined.then_some(Order::Whole), gate_up: joined },
+            norms: match after {
+                None => Norms::Before(both(before)?),
+                Some(after) => Norms::Around(both(before)?, both(after.each_ref())?),
+            },
             head_norms: attention.qk_norm.as_ref().map(of_heads).transpose()?,
             activation: mlp.activation,
             shape: attention.shape,
             rotates: attention.rope.is_some(),
-        }))
+        })
     }
 
     fn attention(&self, path: &str, facts: LayerFacts) -> Result<Attention, Error> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use taper_kernels::{AttentionShape, Compute, Norms};
+use taper_kernels::{AttentionShape, Compute, Joined, Norms};
 
 use super::{Block, Embeddings, Encoder, EncoderConfig, Pooling, Top};
 use crate::network::{Fresh, head_linear, needs_labels};
@@ -70,6 +70,7 @@ impl Loader<'_> {
         let norms = [self.norm(&path(names.attention_norm))?, self.norm(&path(names.norm))?];
         let fused = taper_kernels::Block {
             projections: layers.iter().map(whole::projection).collect::<Result<_, _>>()?,
+            joined: Joined::default(),
             norms: Norms::After([whole::layer_norm(&norms[0])?, whole::layer_norm(&norms[1])?]),
             head_norms: None,
             activation: self.config.hidden_act,

@@ -1,11 +1,14 @@
 //! Finds `ModernBERT`'s parts in its checkpoint.
 
-use candle_core::{DType, Device, Tensor};
-use taper_kernels::{AttentionShape, Compute};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result as Tensors, Tensor};
+use taper_kernels::{AttentionShape, Compute, Joined, Norms, Order};
 
 use super::{Block, ModernBert, ModernBertConfig, Top};
 use crate::network::{Fresh, head_linear, needs_labels};
 use crate::parts::Parts;
+use crate::whole::{self, Whole};
 use crate::{Checkpoint, Error, Head, Labels, LayerNorm, Task};
 
 /// The layer that labels, and its name in `modules_to_save`.
@@ -51,7 +54,7 @@ impl Loader<'_> {
         let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
         let path = |name: &str| format!("model.layers.{i}.{name}");
         let linear = |name: &str, dims, bias| self.parts.linear(&path(name), dims, bias);
-        Ok(Block {
+        let mut block = Block {
             attention_norm: (i > 0).then(|| self.norm(&path("attn_norm"))).transpose()?,
             qkv: linear("attn.Wqkv", (hidden, 3 * hidden), c.attention_bias)?,
             out: linear("attn.Wo", (hidden, hidden), c.attention_bias)?,
@@ -69,7 +72,10 @@ impl Loader<'_> {
                 cap: None,
             },
             rope: c.layers[i].rope,
-        })
+            fused: None,
+        };
+        block.fused = fused(&block)?.map(Arc::new);
+        Ok(block)
     }
 
     fn top(&self, task: &Task, own_head: bool, fresh: &mut Vec<Fresh>) -> Result<Top, Error> {
@@ -112,4 +118,18 @@ impl Loader<'_> {
         let c = self.config;
         self.parts.layer_norm(path, c.sizes.hidden_size, c.eps, c.norm_bias)
     }
+}
+
+/// The block as one operation, if it has both norms.
+fn fused(block: &Block) -> Tensors<Option<taper_kernels::Block>> {
+    let Some(attention_norm) = &block.attention_norm else { return Ok(None) };
+    Ok(Some(taper_kernels::Block {
+        projections: block.layers().into_iter().map(whole::projection).collect::<Tensors<_>>()?,
+        joined: Joined { qkv: Some(Order::Whole), gate_up: true },
+        norms: Norms::Before([whole::layer_norm(attention_norm)?, whole::layer_norm(&block.mlp_norm)?]),
+        head_norms: None,
+        activation: block.activation,
+        shape: block.shape,
+        rotates: block.rope.is_some(),
+    }))
 }

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 
 use super::gains::Output;
+use super::joined::join;
 use super::terms::Pulled;
-use super::{DOWN, GATE, Layer, Norms, O, QKV, Saved, UP};
+use super::{Layer, Norms, QKV, Saved};
 use crate::activation::Function;
 use crate::attention::Plan;
 use crate::attention::backward::{Inputs, QkvGradients, run};
@@ -21,46 +22,99 @@ impl Layer<'_> {
         wanted: bool,
     ) -> (Option<Vec<f32>>, [Vec<f32>; 7]) {
         let mut dgains = [const { Vec::new() }; 7];
-        let dmiddle = self.pull_back_fed(y, g, &mut saved, &mut dgains);
-        let dmiddle = self.pull_back_after(0, &saved.middle, Cow::Owned(dmiddle));
-        let found = self.pull_back_attended(x, &dmiddle, &saved, &mut dgains);
-        let pulled = {
-            let (q, k) = (self.projected(QKV[0], &saved.q), self.projected(QKV[1], &saved.k));
-            let outputs = [&*q, &*k, &saved.v].map(|sum| Output { sum, beneath: None });
-            let results = [found.q, found.k, found.v].map(Cow::Owned).into_iter().zip(outputs);
-            self.pull(QKV.into_iter().zip(results).map(|(number, (g, y))| (number, g, y)), &mut dgains)
-        };
-        let Saved { u, .. } = saved;
-        pulled.factor_gradients(self, &self.before(0, x), &u);
-        let dx = wanted.then(|| self.pull_back_before(0, x, (&pulled, &dmiddle)));
+        let dfed = self.pull_back_fed((x, y), g, &mut saved, &mut dgains);
+        let parallel = matches!(self.block.norms, Norms::Parallel(_));
+        let dmade = self.pull_back_after(0, &saved.middle, if parallel { g } else { &dfed });
+        let found = self.pull_back_attended(x, &dmade, &saved, &mut dgains);
+        let pulled = self.pull_qkv(found, &saved, &mut dgains);
+        let Saved { us, .. } = saved;
+        pulled.factor_gradients(self, &self.before(0, x), &us);
+        let dx = wanted.then(|| self.pull_back_before(0, x, (&pulled, self.beside(&dfed, &dmade))));
         (dx, dgains)
     }
 
-    /// The gradient of what the feed-forward layer reads. Uses up gate and up.
-    fn pull_back_fed(&self, y: &[f32], g: &[f32], saved: &mut Saved, dgains: &mut [Vec<f32>; 7]) -> Vec<f32> {
+    /// The gradient of [`Layer::fed`], that of what went past it included. Uses up gate and up.
+    fn pull_back_fed(
+        &self,
+        (x, y): (&[f32], &[f32]),
+        g: &[f32],
+        saved: &mut Saved,
+        dgains: &mut [Vec<f32>; 7],
+    ) -> Vec<f32> {
         let (mut gate, mut up) = (std::mem::take(&mut saved.gate), saved.up.take());
-        let gained = |number, values: &[f32]| self.gain(number).map_or_else(Vec::new, |_| copied(values));
-        let (of_gate, of_up) = (gained(GATE, &gate), up.as_ref().map(|up| gained(UP, up)));
-        let middle = self.after(0, &saved.middle);
+        let made = self.of_fed([&gate, up.as_deref().unwrap_or_default()]);
+        let middle = self.after(0, x, &saved.middle);
         let sum = saved.sum.as_deref().unwrap_or(y);
-        let g = self.pull_back_after(1, sum, Cow::Borrowed(g));
+        let dmade = self.pull_back_after(1, sum, g);
         {
-            let output = Output { sum, beneath: Some(&middle) };
-            let pulled = self.pull([(DOWN, Cow::Borrowed(&*g), output)], dgains);
+            let output = Output { sum, beneath: self.beneath(&middle) };
+            let pulled = self.pull([(self.block.down(), Cow::Borrowed(&*dmade), output)], dgains);
             let mut inner = pulled.input_gradient(self, None);
             // Now they are gradients, and `inner` is what it was in forward.
             self.block.activation.pull_back(&mut gate, up.as_deref_mut(), &mut inner);
-            pulled.factor_gradients(self, &inner, &saved.u);
+            pulled.factor_gradients(self, &inner, &saved.us);
         }
-        let result = |number, g, sum| (number, Cow::Owned(g), Output { sum, beneath: None });
-        let of_up = of_up.as_deref().unwrap_or_default();
-        let results = std::iter::once(result(GATE, gate, &of_gate)).chain(up.map(|up| result(UP, up, of_up)));
-        let pulled = self.pull(results, dgains);
-        pulled.factor_gradients(self, &self.before(1, &middle), &saved.u);
-        self.pull_back_before(1, &middle, (&pulled, &g))
+        let pulled = self.pull_fed(gate, up, &made, dgains);
+        let read = self.fed(x, &middle);
+        pulled.factor_gradients(self, &self.before(1, read), &saved.us);
+        self.pull_back_before(1, read, (&pulled, self.beside(g, &dmade)))
     }
 
-    /// The gradients of what was projected to q, k and v, from that of what attention and `x` sum to.
+    /// What the projections of gate and up made, where gains ask for it.
+    fn of_fed(&self, [gate, up]: [&[f32]; 2]) -> [Vec<f32>; 2] {
+        let block = self.block;
+        let gained = |number, values| self.gain(number).map_or_else(Vec::new, |_| copied(values));
+        if !block.joined.gate_up {
+            let up = if block.is_gated() { gained(block.up(), up) } else { Vec::new() };
+            return [gained(block.gate(), gate), up];
+        }
+        let joined = self.gain(block.gate()).map(|_| join([gate, up], [block.inner(); 2]));
+        [joined.unwrap_or_default(), Vec::new()]
+    }
+
+    /// Takes the gradients of gate and up to their projections, which made `made`.
+    fn pull_fed(
+        &self,
+        gate: Vec<f32>,
+        up: Option<Vec<f32>>,
+        made: &[Vec<f32>; 2],
+        dgains: &mut [Vec<f32>; 7],
+    ) -> Pulled<'static> {
+        let block = self.block;
+        let places = [block.gate(), block.up()];
+        let gradients = match up {
+            Some(up) if block.joined.gate_up => vec![join([&gate, &up], [block.inner(); 2])],
+            up => std::iter::once(gate).chain(up).collect(),
+        };
+        let results = places.into_iter().zip(gradients).zip(made);
+        self.pull(
+            results.map(|((place, g), sum)| (place, Cow::Owned(g), Output { sum, beneath: None })),
+            dgains,
+        )
+    }
+
+    /// Takes the gradients of q, k and v to their projections.
+    fn pull_qkv(
+        &self,
+        QkvGradients { q, k, v }: QkvGradients,
+        saved: &Saved,
+        dgains: &mut [Vec<f32>; 7],
+    ) -> Pulled<'static> {
+        let joined = self.block.joined.qkv.map(|order| self.block.runs(order));
+        let gained = QKV.map(|i| self.gain(if joined.is_some() { QKV[0] } else { i }).is_some());
+        let of = |i: usize, saved| if gained[i] { self.projected(saved) } else { Cow::Borrowed(saved) };
+        let made = [of(0, &saved.q), of(1, &saved.k), Cow::Borrowed(&*saved.v)];
+        if let Some(widths) = joined {
+            let sum = if gained[0] { join(made.each_ref().map(|made| &**made), widths) } else { Vec::new() };
+            let output = Output { sum: &sum, beneath: None };
+            return self.pull([(QKV[0], Cow::Owned(join([&q, &k, &v], widths)), output)], dgains);
+        }
+        let outputs = made.iter().map(|sum| Output { sum, beneath: None });
+        let results = QKV.into_iter().zip([q, k, v].map(Cow::Owned)).zip(outputs);
+        self.pull(results.map(|((number, g), y)| (number, g, y)), dgains)
+    }
+
+    /// The gradients of what was projected to q, k and v, from that of what attention's projection makes on top of `x`.
     fn pull_back_attended(
         &self,
         x: &[f32],
@@ -68,9 +122,9 @@ impl Layer<'_> {
         saved: &Saved,
         dgains: &mut [Vec<f32>; 7],
     ) -> QkvGradients {
-        let output = Output { sum: &saved.middle, beneath: Some(x) };
-        let pulled = self.pull([(O, Cow::Borrowed(g), output)], dgains);
-        pulled.factor_gradients(self, &saved.attended, &saved.u);
+        let output = Output { sum: &saved.middle, beneath: self.beneath(x) };
+        let pulled = self.pull([(self.block.o(), Cow::Borrowed(g), output)], dgains);
+        pulled.factor_gradients(self, &saved.attended, &saved.us);
         let g = pulled.input_gradient(self, None);
         let (q, k) = (self.heads(0, &saved.q), self.heads(1, &saved.k));
         let Saved { v, attended: y, log_sums, .. } = saved;
@@ -85,18 +139,30 @@ impl Layer<'_> {
         found
     }
 
-    /// The gradient of a sum, from the gradient `g` of what [`Layer::after`] makes of it.
-    fn pull_back_after<'g>(&self, i: usize, sum: &[f32], mut g: Cow<'g, [f32]>) -> Cow<'g, [f32]> {
-        if let Norms::After(norms) = &self.block.norms {
-            norms[i].pull_back(sum, g.to_mut());
+    /// The gradient of what a last projection `made`, from the gradient `g` of what [`Layer::after`] makes of that.
+    fn pull_back_after<'g>(&self, i: usize, made: &[f32], g: &'g [f32]) -> Cow<'g, [f32]> {
+        match &self.block.norms {
+            Norms::Before(_) | Norms::Parallel(_) => Cow::Borrowed(g),
+            Norms::After(norms) | Norms::Around(_, norms) => {
+                let mut g = copied(g);
+                norms[i].pull_back(made, &mut g);
+                Cow::Owned(g)
+            }
         }
-        g
+    }
+
+    /// Of those two gradients, that of what went past the projections.
+    fn beside<'g>(&self, g: &'g [f32], dmade: &'g [f32]) -> &'g [f32] {
+        match &self.block.norms {
+            Norms::Before(_) | Norms::After(_) => dmade,
+            Norms::Around(..) | Norms::Parallel(_) => g,
+        }
     }
 
     /// The gradient of `x`, from those of what projections make of [`Layer::before`] and, `beside`, of `x` as it goes on.
     fn pull_back_before(&self, i: usize, x: &[f32], (pulled, beside): (&Pulled<'_>, &[f32])) -> Vec<f32> {
         match &self.block.norms {
-            Norms::Before(norms) => {
+            Norms::Before(norms) | Norms::Around(norms, _) | Norms::Parallel(norms) => {
                 let mut dx = pulled.input_gradient(self, None);
                 norms[i].pull_back_beside(x, &mut dx, beside);
                 dx

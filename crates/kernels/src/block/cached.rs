@@ -5,13 +5,13 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{DOWN, GATE, Layer, Link, O, Projection, QKV, UP, terms};
+use super::{Layer, Link, Projection, terms};
 use crate::activation::Function;
 use crate::attention::attend;
 use crate::buffers::zeros;
 use crate::operand::Held;
 use crate::product::targets::{Rest, Target};
-use crate::product::{Matrix, Prepared};
+use crate::product::{Direction, Matrix, Prepared, Right};
 use crate::{CacheRows, CachedSegment, Compute};
 
 const OP: &str = "block_cached";
@@ -45,22 +45,15 @@ pub fn block_cached(
 
 impl Layer<'_> {
     fn run_cached(&self, x: &[f32], caches: &mut [(&mut CacheRows, &mut CacheRows)]) -> Vec<f32> {
-        let [q, k, v] = self.project_cached(QKV, &self.before(0, x), None);
+        let [q, k, v] = self.qkv(&self.before(0, x), None);
         let (q, k) = (self.turned(0, q), self.turned(1, k));
         let attended = self.attend(&q, (&k, &v), caches);
-        let [sum] = self.project_cached([O], &attended, Some(x));
-        let middle = self.after(0, &sum);
-        let read = self.before(1, &middle);
-        let (gate, up) = if self.block.is_gated() {
-            let [gate, up] = self.project_cached([GATE, UP], &read, None);
-            (gate, Some(up))
-        } else {
-            let [gate] = self.project_cached([GATE], &read, None);
-            (gate, None)
-        };
+        let [made] = self.project([self.block.o()], &attended, self.beneath(x), None);
+        let middle = self.after(0, x, &made);
+        let (gate, up) = self.gate_up(&self.before(1, self.fed(x, &middle)), None);
         let inner = self.block.activation.apply(&gate, up.as_deref());
-        let [sum] = self.project_cached([DOWN], &inner, Some(&middle));
-        self.after(1, &sum).into_owned()
+        let [made] = self.project([self.block.down()], &inner, self.beneath(&middle), None);
+        self.after(1, &middle, &made).into_owned()
     }
 
     /// The queries (0) or keys (1) that attention sees, of what was projected.
@@ -87,8 +80,8 @@ impl Layer<'_> {
         attend(q, &segments.collect::<Vec<_>>(), &self.block.shape, None)
     }
 
-    /// `x` through the projections of some `numbers`, added to `onto` where that is given.
-    fn project_cached<const G: usize>(
+    /// `x` through the projections of some `numbers`, added to `onto` where that is given, in few jobs.
+    pub(super) fn project_cached<const G: usize>(
         &self,
         numbers: [usize; G],
         x: &[f32],
@@ -103,7 +96,7 @@ impl Layer<'_> {
             let Projection { weight, bias } = &self.block.projections[number];
             let term = self.factors[number].as_ref().map(|factors| (u.as_slice(), factors.b()));
             let rest = Rest { term, gain: self.gain(number), bias: bias.as_deref(), onto };
-            targets.push(Target { w: weight.matrix(), rest, y });
+            targets.push(Target { w: weight.right(Direction::Forward), rest, y });
         }
         Prepared::new(weight.compute(), x, weight.cols()).targets(&mut targets);
         ys
@@ -119,7 +112,8 @@ impl Layer<'_> {
             let a = factors.a();
             let rank = a.len() / inputs;
             *u = vec![0.0; x.len() / inputs * rank];
-            targets.push(Target { w: Matrix::dense(a, rank, inputs), rest: Rest::default(), y: u });
+            let w = Right::new(Matrix::dense(a, rank, inputs), Direction::Forward);
+            targets.push(Target { w, rest: Rest::default(), y: u });
         }
         Prepared::new(Compute::F32, x, inputs).targets(&mut targets);
         for (number, u) in numbers.into_iter().zip(&mut us) {

@@ -84,7 +84,7 @@ impl Op {
             let factors = terms::hold(OP, &link.slots)?;
             let layer = link.layer(&factors);
             let mut saved = layer.save(&x);
-            let y = layer.finish(&mut saved);
+            let y = layer.finish(&x, &mut saved);
             let read = std::mem::replace(&mut x, Cow::Owned(y));
             if i >= self.first {
                 let x = match read {

@@ -2,19 +2,19 @@
 
 use std::borrow::Cow;
 
-use super::{DOWN, GATE, Layer, Norms, O, QKV, Saved, UP};
-use crate::Norm;
+use super::{Layer, Norms, Saved};
 use crate::activation::Function;
 use crate::attention::Plan;
 use crate::attention::forward::{Inputs, run};
 use crate::buffers::copied;
 use crate::norm::Normalise;
+use crate::{Norm, parts, pool, vector};
 
 impl Layer<'_> {
     /// All that backward needs of what comes before the last projection.
     pub(super) fn save(&self, x: &[f32]) -> Saved {
-        let mut u = [const { Vec::new() }; 7];
-        let [mut q, mut k, v] = self.project(QKV, &self.before(0, x), None, &mut u);
+        let mut us = [const { Vec::new() }; 7];
+        let [mut q, mut k, v] = self.qkv(&self.before(0, x), Some(&mut us));
         if self.block.head_norms.is_none() {
             self.rotate(&mut q, 1.0);
             self.rotate(&mut k, 1.0);
@@ -23,30 +23,23 @@ impl Layer<'_> {
             let inputs = Inputs { q: &self.heads(0, &q), k: &self.heads(1, &k), v: &v };
             run(&inputs, Plan::within(&self.pass.segments, &self.block.shape))
         };
-        let [middle] = self.project([O], &attended, Some(x), &mut u);
+        let [middle] = self.project([self.block.o()], &attended, self.beneath(x), Some(&mut us));
         let (gate, up) = {
-            let middle = self.after(0, &middle);
-            let read = self.before(1, &middle);
-            if self.block.is_gated() {
-                let [gate, up] = self.project([GATE, UP], &read, None, &mut u);
-                (gate, Some(up))
-            } else {
-                let [gate] = self.project([GATE], &read, None, &mut u);
-                (gate, None)
-            }
+            let middle = self.after(0, x, &middle);
+            self.gate_up(&self.before(1, self.fed(x, &middle)), Some(&mut us))
         };
-        Saved { q, k, v, attended, log_sums, middle, gate, up, sum: None, u }
+        Saved { q, k, v, attended, log_sums, middle, gate, up, sum: None, us }
     }
 
     /// The result `(N, D)`; keeps what else backward needs.
-    pub(super) fn finish(&self, saved: &mut Saved) -> Vec<f32> {
+    pub(super) fn finish(&self, x: &[f32], saved: &mut Saved) -> Vec<f32> {
         let inner = self.block.activation.apply(&saved.gate, saved.up.as_deref());
-        let middle = self.after(0, &saved.middle);
-        let [sum] = self.project([DOWN], &inner, Some(&middle), &mut saved.u);
-        if matches!(self.block.norms, Norms::Before(_)) {
+        let middle = self.after(0, x, &saved.middle);
+        let [sum] = self.project([self.block.down()], &inner, self.beneath(&middle), Some(&mut saved.us));
+        if matches!(self.block.norms, Norms::Before(_) | Norms::Parallel(_)) {
             return sum;
         }
-        let y = self.after(1, &sum).into_owned();
+        let y = self.after(1, &middle, &sum).into_owned();
         saved.sum = Some(sum);
         y
     }
@@ -54,8 +47,8 @@ impl Layer<'_> {
     /// All that backward needs, of what was not kept. A last `u` is then made there.
     pub(super) fn save_again(&self, x: &[f32]) -> Saved {
         let mut saved = self.save(x);
-        if matches!(self.block.norms, Norms::After(_)) {
-            self.finish(&mut saved);
+        if !matches!(self.block.norms, Norms::Before(_) | Norms::Parallel(_)) {
+            self.finish(x, &mut saved);
         }
         saved
     }
@@ -63,16 +56,34 @@ impl Layer<'_> {
     /// What attention (0) or the feed-forward layer (1) reads of `x`.
     pub(super) fn before<'a>(&self, i: usize, x: &'a [f32]) -> Cow<'a, [f32]> {
         match &self.block.norms {
-            Norms::Before(norms) => normed(&norms[i], x),
+            Norms::Before(norms) | Norms::Around(norms, _) | Norms::Parallel(norms) => normed(&norms[i], x),
             Norms::After(_) => Cow::Borrowed(x),
         }
     }
 
-    /// What goes on from the sum of what one of them read and what it gave.
-    pub(super) fn after<'a>(&self, i: usize, sum: &'a [f32]) -> Cow<'a, [f32]> {
+    /// What the feed-forward layer reads, before a norm.
+    pub(super) fn fed<'a>(&self, x: &'a [f32], middle: &'a [f32]) -> &'a [f32] {
+        if matches!(self.block.norms, Norms::Parallel(_)) { x } else { middle }
+    }
+
+    /// What their last projection is added to, of what went past them, `x`.
+    pub(super) fn beneath<'a>(&self, x: &'a [f32]) -> Option<&'a [f32]> {
         match &self.block.norms {
-            Norms::Before(_) => Cow::Borrowed(sum),
-            Norms::After(norms) => normed(&norms[i], sum),
+            Norms::Before(_) | Norms::After(_) | Norms::Parallel(_) => Some(x),
+            Norms::Around(..) => None,
+        }
+    }
+
+    /// What goes on, from `x` and what that projection made.
+    pub(super) fn after<'a>(&self, i: usize, x: &[f32], made: &'a [f32]) -> Cow<'a, [f32]> {
+        match &self.block.norms {
+            Norms::Before(_) | Norms::Parallel(_) => Cow::Borrowed(made),
+            Norms::After(norms) => normed(&norms[i], made),
+            Norms::Around(_, norms) => {
+                let mut sum = norms[i].normalise(made);
+                add(x, &mut sum);
+                Cow::Owned(sum)
+            }
         }
     }
 
@@ -93,16 +104,21 @@ impl Layer<'_> {
         heads
     }
 
-    /// The result of projection `number`, q's or k's, from what [`Saved`] has of it: turned back where that was rotated and
-    /// there is a gain to ask for it.
-    pub(super) fn projected<'a>(&self, number: usize, saved: &'a [f32]) -> Cow<'a, [f32]> {
-        if self.gain(number).is_none() || self.block.head_norms.is_some() {
+    /// What was projected to q or k, from what [`Saved`] has of it: turned back where that was rotated.
+    pub(super) fn projected<'a>(&self, saved: &'a [f32]) -> Cow<'a, [f32]> {
+        if self.block.head_norms.is_some() || !self.block.rotates {
             return Cow::Borrowed(saved);
         }
         let mut heads = copied(saved);
         self.rotate(&mut heads, -1.0);
         Cow::Owned(heads)
     }
+}
+
+/// `y += x`.
+fn add(x: &[f32], y: &mut [f32]) {
+    let chunk = parts::rows_per_task(1);
+    pool::for_each_chunk(y, chunk, |i, y| vector::axpy(1.0, &x[i * chunk..][..y.len()], y));
 }
 
 fn normed<'a>(norm: &Norm, x: &[f32]) -> Cow<'a, [f32]> {

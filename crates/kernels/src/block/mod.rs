@@ -6,9 +6,10 @@
 //! `q, k, v = rope(heads(norm(x) W)),  middle = x + attention(q, k, v) Wₒ,`
 //! `y = middle + (f(norm(middle) W_gate) ⊙ norm(middle) W_up) W_down`
 //!
-//! where `heads` normalises the heads of q and k in the models that do so, and leaves v alone, as does `rope`; and one whose
-//! norms come after is `middle = norm(x + …)`, `y = norm(middle + …)`, with no other norms. `⊙ … W_up` is left out where
-//! there is no such projection.
+//! where `heads` normalises the heads of q and k in the models that do so, and leaves v alone, as does `rope`; one whose
+//! norms come after is `middle = norm(x + …)`, `y = norm(middle + …)`, with no other norms; one with norms on both sides
+//! `middle = x + norm(attention(…) Wₒ)`, `y = middle + norm(…)`; and in one whose halves stand side by side `y = middle + …`
+//! reads `norm(x)` where the others read `norm(middle)`. `⊙ … W_up` is left out where there is no such projection.
 //!
 //! A row keeps `D + 2 H·E + 2 K·E + 2 F + H` values and the low-rank terms' `u = x Aᵀ`: q, k, v, what was attended and its
 //! log-sums, `middle`, gate and up; F fewer without up, and D more where norms come after, as they cannot be undone. Backward
@@ -20,6 +21,7 @@ mod cached;
 mod chain;
 mod forward;
 mod gains;
+mod joined;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -35,12 +37,8 @@ pub use cached::block_cached;
 pub use chain::blocks;
 use terms::Factors;
 
-/// Where each projection is among the seven; q, k and v share an input, as do gate and up.
+/// Where q, k and v are among the projections, or what makes all of them.
 const QKV: [usize; 3] = [0, 1, 2];
-const O: usize = 3;
-const GATE: usize = 4;
-const DOWN: usize = 5;
-const UP: usize = 6;
 
 /// A frozen linear layer of a block.
 #[derive(Clone, Debug)]
@@ -64,9 +62,11 @@ pub struct Adapted<'a> {
 /// The frozen parts of a transformer block.
 #[derive(Clone, Debug)]
 pub struct Block {
-    /// q, k, v, o, gate, down and, where the gate is one and has something to open, up; computed alike
-    /// ([`Weight::compute`]).
+    /// q, k, v, o, gate, down and, where the gate is one and has something to open, up; without those that another makes
+    /// ([`Joined`]). Computed alike ([`Weight::compute`]).
     pub projections: Vec<Projection>,
+    /// Which of them make several results.
+    pub joined: Joined,
     /// Of rows.
     pub norms: Norms,
     /// Of q and k heads.
@@ -79,6 +79,24 @@ pub struct Block {
     pub rotates: bool,
 }
 
+/// What one projection makes side by side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    /// The first q, k and v, `(H·E + 2·K·E, D)`: there is none of k, nor of v.
+    pub qkv: Option<Order>,
+    /// That of the gate all of gate and of up, `(2·F, D)`: there is none of up.
+    pub gate_up: bool,
+}
+
+/// How q, k and v of one projection lie in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// All of q, all of k, all of v.
+    Whole,
+    /// q, k and v of one head after the other, of which there are as many of each.
+    ByHead,
+}
+
 /// Where the norms of attention and of the feed-forward layer are.
 #[derive(Clone, Debug)]
 pub enum Norms {
@@ -86,6 +104,10 @@ pub enum Norms {
     Before([Norm; 2]),
     /// `norm(x + f(x))`.
     After([Norm; 2]),
+    /// `x + norm(f(norm(x)))`: those inside, those outside.
+    Around([Norm; 2], [Norm; 2]),
+    /// `x + f(norm(x)) + g(norm(x))`.
+    Parallel([Norm; 2]),
 }
 
 /// What a pass through a block reads beside `x`.
@@ -115,15 +137,19 @@ pub struct Link<'a> {
 impl Block {
     /// Whether two projections read what the feed-forward layer reads, and their product is fed on.
     fn is_gated(&self) -> bool {
-        self.projections.len() > UP
+        self.joined.gate_up || self.projections.len() > self.up()
     }
 
     fn check(&self, op: &str, (rows, hidden): (usize, usize), pass: &BlockPass) -> Result<()> {
         self.shape.check()?;
         self.check_projections(op, hidden)?;
-        let (Norms::Before(norms) | Norms::After(norms)) = &self.norms;
+        let (norms, outer) = match &self.norms {
+            Norms::Before(norms) | Norms::After(norms) | Norms::Parallel(norms) => (norms, None),
+            Norms::Around(inner, outer) => (inner, Some(outer)),
+        };
+        let mut norms = norms.iter().chain(outer.into_iter().flatten());
         let heads = self.head_norms.iter().flatten().all(|norm| norm.fits(self.shape.head_dim));
-        if !heads || !norms.iter().all(|norm| norm.fits(hidden)) || hidden == 0 {
+        if !heads || !norms.all(|norm| norm.fits(hidden)) || hidden == 0 {
             candle_core::bail!("{op}: norms that do not fit rows of {hidden} values, or no values to a row");
         }
         let RopeTable { cos, sin, half } = &*pass.rope;
@@ -135,16 +161,26 @@ impl Block {
     }
 
     fn check_projections(&self, op: &str, hidden: usize) -> Result<()> {
-        if !(UP..=UP + 1).contains(&self.projections.len()) {
+        let (least, joined) = (self.up(), self.joined);
+        if self.projections.len() != least && (joined.gate_up || self.projections.len() != least + 1) {
             candle_core::bail!(
-                "{op}: {} projections, expected six, or seven with up",
-                self.projections.len()
+                "{op}: {} projections, expected {least}{}",
+                self.projections.len(),
+                if joined.gate_up { "" } else { ", or one more with up" }
             );
         }
-        let (q, k) = (self.shape.query_width(), self.shape.key_width());
-        let inner = self.projections[GATE].weight.rows();
-        let sizes = [(q, hidden), (k, hidden), (k, hidden), (hidden, q)];
-        let sizes = sizes.into_iter().chain([(inner, hidden), (hidden, inner), (inner, hidden)]);
+        let (q, k, inner) = (self.shape.query_width(), self.shape.key_width(), self.inner());
+        if joined.qkv == Some(Order::ByHead) && q != k {
+            candle_core::bail!(
+                "{op}: {} queries by head beside {} keys",
+                self.shape.heads,
+                self.shape.kv_heads
+            );
+        }
+        let made = if joined.qkv.is_some() { vec![q + 2 * k] } else { vec![q, k, k] };
+        let read = made.into_iter().map(|width| (width, hidden)).chain([(hidden, q)]);
+        let gate = if joined.gate_up { 2 * inner } else { inner };
+        let sizes = read.chain([(gate, hidden), (hidden, inner), (inner, hidden)]);
         let compute = self.projections[0].weight.compute();
         for (i, (projection, (outputs, inputs))) in self.projections.iter().zip(sizes).enumerate() {
             let Projection { weight, bias } = projection;
@@ -165,6 +201,9 @@ impl Block {
     }
 }
 
+/// `u` `(N, R)` of every low-rank term, by projection.
+type Us = [Vec<f32>; 7];
+
 /// Everything that a pass through a block reads.
 #[derive(Clone, Copy)]
 struct Layer<'a> {
@@ -181,12 +220,11 @@ struct Saved {
     v: Vec<f32>,
     attended: Vec<f32>,
     log_sums: Vec<f32>,
-    /// `x` and what attention gave, before a norm that comes after.
+    /// What attention's projection makes, on top of `x` where there is no norm between: see [`Layer::after`].
     middle: Vec<f32>,
     gate: Vec<f32>,
     up: Option<Vec<f32>>,
     /// The same of the feed-forward layer, where a norm comes after it; the result elsewhere.
     sum: Option<Vec<f32>>,
-    /// `u` `(N, R)` of every low-rank term.
-    u: [Vec<f32>; 7],
+    us: Us,
 }

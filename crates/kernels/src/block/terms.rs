@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::gains::Output;
-use super::{Adapted, Layer, Projection};
+use super::{Adapted, Layer, Projection, Us};
 use crate::low_rank::Term;
 use crate::operand::Held;
 use crate::product::{Beneath, Prepared};
@@ -135,14 +135,16 @@ impl<'a> Layer<'a> {
         self.factors[number].as_ref()?.gain()
     }
 
-    /// `x` through the projections of some `numbers`, added to `onto` where that is given; keeps their `u`.
+    /// `x` through the projections of some `numbers`, added to `onto` where that is given; keeps their `us` where there is a
+    /// place for them.
     pub(super) fn project<const G: usize>(
         &self,
         numbers: [usize; G],
         x: &[f32],
         onto: Option<&[f32]>,
-        u: &mut [Vec<f32>; 7],
+        us: Option<&mut Us>,
     ) -> [Vec<f32>; G] {
+        let Some(us) = us else { return self.project_cached(numbers, x, onto) };
         let weight = &self.block.projections[numbers[0]].weight;
         let prepared = Prepared::new(weight.compute(), x, weight.cols());
         numbers.map(|number| {
@@ -153,7 +155,7 @@ impl<'a> Layer<'a> {
             let beneath = if gain.is_none() { beneath } else { Beneath::default() };
             let mut y = weight.product_onto(&prepared, beneath);
             if let Some(factors) = &self.factors[number] {
-                let (term, u) = (factors.term(), &mut u[number]);
+                let (term, u) = (factors.term(), &mut us[number]);
                 *u = term.down(&term.dropped(x, 0), factors.a());
                 term.add_up(u, factors.b(), &mut y);
             }
@@ -204,7 +206,7 @@ impl Pulled<'_> {
 
     /// `dA = vᵀ dropout(x)` and `dB = s · gᵀ u`, where they are asked for, to the pass's sums. A `u` that was not kept is made
     /// again.
-    pub(super) fn factor_gradients(&self, layer: &Layer<'_>, x: &[f32], u: &[Vec<f32>; 7]) {
+    pub(super) fn factor_gradients(&self, layer: &Layer<'_>, x: &[f32], us: &Us) {
         let Some(gradients) = &layer.pass.gradients else { return };
         for Part { number, g, v } in &self.0 {
             let Some(Factors { slot: Slot { term, a, b, .. }, a: of_a, .. }) = &layer.factors[*number] else {
@@ -215,7 +217,7 @@ impl Pulled<'_> {
                 gradients.sum(a, |da| term.add_a_gradient(v, &dropped, da));
             }
             if b.track_op() {
-                let u = &u[*number];
+                let u = &us[*number];
                 let made = u.is_empty().then(|| term.down(&dropped, of_a.values()));
                 gradients.sum(b, |db| term.add_b_gradient(g, made.as_ref().unwrap_or(u), db));
             }

@@ -12,8 +12,8 @@ use crate::pool::Disjoint;
 
 /// `y = gain ⊙ (x Wᵀ + u Bᵀ) + bias + onto` of some rows of x.
 pub(crate) struct Target<'a> {
-    /// `W` `(n, k)`.
-    pub(crate) w: Matrix<'a>,
+    /// `Wᵀ`, of `W` `(n, k)`.
+    pub(crate) w: Right<'a>,
     pub(crate) rest: Rest<'a>,
     /// `(m, n)`; what it held is not read.
     pub(crate) y: &'a mut [f32],
@@ -40,13 +40,14 @@ impl Prepared<'_> {
             return;
         }
         for Target { w, rest, y } in targets {
-            self.product(Right::new(*w, Direction::Forward), y, false);
+            let (_, n) = w.dims();
+            self.product(*w, y, false);
             if let Some((u, b)) = rest.term {
-                let dims = Dims { m: self.m, n: w.rows, k: u.len() / self.m.max(1) };
+                let dims = Dims { m: self.m, n, k: u.len() / self.m.max(1) };
                 nt(y, u, b, dims, Write::Add(1.0));
             }
             let rest = Rest { term: None, ..*rest };
-            let (n, step) = (w.rows, parts::rows_per_task(w.rows));
+            let step = parts::rows_per_task(n);
             let y = Disjoint::new(y);
             crate::pool::for_each(self.m.div_ceil(step), |i| {
                 rest.finish(&y, (i * step..self.m.min((i + 1) * step), 0..n), n);
@@ -58,7 +59,7 @@ impl Prepared<'_> {
     #[cfg(target_arch = "x86_64")]
     fn few_rows(&self, targets: &mut [Target<'_>]) -> bool {
         let Some(few) = self.few(targets) else { return false };
-        let ws: Vec<Matrix<'_>> = targets.iter().map(|target| target.w).collect();
+        let ws: Vec<Matrix<'_>> = targets.iter().map(|target| target.w.w).collect();
         let rests: Vec<Rest<'_>> = targets.iter().map(|target| target.rest).collect();
         let ys: Vec<_> = targets.iter_mut().map(|target| Disjoint::new(target.y)).collect();
         let finish =
@@ -77,7 +78,10 @@ impl Prepared<'_> {
     /// The left operand, where its rows are few and there are kernels for them.
     #[cfg(target_arch = "x86_64")]
     fn few(&self, targets: &[Target<'_>]) -> Option<Few<'_>> {
-        let rounds = |target: &Target<'_>| target.w.stored != crate::Stored::Bf16;
+        if targets.iter().any(|target| target.w.direction == Direction::Backward) {
+            return None;
+        }
+        let rounds = |target: &Target<'_>| target.w.w.stored != crate::Stored::Bf16;
         if let Some(x) = self.in_avx2() {
             return avx2::are_few(&x, Direction::Forward).then_some(Few::Avx2(x));
         }

@@ -28,6 +28,9 @@ fn a_chain_gives_what_its_blocks_give() {
             Case { head_norms: true, biases: true, dropout: 0.2, ..PLAIN },
             Case { gained: 0b101_0110, biases: true, ..PLAIN },
             Case { gained: 0x3f, ..ENCODER },
+            Case { sides: Sides::Around, gained: 0b101_0110, ..PLAIN },
+            Case { gained: 0b1, ..JOINED },
+            Case { gained: 0b101, ..NEOX },
             Case { adapted: 0b1000, ..PLAIN },
             Case { adapted: 0, ..PLAIN },
         ] {

@@ -1,5 +1,6 @@
 //! Against the fine-grained operations.
 
+mod cases;
 mod chain;
 mod other_ways;
 
@@ -7,101 +8,8 @@ use candle_core::{Device, Var};
 
 use super::*;
 use crate::testing::{WeightedSum, assert_close, flat, mapped, tensor, values};
-use crate::{CacheDtype, CacheRows, Compute, Dropout, Stored, add_bias, attention, decode, encode, linear};
-use crate::{activate, gated, layer_norm, rms_norm, rope, scale_columns};
-
-const HIDDEN: usize = 24;
-const INNER: usize = 40;
-const EPS: f64 = 1e-5;
-
-/// One of the blocks under test.
-#[derive(Clone, Copy)]
-#[expect(clippy::struct_excessive_bools, reason = "what varies from case to case")]
-struct Case {
-    /// Layer norms that come after, gates that open nothing: as in BERT.
-    encoder: bool,
-    causal: bool,
-    head_norms: bool,
-    biases: bool,
-    rotates: bool,
-    window: Option<usize>,
-    dropout: f32,
-    /// Bit `i`: projection `i` has a low-rank term.
-    adapted: u8,
-    /// Bit `i`: and a gain.
-    gained: u8,
-    track_x: bool,
-    compute: Compute,
-}
-
-const PLAIN: Case = Case {
-    encoder: false,
-    causal: true,
-    head_norms: false,
-    biases: false,
-    rotates: true,
-    window: None,
-    dropout: 0.0,
-    adapted: 0x7f,
-    gained: 0,
-    track_x: true,
-    compute: Compute::F32,
-};
-
-const ENCODER: Case =
-    Case { encoder: true, causal: false, biases: true, rotates: false, adapted: 0x3f, ..PLAIN };
-
-fn make(case: Case) -> Arc<Block> {
-    let shape = AttentionShape {
-        heads: 6,
-        kv_heads: 2,
-        head_dim: 8,
-        scale: 0.35,
-        causal: case.causal,
-        window: case.window,
-        cap: None,
-    };
-    let (q, k) = (shape.query_width(), shape.key_width());
-    let sizes = [(q, HIDDEN), (k, HIDDEN), (k, HIDDEN), (HIDDEN, q)];
-    let sizes = [&sizes[..], &[(INNER, HIDDEN), (HIDDEN, INNER), (INNER, HIDDEN)]].concat();
-    let projection = |i: usize| {
-        let (outputs, inputs) = sizes[i];
-        let values_of = values(20 + i as u64, outputs * inputs).iter().map(|w| w * 0.4).collect();
-        Projection {
-            weight: Weight::dense(values_of, outputs, inputs).unwrap().with_compute(case.compute),
-            bias: case.biases.then(|| values(40 + i as u64, outputs)),
-        }
-    };
-    let norm = |seed, size| match (values(seed, size), case.encoder) {
-        (gain, false) => Norm::Rms { gain, eps: EPS as f32 },
-        (gain, true) => Norm::Layer { gain, bias: values(seed + 4, size), eps: EPS as f32 },
-    };
-    let norms = [norm(51, HIDDEN), norm(52, HIDDEN)];
-    Arc::new(Block {
-        projections: (0..if case.encoder { 6 } else { 7 }).map(projection).collect(),
-        norms: if case.encoder { Norms::After(norms) } else { Norms::Before(norms) },
-        head_norms: case
-            .head_norms
-            .then(|| [53, 54].map(|seed| Norm::Rms { gain: values(seed, 8), eps: EPS as f32 })),
-        activation: if case.encoder { Activation::Gelu } else { Activation::Silu },
-        shape,
-        rotates: case.rotates,
-    })
-}
-
-fn pass(lengths: &[usize], recompute: bool) -> BlockPass {
-    let rows: usize = lengths.iter().sum();
-    let mut end = 0;
-    let segments = lengths.iter().map(|length| {
-        end += length;
-        end - length..end
-    });
-    let segments = segments.collect();
-    let angles: Vec<f32> = values(60, rows * 3).iter().map(|a| 3.0 * a).collect();
-    let table = |f: fn(f32) -> f32| angles.iter().map(|&a| f(a)).collect();
-    let rope = Arc::new(RopeTable { cos: table(f32::cos), sin: table(f32::sin), half: 3 });
-    BlockPass { segments, rope, recompute, gradients: Some(Gradients::default()) }
-}
+use crate::{CacheDtype, CacheRows, Compute, Dropout, Stored, decode, encode};
+use cases::*;
 
 /// The block as an operation of its own.
 fn block(x: &Tensor, block: &Block, pass: &BlockPass, adapted: &[Option<Adapted<'_>>; 7]) -> Result<Tensor> {
@@ -110,56 +18,6 @@ fn block(x: &Tensor, block: &Block, pass: &BlockPass, adapted: &[Option<Adapted<
 
 fn link<'a>(block: &Block, pass: &BlockPass, adapted: &[Option<Adapted<'a>>; 7]) -> Link<'a> {
     Link { block: Arc::new(block.clone()), pass: pass.clone(), adapted: adapted.clone() }
-}
-
-/// The same block in single operations.
-fn in_parts(
-    x: &Tensor,
-    block: &Block,
-    pass: &BlockPass,
-    adapted: &[Option<Adapted<'_>>; 7],
-) -> Result<Tensor> {
-    let vector = |values: &[f32]| Tensor::new(values, &Device::Cpu);
-    let norm = |x: &Tensor, norm: &Norm| match norm {
-        Norm::Rms { gain, .. } => rms_norm(x, &vector(gain)?, EPS),
-        Norm::Layer { gain, bias, .. } => layer_norm(x, &vector(gain)?, Some(&vector(bias)?), EPS),
-    };
-    let before = |i: usize, x: &Tensor| match &block.norms {
-        Norms::Before(norms) => norm(x, &norms[i]),
-        Norms::After(_) => Ok(x.clone()),
-    };
-    let after = |i: usize, sum: Tensor| match &block.norms {
-        Norms::Before(_) => Ok(sum),
-        Norms::After(norms) => norm(&sum, &norms[i]),
-    };
-    let project = |i: usize, x: &Tensor| {
-        let Projection { weight, bias } = &block.projections[i];
-        let bias = bias.as_deref().map(vector).transpose()?;
-        let low_rank = adapted[i].as_ref().map(|adapted| adapted.low_rank);
-        let Some(gain) = adapted[i].as_ref().and_then(|adapted| adapted.gain.as_ref()) else {
-            return linear(x, weight, bias.as_ref(), low_rank);
-        };
-        let y = scale_columns(&linear(x, weight, None, low_rank)?, gain)?;
-        bias.map_or_else(|| Ok(y.clone()), |bias| add_bias(&y, &bias))
-    };
-    let read = before(0, x)?;
-    let (mut q, mut k, v) = (project(0, &read)?, project(1, &read)?, project(2, &read)?);
-    if let Some([q_norm, k_norm]) = &block.head_norms {
-        (q, k) = (norm(&q, q_norm)?, norm(&k, k_norm)?);
-    }
-    if block.rotates {
-        let size = block.shape.head_dim;
-        (q, k) = (rope(&q, &pass.rope, size)?, rope(&k, &pass.rope, size)?);
-    }
-    let middle = after(0, (x + project(O, &attention(&q, &k, &v, &pass.segments, block.shape)?)?)?)?;
-    let read = before(1, &middle)?;
-    let gate = project(GATE, &read)?;
-    let inner = if block.is_gated() {
-        gated(&gate, &project(UP, &read)?, block.activation)?
-    } else {
-        activate(&gate, block.activation)?
-    };
-    after(1, (&middle + project(DOWN, &inner)?)?)
 }
 
 /// The value, and the gradients of x, of the factors and of the gains, where there are any.
@@ -173,7 +31,7 @@ fn run(
     let x = Var::from_tensor(&tensor(1, &[rows, HIDDEN])).unwrap();
     let parameters: Vec<[Var; 3]> = (0..7)
         .map(|i| {
-            let Projection { weight, .. } = block.projections.get(i).unwrap_or(&block.projections[GATE]);
+            let Projection { weight, .. } = block.projections.get(i).unwrap_or(&block.projections[0]);
             let (rank, seed) = (2 + i % 3, 70 + 3 * i as u64);
             let shapes: [&[usize]; 3] = [&[rank, weight.cols()], &[weight.rows(), rank], &[weight.rows()]];
             [0, 1, 2].map(|j| Var::from_tensor(&tensor(seed + j as u64, shapes[j])).unwrap())
@@ -230,6 +88,14 @@ fn value_and_gradients_are_those_of_the_single_operations() {
         ENCODER,
         Case { dropout: 0.3, biases: false, ..ENCODER },
         Case { head_norms: true, rotates: true, ..ENCODER },
+        Case { sides: Sides::Around, ..PLAIN },
+        Case { sides: Sides::Around, head_norms: true, biases: true, window: Some(4), dropout: 0.3, ..PLAIN },
+        JOINED,
+        Case { biases: true, head_norms: true, dropout: 0.3, ..JOINED },
+        GPT,
+        Case { dropout: 0.4, window: Some(5), rotates: true, ..GPT },
+        NEOX,
+        Case { dropout: 0.4, ..NEOX },
     ] {
         check(case, LENGTHS, 1e-5);
     }
@@ -241,6 +107,10 @@ fn any_part_may_be_frozen() {
         for track_x in [true, false] {
             check(Case { adapted, track_x, dropout: 0.2, ..PLAIN }, LENGTHS, 1e-5);
             check(Case { adapted: adapted & 0x3f, track_x, dropout: 0.2, ..ENCODER }, LENGTHS, 1e-5);
+            check(Case { adapted, track_x, sides: Sides::Around, ..PLAIN }, LENGTHS, 1e-5);
+            check(Case { adapted: adapted & 0xf, track_x, dropout: 0.2, ..JOINED }, LENGTHS, 1e-5);
+            check(Case { adapted: adapted & 0xf, track_x, dropout: 0.2, ..GPT }, LENGTHS, 1e-5);
+            check(Case { adapted: adapted & 0xf, track_x, dropout: 0.2, ..NEOX }, LENGTHS, 1e-5);
         }
     }
 }
@@ -255,6 +125,11 @@ fn gains_scale_all_but_bias_and_residual() {
         Case { gained: 0b010_1001, biases: true, dropout: 0.3, ..all },
         Case { gained: 0b101_0110, adapted: 0b101_0111, track_x: false, ..all },
         Case { gained: 0x3f, ..ENCODER },
+        Case { sides: Sides::Around, biases: true, ..all },
+        Case { gained: 0xf, biases: true, ..JOINED },
+        Case { gained: 0xf, biases: true, head_norms: true, ..JOINED },
+        Case { gained: 0xf, ..GPT },
+        Case { gained: 0xf, ..NEOX },
     ] {
         check(case, LENGTHS, 1e-5);
     }

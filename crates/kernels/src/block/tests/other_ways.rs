@@ -39,6 +39,10 @@ fn caches_give_what_one_pass_gives() {
         (Case { biases: true, gained: 0x7f, ..PLAIN }, 1e-5),
         // As a decoder might be: norms after, no gate.
         (Case { causal: true, ..ENCODER }, 1e-5),
+        (Case { sides: Sides::Around, head_norms: true, window: Some(4), ..PLAIN }, 1e-5),
+        (Case { biases: true, gained: 0x5, ..JOINED }, 1e-5),
+        (GPT, 1e-5),
+        (NEOX, 1e-5),
         // Where sums of another order fall on the other side of a rounding to bf16.
         (Case { compute: Compute::Bf16, ..PLAIN }, 1e-2),
     ] {
@@ -83,6 +87,7 @@ fn quantised(stored: Stored, compute: Compute) -> [Block; 2] {
             .iter()
             .map(|both: &[Weight; 2]| Projection { weight: both[which].clone(), bias: None })
             .collect(),
+        joined: Joined::default(),
         norms: Norms::Before([51, 52].map(|seed| Norm::Rms { gain: values(seed, hidden), eps: EPS as f32 })),
         head_norms: None,
         activation: Activation::Silu,

@@ -316,7 +316,7 @@ fn targets_are_finished_products() {
                 .iter()
                 .zip(&mut ys)
                 .map(|((bytes, kind, n, [u, b, gain, bias, onto]), y)| Target {
-                    w: Matrix::new(&bytes[1..], *kind, *n, k),
+                    w: Right::new(Matrix::new(&bytes[1..], *kind, *n, k), Direction::Forward),
                     rest: Rest { term: Some((u, b)), gain: Some(gain), bias: Some(bias), onto: Some(onto) },
                     y,
                 })
