@@ -225,6 +225,26 @@ fn compare_in_a_chat_leaves_the_conversation_as_it_was() {
     assert_eq!(again.trim(), first.trim());
 }
 
+/// The model was made for 128 tokens; GPT-2 has no place for more and ends there.
+#[test]
+fn a_text_that_outgrows_the_model_is_warned_about_once() {
+    let ask = Ask::new();
+    let warned = |err: &str| err.matches("and the model was made for 128").count();
+    let flags = ["generate", "--model", &ask.model, "--prompt", "The wick", "--max-tokens", "200"];
+    let found = taper(&[&flags[..], &["--prompt", "x", "--json"]].concat()).good();
+    assert_eq!(warned(&found.err), 1, "{}", found.err);
+    let run = taper_with("hello\nand now?\n/compare x\n", &[&["chat"], &flags[1..3], &flags[5..]].concat()).good();
+    assert_eq!(warned(&run.err), 1, "{}", run.err);
+    let lines = "The wick\n".repeat(300);
+    let run = taper_with(&lines, &["predict", "--model", &ask.model, "--max-new-tokens", "130"]).good();
+    assert_eq!(warned(&run.err), 1, "{}", run.err);
+    let run = taper(&[&flags[..6], &["20"]].concat()).good();
+    assert_eq!(run.err, "");
+    let gpt2 = ask.room.model("gpt2");
+    let run = taper(&["generate", "--model", &gpt2, "--prompt", "The wick", "--max-tokens", "200"]).good();
+    assert_eq!(run.err, "");
+}
+
 #[test]
 fn chatting_needs_a_template_and_says_so() {
     let ask = Ask::new();

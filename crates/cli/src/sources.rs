@@ -1,10 +1,11 @@
 //! What was typed to what it names: bases, adapters, prompts.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use taper_base::{Base, ModelDir, ModelSource, Task};
+use taper_base::{Base, Generation, ModelDir, ModelSource, Task};
 use taper_kernels::Compute;
 use taper_lora::LoraAdapter;
 
@@ -21,12 +22,27 @@ pub(crate) struct Loaded {
     pub(crate) adapter: LoraAdapter,
 }
 
-/// Says so where a sequence of `tokens` tokens is longer than the base was made for.
+/// Says so where a sequence of `tokens` tokens is longer than the base was made for, once a run. Not where places end: such a
+/// base ends a text by itself.
 pub(crate) fn warn_beyond(base: &Base, tokens: usize) {
+    static WARNED: Once = Once::new();
     let made_for = base.model.sizes().max_position_embeddings;
-    if tokens > made_for {
-        say(format_args!("warning: up to {tokens} tokens at a time, and the model was made for {made_for}"));
+    if tokens > made_for && base.model.places().is_none() {
+        WARNED.call_once(|| {
+            say(format_args!(
+                "warning: up to {tokens} tokens at a time, and the model was made for {made_for}"
+            ));
+        });
     }
+}
+
+/// [`warn_beyond`] for what `made` brought the prompts to. An encoder-decoder keeps the two apart.
+pub(crate) fn warn_beyond_made(base: &Base, prompts: &[Vec<u32>], made: &[Generation]) {
+    let length = |(prompt, made): (&Vec<u32>, &Generation)| match base.model.decoder_start() {
+        Some(_) => prompt.len().max(1 + made.tokens.len()),
+        None => prompt.len() + made.tokens.len(),
+    };
+    warn_beyond(base, prompts.iter().zip(made).map(length).max().unwrap_or(0));
 }
 
 /// Opens a base that is to write text.

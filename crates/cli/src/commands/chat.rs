@@ -157,7 +157,7 @@ impl Talk<'_> {
     }
 
     fn reply(&mut self) -> anyhow::Result<String> {
-        let ids = sources::chat_ids(self.base, &self.conversation(None))?;
+        let ids = [sources::chat_ids(self.base, &self.conversation(None))?];
         let mut session = std::mem::replace(&mut self.session, Session::new(self.base));
         let mut broken = None;
         let mut on_text = |_: usize, piece: &str| {
@@ -165,9 +165,10 @@ impl Talk<'_> {
                 broken.get_or_insert(error);
             }
         };
-        let generation = session.generate(self.adapter(), &ids, &self.options, &mut on_text)?;
+        let generation = session.generate(self.adapter(), &ids[0], &self.options, &mut on_text)?;
         self.session = session;
         print("")?;
+        sources::warn_beyond_made(self.base, &ids, std::slice::from_ref(&generation));
         broken.map_or(Ok(generation.text), Err)
     }
 
@@ -193,6 +194,7 @@ impl Talk<'_> {
             self.adapters.iter().map(|loaded| (loaded.name.as_str(), &loaded.adapter as &dyn Adapter));
         for (name, adapter) in std::iter::once(base).chain(named) {
             let generations = taper_base::generate(self.base, adapter, &ids, &self.options, &mut |_, _| ())?;
+            sources::warn_beyond_made(self.base, &ids, &generations);
             for generation in generations {
                 print(format_args!("{name} | {}", generation.text.trim()))?;
             }

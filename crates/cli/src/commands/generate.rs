@@ -75,10 +75,16 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         };
         answers.push(Answers { name, generations });
     }
+    if stream {
+        print("")?;
+    }
+    for answer in &answers {
+        sources::warn_beyond_made(&base, &ids, &answer.generations);
+    }
     if args.json {
         return print(as_json(&texts, &answers));
     }
-    if stream { Ok(print("")?) } else { print_answers(&texts, &answers) }
+    if stream { Ok(()) } else { print_answers(&texts, &answers) }
 }
 
 /// Which adapters answer: all and the base to compare, else the one that was given, or the base.

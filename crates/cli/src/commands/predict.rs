@@ -233,6 +233,7 @@ fn of_adapter(
     if base.task == Task::CausalLm {
         let options = GenerationOptions { max_tokens, ..GenerationOptions::default() };
         let made = taper_base::generate(base, adapter, &prompts, &options, &mut |_, _| ())?;
+        sources::warn_beyond_made(base, &prompts, &made);
         return Ok(made
             .into_iter()
             .map(|made| [("answer".to_owned(), json!(made.text))].into_iter().collect())
