@@ -163,7 +163,7 @@ fn values_that_are_no_numbers_are_found() {
     good.eval().bad(&["loss is NaN"]);
     good.train(&[]).bad(&["step 1", "NaN"]);
     assert!(!good.room.path("out/adapter_model.safetensors").exists());
-    let found = taper(&["inspect", &good.model, "--json"]).json();
+    let found = taper(&["inspect", &good.model, "--json"]).problems();
     assert!(found["problems"].to_string().contains(Q), "{}", found["problems"]);
 }
 
@@ -257,7 +257,7 @@ fn pickled_weights_are_refused_with_a_way_out() {
     std::fs::rename(good.room.path(ADAPTER), good.room.path("llama-adapter/adapter_model.bin"))
         .expect("renamed");
     good.eval_adapter().bad(&["adapter_model.bin", "pickle", "safe_serialization"]);
-    let found = taper(&["inspect", &good.adapter, "--json"]).json();
+    let found = taper(&["inspect", &good.adapter, "--json"]).problems();
     assert!(found["problems"].to_string().contains("adapter_model.bin"), "{found}");
 }
 

@@ -144,11 +144,14 @@ fn inspect_lists_problems_where_loading_refuses() {
     let path = "llama-dora-adapter/adapter_model.safetensors";
     let bytes = room.bytes(path);
     room.write(path, &bytes[..bytes.len() - 100]);
-    let found = taper(&["inspect", &adapter, "--json"]).json();
+    let found = taper(&["inspect", &adapter, "--json"]).problems();
     assert!(found["problems"].to_string().contains("adapter_model.safetensors"), "{}", found["problems"]);
+    let run = taper(&["inspect", &adapter]);
+    assert!(run.code == Some(1) && run.out.contains("problems:\n  - "), "{run:?}");
+    assert!(run.err.contains("llama-dora-adapter: a problem was found"), "{}", run.err);
     room.write(path, &bytes);
     let other = room.adapter("llama-head-dim");
-    let found = taper(&["inspect", &other, "--model", &model, "--json"]).json();
+    let found = taper(&["inspect", &other, "--model", &model, "--json"]).problems();
     assert!(found["problems"].to_string().contains("q_proj"), "{}", found["problems"]);
     taper(&["inspect", &room.arg("nothing")]).bad(&["nothing"]);
 }

@@ -206,9 +206,20 @@ impl Run {
 
     /// stdout, which has to be one JSON object and nothing else.
     pub(crate) fn json(self) -> Value {
-        let run = self.good();
+        self.good().object()
+    }
+
+    /// As [`Run::json`], of an `inspect` that found problems: the object is printed whole, and the program ends with 1.
+    pub(crate) fn problems(self) -> Value {
+        assert!(self.code == Some(1) && self.err.contains("found"), "{}\n{}", self.err, self.out);
+        let found = self.object();
+        assert_ne!(found["problems"], serde_json::json!([]));
+        found
+    }
+
+    fn object(self) -> Value {
         let value: Value =
-            serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {}", run.out));
+            serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out));
         assert!(value.is_object(), "{value}");
         value
     }

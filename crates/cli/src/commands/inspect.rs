@@ -1,5 +1,6 @@
 //! `taper inspect`: what an adapter or model folder holds, and what is wrong with it.
 
+use anyhow::bail;
 use clap::Args;
 use taper_base::{Base, ModelDir, ModelSource};
 use taper_kernels::Compute;
@@ -10,7 +11,7 @@ use crate::output::{bytes, count, print, table};
 /// Tensors listed without --all.
 const SHOWN: usize = 12;
 
-/// Show what an adapter or model holds, and what is wrong with it.
+/// Show what an adapter or model holds, and what is wrong with it; the exit status is 1 where anything is.
 #[derive(Args)]
 pub(crate) struct InspectArgs {
     /// An adapter or model: a folder, a .gguf file, a hub id, or `tiny`
@@ -47,9 +48,15 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let base = args.model.as_ref().map(open).transpose()?;
     let found = taper_merge::inspect(&dir, base.as_ref())?;
     if args.json {
-        return print(serde_json::to_string(&found)?);
+        print(serde_json::to_string(&found)?)?;
+    } else {
+        print(describe(&found, args.all))?;
     }
-    print(describe(&found, args.all))
+    match found.problems.len() {
+        0 => Ok(()),
+        1 => bail!("{}: a problem was found", found.path),
+        several => bail!("{}: {several} problems were found", found.path),
+    }
 }
 
 fn describe(found: &Inspection, all: bool) -> String {
@@ -58,12 +65,16 @@ fn describe(found: &Inspection, all: bool) -> String {
         parts.push(modules(found, all));
     }
     parts.push(tensors(found, all));
+    let list = |name: &str, lines: &[String]| {
+        let lines: String = lines.iter().map(|line| format!("\n  - {line}")).collect();
+        format!("{name}:{lines}")
+    };
+    if !found.notes.is_empty() {
+        parts.push(list("notes", &found.notes));
+    }
     parts.push(match found.problems.as_slice() {
         [] => "no problems found".to_owned(),
-        problems => {
-            let lines = problems.iter().map(|problem| format!("  - {problem}"));
-            format!("problems:\n{}", lines.collect::<Vec<_>>().join("\n"))
-        }
+        problems => list("problems", problems),
     });
     parts.join("\n\n")
 }

@@ -58,10 +58,12 @@ fn read_config(found: &mut Inspection, dir: &Path) -> LoraConfig {
     };
     match &config.base_model_name_or_path {
         None if found.config.is_object() => {
-            found.problem("base_model_name_or_path is not set: nobody can tell which base it is for");
+            found
+                .notes
+                .push("base_model_name_or_path is not set: nobody can tell which base it is for".into());
         }
         Some(base) if is_local(base) => {
-            found.problem(format!(
+            found.notes.push(format!(
                 "base_model_name_or_path is a path on one machine (`{base}`): others cannot find the base"
             ));
         }

@@ -104,6 +104,8 @@ pub struct Inspection {
     pub model: Option<ModelFacts>,
     /// Weight files.
     pub files: Vec<FileFacts>,
+    /// What nothing is wrong with and others would stumble over, in words.
+    pub notes: Vec<String>,
     /// What is wrong, in words; empty if nothing was found.
     pub problems: Vec<String>,
 }
@@ -149,6 +151,7 @@ impl Inspection {
             modules: Vec::new(),
             model: None,
             files: Vec::new(),
+            notes: Vec::new(),
             problems: Vec::new(),
         }
     }

@@ -128,8 +128,6 @@ fn what_is_wrong_with_an_adapter_is_listed() {
         (json!({"target_modules": ["q_proj", "k_poj"]}), &[], Some(&["target_modules", "k_poj"])),
         (json!({"rank_pattern": {"^q_proj": 2}}), &[], Some(&["rank_pattern", "^q_proj"])),
         (json!({"modules_to_save": ["score"]}), &[], Some(&["modules_to_save", "score"])),
-        (json!({"base_model_name_or_path": "/home/me/llama"}), &[], Some(&["one machine"])),
-        (json!({"base_model_name_or_path": null}), &[], Some(&["base_model_name_or_path is not set"])),
         (json!({"use_qalora": true}), &[], Some(&["use_qalora"])),
         (json!({"peft_type": "IA3"}), &[], Some(&["peft_type"])),
         (json!({"new_field": 1}), &[], Some(&["new_field"])),
@@ -139,6 +137,11 @@ fn what_is_wrong_with_an_adapter_is_listed() {
             Some(words) => assert_problem(dir, words),
             None => assert_eq!(problems(dir), [""; 0]),
         }
+    }
+    for (base, words) in [(json!("/home/me/llama"), "one machine"), (Value::Null, "is not set")] {
+        broken(dir, &json!({"base_model_name_or_path": base}), &[]);
+        let found = inspect(dir, None).unwrap();
+        assert!(found.problems.is_empty() && found.notes[0].contains(words), "{found:?}");
     }
 }
 
