@@ -1,6 +1,7 @@
 //! Text to token ids and back, exactly as the model's own tokenizer files say. Which text to encode, and which tokens to
 //! learn, is for others to decide.
 
+mod charsmap;
 mod inputs;
 mod settings;
 #[cfg(test)]
@@ -146,9 +147,11 @@ fn file(dir: &ModelDir, settings: &mut Settings) -> Result<(PathBuf, Vec<u8>), E
     Ok((path, json.to_string().into_bytes()))
 }
 
-/// The parts of `tokenizer.json` over which the crate panics where they are no JSON.
+/// The parts of `tokenizer.json` over which the crate panics where they are no JSON or, of the normalizer, damaged.
 #[derive(serde::Deserialize)]
 struct Fragile {
+    #[serde(default)]
+    normalizer: serde_json::Value,
     #[serde(default, rename = "decoder")]
     _decoder: serde_json::Value,
 }
@@ -161,7 +164,8 @@ fn read(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer, Error> {
             format!("not a tokenizer that taper can read ({source}); download or convert it again"),
         )
     };
-    serde_json::from_slice::<Fragile>(bytes).map_err(|source| refused(&source))?;
+    let fragile: Fragile = serde_json::from_slice(bytes).map_err(|source| refused(&source))?;
+    charsmap::check(&fragile.normalizer).map_err(|source| refused(&source))?;
     let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|source| refused(&source))?;
     inner.with_truncation(None).map_err(|source| Error::file(path, source.to_string()))?;
     inner.with_padding(None);

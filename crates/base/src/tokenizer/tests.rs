@@ -38,6 +38,11 @@ fn made_up(change: impl FnOnce(&mut Value), others: &[(&str, Value)]) -> Result<
             "vocab": {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "c": 6}}
     });
     change(&mut file);
+    opened(&file, others)
+}
+
+/// The tokenizer of a folder with `file` and the given others.
+pub(super) fn opened(file: &Value, others: &[(&str, Value)]) -> Result<Tokenizer, Error> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
     for (name, value) in others {
