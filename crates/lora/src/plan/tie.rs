@@ -1,7 +1,7 @@
 //! Heads whose weight is the embedding's.
 
 use super::{BaseModules, Origin, Plan, Site};
-use crate::matching::Matcher;
+use crate::matching::{Candidate, Matcher};
 use crate::{Error, Names};
 
 /// `EMBEDDING_LAYER_NAMES` of PEFT (`utils/constants.py`, 0.21.2).
@@ -9,6 +9,15 @@ const EMBEDDINGS: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// What T5 calls the embedding of both its halves.
 const SHARED: &str = "shared";
+
+/// What PEFT trains of a T5 and taper does not, by the names in transformers: the halves' own views of the embedding, and the biases
+/// of their first layers.
+const FROZEN: [&str; 4] = [
+    "encoder.embed_tokens",
+    "decoder.embed_tokens",
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+];
 
 impl<'a> Plan<'a> {
     /// Decides what becomes of a head whose weight is the embedding's (`LoraModel._add_modules_to_save_to_tie`).
@@ -28,6 +37,9 @@ impl<'a> Plan<'a> {
                 "`{SHARED}` cannot be trained: in transformers (5.23) encoder and decoder of a T5 hold embeddings of their own, so \
                  that PEFT's `{SHARED}` reaches neither: leave it out of target_modules and modules_to_save"
             )));
+        }
+        if embedding == SHARED {
+            refuse_frozen(matcher)?;
         }
         let targeted = embedding_targeted || is_targeted(base.head);
         let known = self.names_what_is_tied(matcher)?;
@@ -81,4 +93,21 @@ impl<'a> Plan<'a> {
         };
         Ok(targeted || self.config.modules_to_save.iter().any(is_known))
     }
+}
+
+fn refuse_frozen(matcher: &Matcher) -> Result<(), Error> {
+    for path in FROZEN {
+        if matcher.saves(path) || matcher.targets(Candidate { path, in_all_linear: false })? {
+            let what = if path.ends_with("embed_tokens") {
+                "keeps one embedding for both halves of a T5, where PEFT gives each half its own"
+            } else {
+                "keeps the attention biases of a T5 as they are"
+            };
+            return Err(Error::target(format!(
+                "`{path}` cannot be trained: taper {what}: leave it out of target_modules and modules_to_save and train again, or \
+                 run the adapter in PEFT"
+            )));
+        }
+    }
+    Ok(())
 }

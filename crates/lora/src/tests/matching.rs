@@ -252,4 +252,22 @@ fn an_embedding_that_peft_does_not_know_ties_no_head_and_that_of_t5_is_refused()
     let t5 = called("shared");
     let error = LoraAdapter::fresh(config(&["shared"], true), t5.modules(), 0).unwrap_err().to_string();
     assert!(error.contains("PEFT's `shared` reaches neither"), "{error}");
+    let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias";
+    for (targets, saved, words) in [
+        (
+            list(&["up_proj", "decoder.embed_tokens"]),
+            &[][..],
+            "`decoder.embed_tokens` cannot be trained: taper keeps one",
+        ),
+        (pattern(r".*(up_proj|embed_tokens)"), &[], "`encoder.embed_tokens` cannot be trained"),
+        (list(&["up_proj", "relative_attention_bias"]), &[], bias),
+        (list(&["up_proj"]), &["relative_attention_bias"], bias),
+    ] {
+        let config = LoraConfig { modules_to_save: strings(saved), ..with_targets(targets) };
+        for origin in [Origin::Folder, Origin::Fresh] {
+            let error = Plan::new(config.clone(), &t5.modules(), origin).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("leave it out of target_modules"), "{error}");
+        }
+    }
+    assert!(LoraAdapter::fresh(with_targets(pattern("all-linear")), t5.modules(), 0).is_ok());
 }
