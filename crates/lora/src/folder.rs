@@ -174,7 +174,15 @@ impl Folder {
     /// The trainable parameters, unless something is wrong.
     fn finish(mut self, adapter: &LoraAdapter) -> Result<BTreeMap<String, Var>, Error> {
         for key in &self.left {
-            self.problems.unexpected(&self.names[key]);
+            let name = &self.names[key];
+            let meant =
+                without_adapter_name(key).map(|(plain, adapter)| (format!("{PREFIX}{plain}"), adapter));
+            match meant {
+                Some((meant, adapter)) if self.problems.lacks(&meant) => {
+                    self.problems.named(name, adapter, &meant);
+                }
+                _ => self.problems.unexpected(name),
+            }
         }
         match self.problems.report(adapter.config.base_model_name_or_path.as_deref()) {
             None => Ok(self.vars),
@@ -213,10 +221,33 @@ impl Source for Folder {
     }
 }
 
-/// A key without the prefixes of PEFT's wrapper and of `torch.compile`.
+/// A key without the prefixes of PEFT's wrapper and of `torch.compile`, by the name that `save_pretrained` gives it: PEFT reads that
+/// of its own `state_dict` as well, where its adapter is called `default`.
 fn plain(name: &str) -> String {
     let name = name.replace("_orig_mod.", "");
-    name.strip_prefix(PREFIX).map(str::to_owned).unwrap_or(name)
+    let name = name.strip_prefix(PREFIX).map(str::to_owned).unwrap_or(name);
+    match without_adapter_name(&name) {
+        Some((plain, "default")) => plain,
+        _ => name.strip_suffix(".lora_magnitude_vector.weight").map(magnitude).unwrap_or(name),
+    }
+}
+
+fn magnitude(module: &str) -> String {
+    format!("{module}.lora_magnitude_vector")
+}
+
+/// A key of the `state_dict` of a PEFT model, as `save_pretrained` would write it, and the adapter's name that stood in it.
+fn without_adapter_name(name: &str) -> Option<(String, &str)> {
+    let (module, end) = name.rsplit_once(".lora_")?;
+    let mut parts = end.split('.');
+    let (kind, adapter, rest) = (parts.next()?, parts.next()?, parts.next());
+    let plain = match (kind, rest) {
+        ("A" | "B", Some("weight")) | ("B", Some("bias")) => format!("{module}.lora_{kind}.{}", rest?),
+        ("magnitude_vector", Some("weight")) => magnitude(module),
+        ("embedding_A" | "embedding_B", None) => format!("{module}.lora_{kind}"),
+        _ => return None,
+    };
+    parts.next().is_none().then_some((plain, adapter))
 }
 
 enum Difference {

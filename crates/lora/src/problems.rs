@@ -12,6 +12,8 @@ pub(crate) struct Problems {
     pub(crate) unexpected: Vec<String>,
     pub(crate) misshaped: Vec<String>,
     pub(crate) not_finite: Vec<String>,
+    /// What is wrong with the name of a tensor that is missing under another.
+    named: Option<String>,
     /// Whether some shape differs in more than the rank, or factors are of a module that the base lacks.
     pub(crate) other_base: bool,
 }
@@ -31,6 +33,22 @@ impl Problems {
         let why = if whole { why } else { "" };
         self.other_base |= key.contains(".lora_");
         self.unexpected.push(format!("`{key}`{why}"));
+    }
+
+    /// Whether the tensor `key` is missing.
+    pub(crate) fn lacks(&self, key: &str) -> bool {
+        self.missing.contains(&format!("`{key}`"))
+    }
+
+    /// Notes a tensor `key` that has the name of an `adapter` in it, where one without was `expected`.
+    pub(crate) fn named(&mut self, key: &str, adapter: &str, expected: &str) {
+        self.unexpected.push(format!("`{key}`"));
+        self.named.get_or_insert_with(|| {
+            format!(
+                "the names have an adapter's name, `{adapter}`, in them, as in a PEFT model's state_dict: `{key}`, expected \
+                 `{expected}`; save the adapter with save_pretrained, or rename the tensors"
+            )
+        });
     }
 
     /// All of it, with a guess at the reason; none where nothing is wrong. `made_for` is the base that the adapter names.
@@ -55,7 +73,9 @@ impl Problems {
         if lines.is_empty() {
             return None;
         }
-        if self.other_base || (!self.missing.is_empty() && !self.unexpected.is_empty()) {
+        if let Some(named) = self.named.as_ref().filter(|_| !self.other_base) {
+            lines.push(format!("  {named}"));
+        } else if self.other_base || (!self.missing.is_empty() && !self.unexpected.is_empty()) {
             let made_for = made_for.unwrap_or("a base it does not name");
             lines.push(format!("  is this the adapter of another base? it was made for {made_for}"));
         } else if !self.misshaped.is_empty() {

@@ -167,6 +167,42 @@ fn keys_without_the_prefix_or_with_that_of_compile_are_read() {
     }
 }
 
+/// PEFT 0.21.2 reads these whole, but with another adapter's name nothing of them.
+#[test]
+fn the_names_of_a_state_dict_are_read_where_peft_does() {
+    let renamed = |key: &str, name: &str| match key.rsplit_once(".lora_") {
+        Some((module, "magnitude_vector")) => format!("{module}.lora_magnitude_vector.{name}.weight"),
+        Some((module, end)) => match end.split_once('.') {
+            Some((kind, rest)) => format!("{module}.lora_{kind}.{name}.{rest}"),
+            None => format!("{module}.lora_{end}.{name}"),
+        },
+        None => key.to_owned(),
+    };
+    for (name, config) in configs() {
+        let toy = Toy::new(false);
+        let adapter = toy.trained(&config);
+        let dir = saved(&adapter);
+        let write = |rename: &dyn Fn(&str) -> String| {
+            rewrite(dir.path(), &adapter, |tensors| {
+                let old = std::mem::take(tensors);
+                tensors.extend(old.into_iter().map(|(key, t)| (rename(&key), t)));
+            });
+        };
+        write(&|key| renamed(key, "default"));
+        let loaded = LoraAdapter::load(dir.path(), toy.modules()).unwrap();
+        assert_eq!(toy.logits(&loaded), toy.logits(&adapter.frozen()), "{name}");
+        write(&|key| key.replace("lora_magnitude_vector", "lora_magnitude_vector.weight"));
+        LoraAdapter::load(dir.path(), toy.modules()).unwrap();
+        let Some(key) = adapter.tensors().keys().find(|key| key.contains(".lora_")) else { continue };
+        write(&|key| renamed(key, "sql"));
+        let error = load_error(dir.path(), &toy);
+        for words in ["an adapter's name, `sql`, in them", &format!("expected `{key}`"), "save_pretrained"] {
+            assert!(error.contains(words), "{name}: {words}: {error}");
+        }
+        assert!(!error.contains("another base"), "{name}: {error}");
+    }
+}
+
 #[test]
 fn copies_of_the_bases_weights_are_passed_over() {
     let toy = Toy::new(false);

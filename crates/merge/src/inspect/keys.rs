@@ -22,7 +22,7 @@ pub(super) enum Part {
     Whole,
 }
 
-const PARTS: [(&str, Part, bool); 9] = [
+const PARTS: [(&str, Part, bool); 15] = [
     (".lora_A.weight", Part::A, false),
     (".lora_B.weight", Part::B, false),
     (".lora_B.bias", Part::BBias, false),
@@ -30,6 +30,13 @@ const PARTS: [(&str, Part, bool); 9] = [
     (".lora_embedding_B", Part::B, true),
     (".lora_magnitude_vector", Part::Magnitude, false),
     (".lora_magnitude_vector.weight", Part::Magnitude, false),
+    // As in the state_dict of a PEFT model, which PEFT reads as well.
+    (".lora_A.default.weight", Part::A, false),
+    (".lora_B.default.weight", Part::B, false),
+    (".lora_B.default.bias", Part::BBias, false),
+    (".lora_embedding_A.default", Part::A, true),
+    (".lora_embedding_B.default", Part::B, true),
+    (".lora_magnitude_vector.default.weight", Part::Magnitude, false),
     (".base_layer.weight", Part::Base, false),
     (".base_layer.bias", Part::Base, false),
 ];
@@ -83,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_that_peft_writes_is_known() {
+    fn every_key_that_peft_writes_or_reads_is_known() {
         let q = "model.layers.0.self_attn.q_proj";
         let cases = [
             (format!("{PREFIX}{q}.lora_A.weight"), (q, Part::A, false)),
@@ -91,6 +98,8 @@ mod tests {
             (format!("{PREFIX}{q}.lora_magnitude_vector"), (q, Part::Magnitude, false)),
             (format!("{PREFIX}{q}.base_layer.bias"), (q, Part::Base, false)),
             (format!("{q}.lora_B.weight"), (q, Part::B, false)),
+            (format!("{PREFIX}{q}.lora_A.default.weight"), (q, Part::A, false)),
+            (format!("{PREFIX}{q}.lora_magnitude_vector.default.weight"), (q, Part::Magnitude, false)),
             (format!("{PREFIX}model.embed_tokens.lora_embedding_A"), ("model.embed_tokens", Part::A, true)),
             (format!("{PREFIX}lm_head.weight"), ("lm_head", Part::Whole, false)),
         ];
