@@ -1,6 +1,6 @@
 //! What stands in an output folder: it is replaced when asked to, and by one run at a time.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Room, start, taper, wait_until};
 
@@ -101,10 +101,53 @@ fn the_commands_that_come_next_run_as_they_are_printed() {
     let commands: Vec<&str> = shown.lines().filter_map(|line| line.strip_prefix("  taper ")).collect();
     assert_eq!(commands.len(), 3, "{shown}");
     for command in commands {
-        let run = std::process::Command::new("sh")
-            .args(["-c", &format!("\"$0\" {command}"), env!("CARGO_BIN_EXE_taper")])
-            .output()
-            .expect("sh");
-        assert!(run.status.success(), "{command}: {}", String::from_utf8_lossy(&run.stderr));
+        as_printed(command);
     }
+}
+
+/// What `taper` and `command`, as a shell reads it, print.
+fn as_printed(command: &str) -> String {
+    let run = std::process::Command::new("sh")
+        .args(["-c", &format!("\"$0\" {command}"), env!("CARGO_BIN_EXE_taper")])
+        .output()
+        .expect("sh");
+    assert!(run.status.success(), "{command}: {}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8(run.stdout).expect("UTF-8")
+}
+
+#[test]
+fn the_evaluation_that_comes_next_is_of_rows_that_were_set_aside() {
+    let room = Room::new();
+    let rows = |from: usize| -> Vec<_> {
+        (from..from + 16)
+            .map(|i| json!({ "prompt": format!("row {i} "), "completion": "and ".repeat(i) }))
+            .collect()
+    };
+    let (model, data, out) = (room.model("llama"), room.rows("rows.jsonl", &rows(0)), room.arg("out"));
+    let other = room.rows("other.jsonl", &rows(16));
+    let measured = |more: &[&str]| {
+        let shown = taper(&flags(&model, &data, &out, &[&["--force"], more].concat())).good().err;
+        let eval = shown.lines().find_map(|line| line.strip_prefix("  taper eval ")).expect("a command");
+        let found: Value =
+            serde_json::from_str(&as_printed(&format!("eval {eval} --json"))).expect("one object");
+        let valid = &room.json("out/eval.json")["splits"]["valid"];
+        let [printed, trained] = [&found, &valid["adapted"]].map(|of| of["loss"].as_f64().expect("a loss"));
+        assert!((printed - trained).abs() < 1e-6, "{eval}: {printed} {trained}");
+        assert_eq!(found["examples"], valid["examples"], "{eval}");
+        eval.to_owned()
+    };
+    let split = measured(&["--eval-split", "0.25", "--seed", "3"]);
+    assert!(split.contains("rows.jsonl --eval-split 0.25 --seed 3"), "{split}");
+    assert!(measured(&["--eval-data", &other]).contains("other.jsonl"));
+    // Of a folder with test rows those are measured, which were set aside as well.
+    std::fs::create_dir(room.path("set")).expect("a folder");
+    let parts = [rows(0), rows(16)];
+    for (name, rows) in ["set/train.jsonl", "set/test.jsonl"].iter().zip(&parts) {
+        room.rows(name, rows);
+    }
+    let shown =
+        taper(&flags(&model, &room.arg("set"), &out, &["--force", "--eval-split", "0.25"])).good().err;
+    assert!(shown.contains("set\n") && !shown.contains("--eval-split"), "{shown}");
+    let twice = ["eval", "--model", &model, "--data", &data, "--eval-split", "1.5"];
+    taper(&twice).bad(&["`eval_split` is 1.5", "give another share"]);
 }

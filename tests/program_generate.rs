@@ -233,7 +233,8 @@ fn a_text_that_outgrows_the_model_is_warned_about_once() {
     let flags = ["generate", "--model", &ask.model, "--prompt", "The wick", "--max-tokens", "200"];
     let found = taper(&[&flags[..], &["--prompt", "x", "--json"]].concat()).good();
     assert_eq!(warned(&found.err), 1, "{}", found.err);
-    let run = taper_with("hello\nand now?\n/compare x\n", &[&["chat"], &flags[1..3], &flags[5..]].concat()).good();
+    let run =
+        taper_with("hello\nand now?\n/compare x\n", &[&["chat"], &flags[1..3], &flags[5..]].concat()).good();
     assert_eq!(warned(&run.err), 1, "{}", run.err);
     let lines = "The wick\n".repeat(300);
     let run = taper_with(&lines, &["predict", "--model", &ask.model, "--max-new-tokens", "130"]).good();

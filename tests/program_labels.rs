@@ -155,7 +155,12 @@ fn numbers_pairs_and_weights_are_learned() {
         [row("aaa", "aaa", 1.5), row("aaa", "zzz", -0.5), row("zzz", "zzz", 1.5), row("zzz", "aaa", -0.5)];
     let data = room.rows("pairs.jsonl", &pairs);
     let more = ["--eval-data", &data, "--epochs", "40", "--batch-size", "4"];
-    train(&room, "bert-classify", &data, &more).good();
+    let run = train(&room, "bert-classify", &data, &more).good();
+    assert!(
+        run.out.contains("\naaa\nzzz\n  expected  -0.5\n"),
+        "each text of a pair has its line: {}",
+        run.out
+    );
     assert_eq!(config(&room, "out/config.json")["problem_type"], "regression");
     let eval = config(&room, "out/eval.json");
     let adapted = &eval["splits"]["valid"]["adapted"];

@@ -80,8 +80,8 @@ impl Question {
 pub struct Known {
     /// What is asked.
     pub question: Question,
-    /// Its text, as the tokens have it.
-    pub text: String,
+    /// Its text, as the tokens have it; both of a pair.
+    pub texts: Vec<String>,
     /// The label or number of its row.
     pub label: String,
 }
@@ -104,9 +104,20 @@ pub fn known(
             Learn::Number(value) => value.to_string(),
             Learn::Tokens(_) | Learn::Tags(_) => String::new(),
         };
-        let text = base.tokenizer.decode(&example.tokens)?;
-        Ok(Known { question: Question { example, words: Vec::new() }, text, label })
+        let tokens = &base.tokenizer;
+        // The tokens of a pair decode to both texts in one. Each is shown no longer than what the model reads of both.
+        let part = |text: &String| {
+            let mut ids = tokens.encode_bare(text)?;
+            ids.truncate(example.tokens.len());
+            tokens.decode(&ids)
+        };
+        let texts = match example.texts.as_slice() {
+            pair @ [_, _] => pair.iter().map(part).collect::<Result<_, _>>()?,
+            _ => vec![tokens.decode(&example.tokens)?],
+        };
+        Ok(Known { question: Question { example, words: Vec::new() }, texts, label })
     };
+    let options = &DataOptions { texts: true, ..options.clone() };
     first_examples(files, &base.tokenizer, options, count)?.into_iter().map(known).collect()
 }
 

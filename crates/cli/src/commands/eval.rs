@@ -28,6 +28,12 @@ pub(crate) struct EvalArgs {
     data: String,
     #[command(flatten)]
     reading: ReadingArgs,
+    /// Measure on the training rows that `taper train` with this --eval-split, and this --seed, set aside
+    #[arg(long, value_name = "SHARE")]
+    eval_split: Option<f64>,
+    /// Seed of that choice
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "eval_split")]
+    seed: u64,
     /// Metrics of greedy answers to the rows' prompts: bleu, chrf, rougeL, rouge1 and others
     #[arg(long, value_name = "METRICS", value_delimiter = ',')]
     metrics: Vec<String>,
@@ -53,8 +59,11 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let length = taper_train::max_length(&base, options.max_length);
     options.max_length = Some(length);
     let files = DataFiles::named(&args.data)?;
-    let set =
-        DataSet::load(files.first(&[Split::Test, Split::Valid, Split::Train])?, &base.tokenizer, &options)?;
+    let load = |splits: &[Split]| DataSet::load(files.first(splits)?, &base.tokenizer, &options);
+    let set = match args.eval_split {
+        Some(share) => load(&[Split::Train])?.split_off(share, args.seed)?,
+        None => load(&[Split::Test, Split::Valid, Split::Train])?,
+    };
     warn_beyond(&base, set.stats.longest);
     if set.stats.truncated > 0 && args.reading.max_length.is_none() {
         let cut = set.stats.truncated;

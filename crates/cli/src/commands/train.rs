@@ -269,7 +269,8 @@ fn conclude(base: &Base, recipe: &Recipe, done: &DoneReport) -> anyhow::Result<(
 fn next(base: &Base, recipe: &Recipe) -> String {
     let out = recipe.out.display().to_string();
     let under = format!("--model {} --adapter {}", quoted(&recipe.model), quoted(&out));
-    let data = format!("taper eval {under} --data {}", quoted(&from_here(&recipe.data)));
+    let (data, split) = held_out(recipe);
+    let data = format!("taper eval {under} --data {}{split}", quoted(&from_here(data)));
     let columns = recipe.column.iter().map(|(ours, theirs)| quoted(&format!("{ours}={theirs}")));
     let columns = columns.map(|column| format!(" --column {column}"));
     let format = recipe.format.iter().map(|format| format!(" --format {format}"));
@@ -290,6 +291,16 @@ fn next(base: &Base, recipe: &Recipe) -> String {
         commands.push(format!("taper merge {under} --out {}", quoted(&format!("{beside}-merged"))));
     }
     format!("\nnext:\n  {}", commands.join("\n  "))
+}
+
+/// Rows that were not trained on, where there are any, and the flags that choose them.
+fn held_out(recipe: &Recipe) -> (&str, String) {
+    let tests = DataFiles::named(&recipe.data).is_ok_and(|files| files.get(Split::Test).is_some());
+    match (recipe.eval_split, &recipe.eval_data) {
+        (Some(share), _) if !tests => (&recipe.data, format!(" --eval-split {share} --seed {}", recipe.seed)),
+        (None, Some(place)) if !tests => (place, String::new()),
+        _ => (&recipe.data, String::new()),
+    }
 }
 
 /// `text` as one word of a shell.
@@ -361,7 +372,8 @@ fn show_labels(base: &Base, recipe: &Recipe, known: &[Known]) -> anyhow::Result<
     let before = taper_train::predict(base, &(), &questions, SAMPLE_BUDGET)?;
     let after = taper_train::predict(base, &adapter, &questions, SAMPLE_BUDGET)?;
     for ((known, before), after) in known.iter().zip(&before).zip(&after) {
-        print(format_args!("\n{}", one_line(&known.text)))?;
+        let texts: Vec<String> = known.texts.iter().map(|text| one_line(text)).collect();
+        print(format_args!("\n{}", texts.join("\n")))?;
         print(format_args!("  expected  {}", known.label))?;
         print(format_args!("  base      {}", label(before)))?;
         print(format_args!("  adapter   {}", label(after)))?;
