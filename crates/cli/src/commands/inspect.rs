@@ -65,10 +65,7 @@ fn describe(found: &Inspection, all: bool) -> String {
         parts.push(modules(found, all));
     }
     parts.push(tensors(found, all));
-    let list = |name: &str, lines: &[String]| {
-        let lines: String = lines.iter().map(|line| format!("\n  - {line}")).collect();
-        format!("{name}:{lines}")
-    };
+    let list = |name: &str, lines: &[String]| format!("{name}:\n  - {}", lines.join("\n  - "));
     if !found.notes.is_empty() {
         parts.push(list("notes", &found.notes));
     }
