@@ -54,7 +54,7 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
 }
 
 /// Length of the text up to the tag that ends a raw block.
-fn raw_length(text: &str) -> usize {
+pub(super) fn raw_length(text: &str) -> usize {
     let ends = |at: &usize| {
         let inside = text[at + 2..].trim_start_matches(['-', '+']).trim_start();
         inside.starts_with("endraw")

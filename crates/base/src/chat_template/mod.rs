@@ -1,11 +1,12 @@
 //! Chat templates: the Jinja text that turns messages into the prompt a model was trained on.
 //!
 //! The environment is that of `_compile_jinja_template` in transformers 5 (`utils/chat_template_utils.py`): trimmed blocks,
-//! loop controls, `raise_exception`, `strftime_now`, a `tojson` that prints as Python's `json.dumps`, `generation` blocks and
-//! the methods of Python's strings and dictionaries. Turning the text into ids is the tokenizer's.
+//! loop controls, `raise_exception`, `strftime_now`, a `tojson` that prints as Python's `json.dumps`, `generation` blocks,
+//! the methods of Python's strings and dictionaries and `%` behind a literal. Turning the text into ids is the tokenizer's.
 
 mod generation;
 mod json;
+mod python;
 #[cfg(test)]
 mod tests;
 
@@ -102,7 +103,7 @@ impl Compiled {
     fn new(source: &str) -> Self {
         let (source, has_generation) = generation::rewrite(source);
         let mut environment = environment();
-        let added = environment.add_template_owned(NAME, source);
+        let added = environment.add_template_owned(NAME, python::rewrite(&source));
         Self { environment: added.map(|()| environment).map_err(|error| explain(&error)), has_generation }
     }
 }
@@ -117,7 +118,9 @@ fn environment() -> Environment<'static> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     // So that an error about an undefined value names it.
     environment.set_debug(true);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python::method);
+    environment.add_filter(python::PERCENT, python::percent);
+    environment.add_filter("wordcount", python::wordcount);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter(generation::FILTER, generation::mark);
     environment.add_test("sequence", is_sequence);

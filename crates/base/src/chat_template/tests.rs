@@ -12,13 +12,14 @@ use super::*;
 use crate::tokenizer::tests::shared;
 
 const CASES: &str = include_str!("cases/cases.json");
-const TEMPLATES: [(&str, &str); 7] = [
+const TEMPLATES: [(&str, &str); 8] = [
     ("chatml.jinja", include_str!("cases/chatml.jinja")),
     ("llama3.jinja", include_str!("cases/llama3.jinja")),
     ("zephyr.jinja", include_str!("cases/zephyr.jinja")),
     ("gemma.jinja", include_str!("cases/gemma.jinja")),
     ("generation.jinja", include_str!("cases/generation.jinja")),
     ("thinking.jinja", include_str!("cases/thinking.jinja")),
+    ("percent.jinja", include_str!("cases/percent.jinja")),
     ("python.jinja", include_str!("cases/python.jinja")),
 ];
 
