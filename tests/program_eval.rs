@@ -185,6 +185,31 @@ fn data_check_counts_rows_tokens_labels_and_what_stands_twice() {
 }
 
 #[test]
+fn data_check_and_show_cut_rows_where_train_does() {
+    let room = Room::new();
+    let model = room.model("llama");
+    let data = room.rows("long.jsonl", &[json!({ "text": "a".repeat(300) }), json!({ "text": "short" })]);
+    let check = taper(&["data", "check", "--model", &model, "--data", &data, "--json"]).json();
+    let split = &check["splits"][0];
+    // The limit of the model; lengths are those of whole rows.
+    assert_eq!(
+        (&split["stats"]["truncated"], &split["stats"]["longest"]),
+        (&json!(1), &json!(128)),
+        "{split}"
+    );
+    assert!(split["lengths"]["max"].as_u64() >= Some(300), "{split}");
+    let shown = taper(&["data", "show", "--model", &model, "--data", &data, "--json"]).json();
+    assert_eq!(shown["rows"][0]["tokens"].as_array().map(Vec::len), Some(128));
+    let out = room.arg("out");
+    let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--max-steps", "1"];
+    let run = taper(&train).good();
+    assert!(run.err.contains("1 cut at 128 tokens"), "{}", run.err);
+    let whole =
+        taper(&["data", "check", "--model", &model, "--data", &data, "--max-length", "400", "--json"]);
+    assert_eq!(whole.json()["splits"][0]["stats"]["truncated"], json!(0));
+}
+
+#[test]
 fn data_show_marks_what_is_learned() {
     let room = Room::new();
     let (model, data) = (room.model("llama"), colours(&room));

@@ -117,6 +117,11 @@ impl ModelDir {
         crate::arch::decoder_start(&self.json("config.json")?)
     }
 
+    /// [`Sizes::max_position_embeddings`](crate::Sizes) of the model in it; none if its config.json leaves that to a default.
+    pub fn max_positions(&self) -> Result<Option<usize>, Error> {
+        crate::arch::max_positions(&self.json("config.json")?)
+    }
+
     /// A JSON file of the folder, or what it would say for a GGUF file; an empty object if it is not there.
     pub fn json(&self, file: &str) -> Result<serde_json::Value, Error> {
         if self.is_gguf() {

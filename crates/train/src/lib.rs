@@ -51,7 +51,7 @@ pub use optim::{AdamW, AdamWConfig, Grads, Params, clip_grad_norm};
 pub use outputs::Start;
 pub use packing::*;
 pub use predicting::{Known, Prediction, Question, default_metrics, known, predict};
-pub use reading::{data_options, max_length};
+pub use reading::{data_options, default_max_length, max_length};
 pub use recipe::{Augment, ClassWeights, Dtype, Init, NoDecay, ProblemType, Recipe, Size, Targets, Task};
 pub use schedule::{Schedule, Shape};
 pub use trainer::train;

@@ -31,5 +31,10 @@ pub fn data_options(base: &Base, recipe: &Recipe) -> DataOptions {
 
 /// Tokens at which rows are cut: as `given`, else 1024 or the model's own limit if that is less.
 pub fn max_length(base: &Base, given: Option<usize>) -> usize {
-    given.unwrap_or_else(|| MAX_LENGTH.min(base.model.sizes().max_position_embeddings))
+    given.unwrap_or_else(|| default_max_length(base.model.sizes().max_position_embeddings))
+}
+
+/// Tokens at which rows are cut where nothing is said, for a model whose own limit is `limit`.
+pub fn default_max_length(limit: usize) -> usize {
+    MAX_LENGTH.min(limit)
 }

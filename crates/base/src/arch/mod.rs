@@ -125,6 +125,21 @@ pub(crate) fn decoder_start(config: &Value) -> Result<Option<u32>, Error> {
     writes.then(|| t5::decoder_start(config)).transpose()
 }
 
+/// [`Sizes::max_position_embeddings`] of the network that `config` describes, if it says.
+pub(crate) fn max_positions(config: &Value) -> Result<Option<usize>, Error> {
+    match config["model_type"].as_str() {
+        Some("gpt2") => optional(config, "n_positions"),
+        Some("t5") => Ok(Some(optional(config, "n_positions")?.unwrap_or(t5::POSITIONS))),
+        Some("roberta" | "xlm-roberta") => {
+            // The first rows of the table are the padding token's and those before it.
+            let first = whole(config, "pad_token_id")?.unwrap_or(1) as usize + 1;
+            Ok(optional(config, "max_position_embeddings")?.map(|rows| rows.saturating_sub(first)))
+        }
+        Some("gemma3") => optional(&config["text_config"], "max_position_embeddings"),
+        _ => optional(config, "max_position_embeddings"),
+    }
+}
+
 /// What every Llama-type config.json says in the same words; biases, norms and windows are each model type's own.
 fn common(config: &Value) -> Result<DecoderConfig, Error> {
     refuse_unhonoured(config)?;

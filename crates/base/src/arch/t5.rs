@@ -8,6 +8,9 @@ use crate::network::Sizes;
 use crate::t5::{Buckets, T5Config};
 use crate::{Checkpoint, Error};
 
+/// Tokens that transformers' `T5Config` takes its models to be made for.
+pub(super) const POSITIONS: usize = 512;
+
 /// Its own dropout is not applied in training: the adapter's is `lora_dropout`.
 ///
 /// `tie_word_embeddings` is false in version 1.1, which also leaves the decoder's rows unscaled; transformers 5 writes true
@@ -29,7 +32,7 @@ pub(super) fn facts(config: &Value, checkpoint: &Checkpoint) -> Result<T5Config,
             head_dim: super::size(config, "d_kv")?,
             vocab_size: super::size(config, "vocab_size")?,
             // No place is beyond it, as only distances count; it is what the published models were trained on.
-            max_position_embeddings: super::optional(config, "n_positions")?.unwrap_or(512),
+            max_position_embeddings: super::optional(config, "n_positions")?.unwrap_or(POSITIONS),
             tie_word_embeddings: scaled || checkpoint.info("lm_head.weight").is_none(),
         },
         encoder_layers: layers,

@@ -221,3 +221,18 @@ fn what_a_file_leaves_out_is_the_default_of_its_config_class() {
     let facts = super::mistral::facts(&unbounded).unwrap();
     assert_eq!((facts.layers[0].window, facts.sizes.num_key_value_heads), (None, 32));
 }
+
+#[test]
+fn the_limit_of_a_model_is_read_without_its_weights() {
+    for (name, mut config, expected) in [
+        ("llama", json!({ "max_position_embeddings": 128 }), Some(128)),
+        ("llama", json!({}), None),
+        ("gpt2", json!({ "n_positions": 64, "max_position_embeddings": 7 }), Some(64)),
+        ("roberta", json!({ "max_position_embeddings": 514, "pad_token_id": 1 }), Some(512)),
+        ("gemma3", json!({ "text_config": { "max_position_embeddings": 99 } }), Some(99)),
+        ("t5", json!({}), Some(512)),
+    ] {
+        config["model_type"] = name.into();
+        assert_eq!(super::max_positions(&config).unwrap(), expected, "{name}");
+    }
+}

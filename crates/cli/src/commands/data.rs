@@ -72,7 +72,7 @@ pub(crate) struct ReadingArgs {
     /// A column under another name, as format's=file's: prompt=question; may be repeated
     #[arg(long, value_name = "KEY=COLUMN", value_parser = column)]
     pub(crate) column: Vec<(String, String)>,
-    /// Tokens at which a row is cut [default of eval: as train's; of data: no cut]
+    /// Tokens at which a row is cut [default: as train's]
     #[arg(long, value_name = "TOKENS")]
     pub(crate) max_length: Option<NonZeroUsize>,
 }
@@ -138,7 +138,11 @@ pub(crate) fn run(args: &DataArgs) -> anyhow::Result<()> {
 
 fn open(args: &RowArgs) -> anyhow::Result<(DataFiles, Tokenizer, DataOptions)> {
     let dir = ModelDir::resolve(&ModelSource::parse(&args.model)?)?;
-    let options = DataOptions { decoder_start: dir.decoder_start()?, ..args.reading.options() };
+    let given = args.reading.options();
+    // As `train` cuts them: a model that leaves its limit to a default was made for more than rows are cut at.
+    let length = taper_train::default_max_length(dir.max_positions()?.unwrap_or(usize::MAX));
+    let max_length = given.max_length.or(Some(length));
+    let options = DataOptions { decoder_start: dir.decoder_start()?, max_length, ..given };
     Ok((DataFiles::named(&args.data)?, Tokenizer::open(&dir)?, options))
 }
 

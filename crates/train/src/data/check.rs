@@ -39,7 +39,7 @@ pub struct SplitReport {
     pub stats: DataStats,
     /// Labels a token, of the rows that are kept.
     pub learned: f64,
-    /// Tokens a row, of the rows that are kept.
+    /// Tokens a row before the cut, of the rows that hold something to learn.
     pub lengths: Lengths,
     /// Rows that stand there more than once.
     pub duplicates: Duplicates,
@@ -124,7 +124,7 @@ impl DataReport {
                 format: set.format.name,
                 stats: set.stats,
                 learned: set.stats.labels as f64 / set.stats.tokens as f64,
-                lengths: Lengths::of(&set.examples),
+                lengths: Lengths::of(examples),
                 duplicates,
                 near_duplicates,
             });
@@ -254,6 +254,7 @@ mod tests {
         assert_eq!((rows, truncated, dropped_empty), (7, 1, 1));
         assert_eq!((tokens, labels, longest), (3 + 2 + 3 + 6 + 5 + 4, 2 + 1 + 2 + 5 + 4 + 3, 6));
         assert!((train.learned - 17.0 / 23.0).abs() < 1e-12);
+        assert_eq!((train.lengths.min, train.lengths.max), (1, 22), "of whole rows");
         assert_eq!(train.duplicates, Duplicates { rows: 1, lines: vec![(1, 3)] });
         assert_eq!(
             report.overlaps,
