@@ -144,6 +144,9 @@ pub(super) fn list(fields: &Fields, key: &str) -> Result<Vec<Value>, String> {
     }
 }
 
+/// The key of the object that stands for a number of a file that JSON has none for.
+pub(super) const NOT_FINITE: &str = "not finite";
+
 /// What a value is, with its article.
 pub fn kind(value: &Value) -> &'static str {
     match value {
@@ -152,6 +155,7 @@ pub fn kind(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "a text",
         Value::Array(_) => "a list",
+        Value::Object(fields) if fields.contains_key(NOT_FINITE) => "NaN or infinite",
         Value::Object(_) => "an object",
     }
 }

@@ -6,6 +6,7 @@
 mod json;
 mod lines;
 mod plain;
+mod quotes;
 mod table;
 
 use std::collections::BTreeMap;
@@ -213,6 +214,23 @@ mod tests {
         assert!(twice.starts_with("x.csv:1: ") && twice.contains("twice"), "{twice}");
         let latin = error("x.csv", b"a,b\n1,2\n3,\xe9\n");
         assert!(latin.starts_with("x.csv:3: ") && latin.contains("UTF-8"), "{latin}");
+    }
+
+    #[test]
+    fn a_quotation_mark_that_is_never_closed_is_named_by_its_line() {
+        let words = "a quotation mark that is never closed";
+        let ends = ["\n", "\r\n"];
+        for text in ["a,b\n1,2\n\n\"x\ny\",\"z\n5,6\n", "\u{feff}a,b\n1,2\n\n3,\n\"\"\"4,5\n"] {
+            for end in ends {
+                let found = error("x.csv", text.replace('\n', end).as_bytes());
+                assert!(found.starts_with("x.csv:5: ") && found.contains(words), "{found}");
+            }
+        }
+        let head = error("x.csv", b"a,\"b\n1,2\n");
+        assert!(head.starts_with("x.csv:1: ") && head.contains(words), "{head}");
+        let closed = [(2, r#"{"a":"5\"","b":"x\"y"}"#), (3, r#"{"a":"","b":"\n"}"#)];
+        assert_eq!(ok("x.csv", "a,b\n5\",\"x\"\"y\"\n\"\",\"\n\""), rows(&closed));
+        assert_eq!(ok("x.tsv", "a\tb\n1\t\"2"), rows(&[(2, r#"{"a":"1","b":"\"2"}"#)]));
     }
 
     #[test]

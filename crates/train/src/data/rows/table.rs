@@ -12,31 +12,58 @@ use parquet::record::Field;
 use parquet::record::reader::RowIter;
 use serde_json::{Value, json};
 
-use super::Found;
+use super::{Found, quotes};
 use crate::Error;
-use crate::data::format::Fields;
+use crate::data::format::{Fields, NOT_FINITE};
 
 /// The records of a CSV or TSV file as texts, keyed by the names in its first line.
 pub(super) fn csv(path: &Path, delimiter: u8) -> Result<impl Iterator<Item = Found> + use<>, Error> {
     let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(Error::io(path))?);
     let crlf = ends_crlf(file.fill_buf().map_err(Error::io(path))?);
-    let mut reader =
-        csv::ReaderBuilder::new().delimiter(delimiter).quoting(delimiter != b'\t').from_reader(file);
+    let size = file.get_ref().metadata().map_err(Error::io(path))?.len();
+    let quoting = delimiter != b'\t';
+    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).quoting(quoting).from_reader(file);
     let path = path.to_path_buf();
     let header = reader.headers().map_err(|error| csv_error(&path, error, (0, crlf)))?;
     let names: Vec<String> = header.iter().map(|name| name.trim().to_owned()).collect();
+    if quoting && reader.position().byte() >= size {
+        check_closed(&path, &csv::Position::new(), delimiter)?;
+    }
     if names.iter().all(String::is_empty) {
         return Err(Error::row(&path, 1, "names no column, expected a first line such as prompt,completion"));
     }
     if let Some(name) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
         return Err(Error::row(&path, 1, format!("names the column {:?} twice", name.1)));
     }
-    Ok(reader.into_records().map(move |record| {
-        let record = record.map_err(|error| csv_error(&path, error, (names.len(), crlf)))?;
-        let line = record.position().map_or(0, |position| line(position, crlf));
-        let cells = record.iter().map(|cell| Value::String(cell.to_owned()));
-        Ok((line, names.iter().cloned().zip(cells).collect()))
-    }))
+    let mut records = reader.into_records();
+    Ok(std::iter::from_fn(move || records.next().map(|record| (record, records.reader().position().byte())))
+        .map(move |(record, end)| {
+            let start = match &record {
+                Ok(record) => record.position(),
+                Err(error) => error.position(),
+            };
+            // Only the last record can have a quotation mark that is never closed: it goes on to the end.
+            if let Some(start) = start.filter(|_| quoting && end >= size) {
+                check_closed(&path, start, delimiter)?;
+            }
+            let record = record.map_err(|error| csv_error(&path, error, (names.len(), crlf)))?;
+            let line = record.position().map_or(0, |position| line(position, crlf));
+            let cells = record.iter().map(|cell| Value::String(cell.to_owned()));
+            Ok((line, names.iter().cloned().zip(cells).collect()))
+        }))
+}
+
+/// An error if a cell of the record at `start` is opened by a quotation mark that nothing closes.
+fn check_closed(path: &Path, start: &csv::Position, delimiter: u8) -> Result<(), Error> {
+    match quotes::unclosed(path, start, delimiter).map_err(Error::io(path))? {
+        Some(line) => Err(Error::row(
+            path,
+            line,
+            "a cell begins with a quotation mark that is never closed, so that all that follows is read into it: put one at its \
+             end, or, if it is the text's own, write the cell as \"\"\"…\"",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Whether the first line of `start` ends with a carriage return and a line feed.
@@ -69,7 +96,7 @@ fn csv_error(path: &Path, error: csv::Error, (columns, crlf): (usize, bool)) -> 
     }
 }
 
-/// The rows of a Parquet file. Nulls are left out, as if their columns were not there.
+/// The rows of a Parquet file. A null is one, as in JSON; in the objects that a column holds it is left out.
 pub(super) fn parquet(path: &Path) -> Result<impl Iterator<Item = Found> + use<>, Error> {
     let file = File::open(path).map_err(Error::io(path))?;
     let unreadable = |error: parquet::errors::ParquetError| {
@@ -80,18 +107,19 @@ pub(super) fn parquet(path: &Path) -> Result<impl Iterator<Item = Found> + use<>
     Ok(RowIter::from_file_into(Box::new(reader)).zip(1..).map(move |(row, number)| {
         let row =
             row.map_err(|error| Error::row(&path, number, format!("this row cannot be read ({error})")))?;
-        Ok((number, present(row.get_column_iter())))
+        Ok((number, row.get_column_iter().map(|(name, field)| (name.clone(), json(field))).collect()))
     }))
 }
 
-/// The columns of a row or group that hold something: Parquet gives every object every key, and what is null was not there.
+/// The fields of a group that hold something: Parquet gives every object every key, and what is null was not there.
 fn present<'a>(columns: impl Iterator<Item = (&'a String, &'a Field)>) -> Fields {
     let there = columns.map(|(name, field)| (name.clone(), json(field)));
     there.filter(|(_, value)| !value.is_null()).collect()
 }
 
 /// What a column holds. Many writers leave out that a column of bytes is text; the parquet crate would give those in base64.
-/// Bytes that are no text are an object, which is none either: only a row that reads them is refused.
+/// Bytes that are no text are an object, which is none either: only a row that reads them is refused. So are numbers that are
+/// not finite, which the parquet crate would give as null.
 fn json(field: &Field) -> Value {
     match field {
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
@@ -108,6 +136,9 @@ fn json(field: &Field) -> Value {
             let entries = map.entries().iter().map(|(key, value)| (name(key), json(value)));
             Value::Object(entries.filter(|(_, value)| !value.is_null()).collect())
         }
+        Field::Float16(number) if !number.is_finite() => json!({ NOT_FINITE: number.to_string() }),
+        Field::Float(number) if !number.is_finite() => json!({ NOT_FINITE: number.to_string() }),
+        Field::Double(number) if !number.is_finite() => json!({ NOT_FINITE: number.to_string() }),
         plain => plain.to_json_value(),
     }
 }
@@ -121,6 +152,7 @@ mod tests {
     use parquet::schema::parser::parse_message_type;
 
     use super::*;
+    use crate::data::format::kind;
 
     /// A file with a text column that may be null, a number column and a list of objects.
     fn write(path: &Path) {
@@ -146,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn parquet_rows_are_objects_without_nulls() {
+    fn parquet_rows_are_objects() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.parquet");
         write(&path);
@@ -154,7 +186,7 @@ mod tests {
         let texts: Vec<_> = rows.iter().map(|(at, row)| (*at, serde_json::to_string(row).unwrap())).collect();
         let first = r#"{"text":"one","id":7,"messages":[{"role":"user"},{"role":"assistant"}]}"#;
         assert_eq!(texts[0], (1, first.to_owned()));
-        assert_eq!(texts[1], (2, r#"{"id":8,"messages":[{"role":"user"}]}"#.to_owned()));
+        assert_eq!(texts[1], (2, r#"{"text":null,"id":8,"messages":[{"role":"user"}]}"#.to_owned()));
     }
 
     #[test]
@@ -179,6 +211,15 @@ mod tests {
             rows.collect::<Vec<_>>(),
             [r#"{"text":"one","image":{"bytes":"in"}}"#, r#"{"text":"zwölf","image":{"bytes":{"bytes":2}}}"#]
         );
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_no_nulls() {
+        let not_finite = |field: Field| kind(&json(&field));
+        for field in [Field::Double(f64::NAN), Field::Float(f32::INFINITY)] {
+            assert_eq!(not_finite(field), "NaN or infinite");
+        }
+        assert_eq!((not_finite(Field::Null), json(&Field::Double(0.5))), ("null", json!(0.5)));
     }
 
     #[test]
