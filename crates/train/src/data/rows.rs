@@ -5,6 +5,7 @@
 
 mod json;
 mod lines;
+mod once;
 mod plain;
 mod quotes;
 mod table;
@@ -231,6 +232,16 @@ mod tests {
         let closed = [(2, r#"{"a":"5\"","b":"x\"y"}"#), (3, r#"{"a":"","b":"\n"}"#)];
         assert_eq!(ok("x.csv", "a,b\n5\",\"x\"\"y\"\n\"\",\"\n\""), rows(&closed));
         assert_eq!(ok("x.tsv", "a\tb\n1\t\"2"), rows(&[(2, r#"{"a":"1","b":"\"2"}"#)]));
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_an_error() {
+        let twice = error("x.jsonl", b"{\"text\":\"a\"}\n{\"text\":\"a\",\"text\":\"b\"}\n");
+        assert!(twice.starts_with("x.jsonl:2: names the key `text` twice, expected"), "{twice}");
+        assert!(twice.ends_with("(column 18)"), "{twice}");
+        let list = error("x.json", b"[{\"a\":1},\n{\"m\":[{\"r\":1,\"r\":1}]}]");
+        assert!(list.starts_with("x.json:2: names the key `r` twice"), "{list}");
+        assert!(error("x.json", b"{\"a\":1,\"a\":2}").contains("names the key `a` twice"));
     }
 
     #[test]

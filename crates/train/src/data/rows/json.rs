@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
+use super::once::Once;
 use super::{Found, lines};
 use crate::Error;
 use crate::data::format::{Fields, kind};
@@ -28,10 +29,11 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn Iterator<Item = Found>>, Error
                 return Ok(Box::new(rows));
             }
             let line = rows.line;
-            let fields: Fields = rows.value()?;
+            let Once(row) = rows.value()?;
             if rows.peek().is_some() {
                 return Ok(Box::new(lines::objects(path)?));
             }
+            let fields = row.as_object().cloned().unwrap_or_default();
             Ok(Box::new(std::iter::once(Ok((line, fields)))))
         }
         Some(_) => Err(rows.error("expected a list of rows [{…}, …]")),
@@ -152,8 +154,8 @@ impl Objects {
         }
         let line = self.line;
         match self.value()? {
-            Value::Object(fields) => Ok(Some((line, fields))),
-            other => {
+            Once(Value::Object(fields)) => Ok(Some((line, fields))),
+            Once(other) => {
                 let what = format!("is {}, expected an object {{…}} for each row", kind(&other));
                 Err(Error::row(&self.path, line, what))
             }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::Found;
+use super::once::Once;
 use crate::Error;
 use crate::data::format::kind;
 
@@ -77,8 +78,8 @@ pub(super) fn objects(path: &Path) -> Result<impl Iterator<Item = Found> + use<>
     Ok(lines.filter(|line| !matches!(line, Ok((_, text)) if text.trim().is_empty())).map(move |line| {
         let (line, text) = line?;
         match serde_json::from_str(&text) {
-            Ok(Value::Object(fields)) => Ok((line, fields)),
-            Ok(other) => {
+            Ok(Once(Value::Object(fields))) => Ok((line, fields)),
+            Ok(Once(other)) => {
                 let hint = if other.is_array() { " (a list of rows is called .json)" } else { "" };
                 let what = format!("is {}, expected an object {{…}} on each line{hint}", kind(&other));
                 Err(Error::row(&path, line, what))
@@ -88,9 +89,10 @@ pub(super) fn objects(path: &Path) -> Result<impl Iterator<Item = Found> + use<>
     }))
 }
 
-/// About text that is not JSON; the line is the caller's, as are the bytes `before` the text in its line.
+/// About text that is not JSON, or names a key twice; the line is the caller's, as are the bytes `before` the text in its line.
 pub(super) fn not_json(error: &serde_json::Error, before: usize) -> String {
     let text = error.to_string();
     let reason = text.split(" at line ").next().unwrap_or_default();
-    format!("is not valid JSON: {reason} (column {})", before + error.column())
+    let what = if error.is_data() { "" } else { "is not valid JSON: " };
+    format!("{what}{reason} (column {})", before + error.column())
 }
