@@ -254,7 +254,7 @@ mod tests {
         assert_eq!((rows, truncated, dropped_empty), (7, 1, 1));
         assert_eq!((tokens, labels, longest), (3 + 2 + 3 + 6 + 5 + 4, 2 + 1 + 2 + 5 + 4 + 3, 6));
         assert!((train.learned - 17.0 / 23.0).abs() < 1e-12);
-        assert_eq!((train.lengths.min, train.lengths.max), (1, 22), "of whole rows");
+        assert_eq!((train.lengths.min, train.lengths.max), (2, 22), "of whole rows");
         assert_eq!(train.duplicates, Duplicates { rows: 1, lines: vec![(1, 3)] });
         assert_eq!(
             report.overlaps,
