@@ -33,9 +33,17 @@ const SIZES: [(usize, usize, usize); 16] = [
     (33, 2100, 66),
 ];
 
+/// The set that `TAPER_KERNELS` names: all tests of this crate run with it, and with no other.
+pub(super) fn named() -> Option<Kernels> {
+    let name = std::env::var("TAPER_KERNELS").ok()?;
+    let set = Kernels::NAMES.into_iter().find(|(known, _)| *known == name);
+    Some(set.unwrap_or_else(|| panic!("TAPER_KERNELS is {name}")).1)
+}
+
 fn all_kernels() -> impl Iterator<Item = Kernels> {
-    let best = Kernels::best();
-    Kernels::NAMES.into_iter().map(|(_, kernels)| kernels).filter(move |k| *k <= best)
+    let (named, best) = (named(), Kernels::best());
+    let all = Kernels::NAMES.into_iter().map(|(_, kernels)| kernels);
+    all.filter(move |k| *k <= best && named.is_none_or(|named| named == *k))
 }
 
 /// Values in [-1, 1) that neither f16 nor bf16 holds exactly.

@@ -37,9 +37,8 @@ pub(super) fn unclosed(path: &Path, start: &csv::Position, delimiter: u8) -> io:
                 opened = line;
                 At::Quoted
             }
-            (At::Mark, b'"') => At::Quoted,
             (At::Quoted, b'"') => At::Mark,
-            (At::Quoted, _) => At::Quoted,
+            (At::Mark, b'"') | (At::Quoted, _) => At::Quoted,
             (_, b'\n' | b'\r') => At::Start,
             (_, byte) if byte == delimiter => At::Start,
             _ => At::Plain,
