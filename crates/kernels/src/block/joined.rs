@@ -1,8 +1,14 @@
-//! The results that share an input, wherever they lie: each of a projection of its own, or side by side in that of one.
+//! The results that share an input, wherever they lie, on the way and on the way back: each of a projection of its own, or side
+//! by side in that of one.
 
-use super::{Block, Layer, Order, QKV, Us};
+use std::borrow::Cow;
+
+use super::gains::Output;
+use super::terms::Pulled;
+use super::{Block, Layer, Order, QKV, Saved, Us};
 use crate::Columns;
-use crate::buffers::zeros;
+use crate::attention::backward::QkvGradients;
+use crate::buffers::{copied, zeros};
 
 impl Block {
     /// Where o is among the projections.
@@ -59,6 +65,60 @@ impl Layer<'_> {
         let [gate, up] = split(&all, [block.inner(); 2]);
         (gate, Some(up))
     }
+
+    /// What the projections of gate and up made, where gains ask for it.
+    pub(super) fn of_fed(&self, [gate, up]: [&[f32]; 2]) -> [Vec<f32>; 2] {
+        let block = self.block;
+        let gained = |number, values| self.gain(number).map_or_else(Vec::new, |_| copied(values));
+        if !block.joined.gate_up {
+            let up = if block.is_gated() { gained(block.up(), up) } else { Vec::new() };
+            return [gained(block.gate(), gate), up];
+        }
+        let joined = self.gain(block.gate()).map(|_| join([gate, up], [block.inner(); 2]));
+        [joined.unwrap_or_default(), Vec::new()]
+    }
+
+    /// Takes the gradients of gate and up to their projections, which made `made`.
+    pub(super) fn pull_fed(
+        &self,
+        gate: Vec<f32>,
+        up: Option<Vec<f32>>,
+        made: &[Vec<f32>; 2],
+        dgains: &mut [Vec<f32>; 7],
+    ) -> Pulled<'static> {
+        let block = self.block;
+        let places = [block.gate(), block.up()];
+        let gradients = match up {
+            Some(up) if block.joined.gate_up => vec![join([&gate, &up], [block.inner(); 2])],
+            up => std::iter::once(gate).chain(up).collect(),
+        };
+        let results = places.into_iter().zip(gradients).zip(made);
+        self.pull(
+            results.map(|((place, g), sum)| (place, Cow::Owned(g), Output { sum, beneath: None })),
+            dgains,
+        )
+    }
+
+    /// Takes the gradients of q, k and v to their projections.
+    pub(super) fn pull_qkv(
+        &self,
+        QkvGradients { q, k, v }: QkvGradients,
+        saved: &Saved,
+        dgains: &mut [Vec<f32>; 7],
+    ) -> Pulled<'static> {
+        let joined = self.block.joined.qkv.map(|order| self.block.runs(order));
+        let gained = QKV.map(|i| self.gain(if joined.is_some() { QKV[0] } else { i }).is_some());
+        let of = |i: usize, saved| if gained[i] { self.projected(saved) } else { Cow::Borrowed(saved) };
+        let made = [of(0, &saved.q), of(1, &saved.k), Cow::Borrowed(&*saved.v)];
+        if let Some(widths) = joined {
+            let sum = if gained[0] { join(made.each_ref().map(|made| &**made), widths) } else { Vec::new() };
+            let output = Output { sum: &sum, beneath: None };
+            return self.pull([(QKV[0], Cow::Owned(join([&q, &k, &v], widths)), output)], dgains);
+        }
+        let outputs = made.iter().map(|sum| Output { sum, beneath: None });
+        let results = QKV.into_iter().zip([q, k, v].map(Cow::Owned)).zip(outputs);
+        self.pull(results.map(|((number, g), y)| (number, g, y)), dgains)
+    }
 }
 
 /// Runs of `widths` values in turn, each kind by itself.
@@ -74,7 +134,7 @@ fn split<const P: usize>(all: &[f32], widths: [usize; P]) -> [Vec<f32>; P] {
 }
 
 /// The other way.
-pub(super) fn join<const P: usize>(parts: [&[f32]; P], widths: [usize; P]) -> Vec<f32> {
+fn join<const P: usize>(parts: [&[f32]; P], widths: [usize; P]) -> Vec<f32> {
     let stride = widths.iter().sum();
     let mut all = zeros(parts.iter().map(|part| part.len()).sum());
     let mut start = 0;

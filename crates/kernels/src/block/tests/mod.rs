@@ -209,6 +209,17 @@ fn what_does_not_fit_is_refused() {
     let mut few = (*good).clone();
     few.projections.truncate(5);
     assert!(refused(few, HIDDEN, LENGTHS).contains("5 projections"));
+    let joined = (*make(JOINED)).clone();
+    let by_head = Joined { qkv: Some(Order::ByHead), gate_up: true };
+    assert!(
+        refused(Block { joined: by_head, ..joined.clone() }, HIDDEN, LENGTHS).contains("6 queries by head")
+    );
+    let apart = Joined { qkv: None, gate_up: true };
+    assert!(refused(Block { joined: apart, ..joined.clone() }, HIDDEN, LENGTHS).contains("4 projections"));
+    let ungated = Joined { gate_up: false, ..joined.joined };
+    assert!(
+        refused(Block { joined: ungated, ..joined }, HIDDEN, LENGTHS).contains("projection 2 is 80 x 24")
+    );
     let norm = |size| Norm::Layer { gain: values(1, HIDDEN), bias: values(1, size), eps: 0.0 };
     let norms = Norms::After([norm(HIDDEN), norm(3)]);
     assert!(refused(Block { norms, ..(*good).clone() }, HIDDEN, LENGTHS).contains("norms"));
