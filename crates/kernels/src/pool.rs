@@ -97,6 +97,7 @@ impl<'a, T> Disjoint<'a, T> {
     }
 
     /// Values of the slice.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn len(&self) -> usize {
         self.len
     }

@@ -1,12 +1,17 @@
 //! Several products of the same rows, each with what is added to it: what the layers that share an input make of it.
 
+#![expect(
+    unsafe_code,
+    reason = "parts of a result that tasks have to themselves, and kernels whose instructions exist"
+)]
+
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
 use super::dense::{Dims, Write, nt};
-use super::{Direction, Left, Matrix, Prepared, Right};
 #[cfg(target_arch = "x86_64")]
-use super::{Kernels, avx2, avx512};
+use super::{Direction, Kernels, Left, Matrix, avx2, avx512};
+use super::{Prepared, Right};
 use crate::parts;
 use crate::pool::Disjoint;
 

@@ -51,6 +51,7 @@ pub(crate) fn read(line: &[u8], stored: Stored, first: usize, out: &mut [f32]) {
 pub(crate) trait Blocks {
     const STORED: Stored;
     /// The least integer.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX2 has a use for it"))]
     const LEAST: i8;
     /// Whether the halves of a group have scales of their own.
     const HALVES: bool = false;
