@@ -1,35 +1,23 @@
 //! The blocked product: threads take pieces of C; for each panel of columns and block of the contraction, B is packed
 //! and all rows of the piece are multiplied with it.
 
-use std::arch::x86_64::*;
 use std::cell::RefCell;
 
+use super::Line;
 use super::kernel::{Kernel, Tile, full_rows, kernel};
-use super::left::{Block, Left};
-use super::right::{Packer, SURPLUS, packer};
-use super::{Line, Region};
+use super::left::Left;
+use super::packing::{Packing, Panels};
+use super::right::SURPLUS;
 use crate::pool::{self, Disjoint};
+use crate::product::Right;
 use crate::product::plan::{Piece, Plan};
-use crate::product::{Direction, Right};
-use crate::{RowOrder, Stored};
-
-/// Rows of A below which B, where it needs no conversion, is read in place: packing costs more than it saves.
-const IN_PLACE: usize = 128;
 
 /// Rows of C to a piece.
 const PIECE_ROWS: usize = 528;
 
-/// The part of W that is columns `n0..n0 + n` of B in `block`.
-fn region(right: &Right<'_>, (n0, n): (usize, usize), block: Block) -> Region {
-    match right.direction {
-        Direction::Forward => Region::new(&right.w, (n0, block.k0), (n, block.k)),
-        Direction::Backward => Region::new(&right.w, (block.k0, n0), (block.k, n)),
-    }
-}
-
 thread_local! {
-    /// This thread's packed panel.
-    static PANEL: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    /// This thread's packed panels.
+    static PANELS: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
 /// `C = A · B`, or `C += A · B` where `add`.
@@ -44,11 +32,10 @@ pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add:
     let rows = full_rows(vectors);
     let call = Call {
         a,
-        right,
+        panels: Panels::new(right, vectors, (a.m, a.pairs)),
         n,
         add,
         c: Disjoint::new(c),
-        pack: packer(right.w.stored, right.direction, a.pairs),
         full: kernel(a.pairs, rows.min(a.m), vectors),
         rows,
         vectors,
@@ -56,12 +43,13 @@ pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add:
     };
     let lines = (a.longest() + SURPLUS) * vectors;
     pool::for_each(threads, |_| {
-        PANEL.with_borrow_mut(|buffer| {
-            buffer.resize(buffer.len().max(lines), Line([0; 16]));
-            let panel = buffer.as_mut_ptr().cast();
+        PANELS.with_borrow_mut(|buffer| {
+            buffer.resize(buffer.len().max(2 * lines), Line([0; 16]));
+            let (one, other) = buffer.split_at_mut(lines);
+            let buffers = [one.as_mut_ptr().cast(), other.as_mut_ptr().cast()];
             while let Some(piece) = call.plan.take() {
-                // SAFETY: the caller's; the buffer has room for a panel.
-                unsafe { call.piece(&piece, panel) }
+                // SAFETY: the caller's; each buffer has room for a panel.
+                unsafe { call.piece(&piece, buffers) }
             }
         });
     });
@@ -69,11 +57,10 @@ pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add:
 
 struct Call<'a> {
     a: &'a Left<'a>,
-    right: Right<'a>,
+    panels: Panels<'a>,
     n: usize,
     add: bool,
     c: Disjoint<'a, f32>,
-    pack: Packer,
     full: Kernel,
     /// Of a tile: its rows, and its vectors of 16 columns.
     rows: usize,
@@ -82,109 +69,64 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Columns of panel `p`: the first, and how many.
-    fn columns(&self, p: usize) -> (usize, usize) {
-        let width = 16 * self.vectors;
-        (p * width, width.min(self.n - p * width))
-    }
-
     /// # Safety
-    /// The instructions exist; `panel` has room for a panel.
-    unsafe fn piece(&self, piece: &Piece, panel: *mut u32) {
-        for b in 0..self.a.blocks() {
-            for p in piece.n.clone() {
-                // SAFETY: the caller's.
-                let (words, stride) = unsafe { self.panel(p, b, panel) };
-                let mut ahead = self.ahead(piece, p, b);
-                let share = ahead.lines().div_ceil(piece.m.len());
-                for i in piece.m.clone() {
-                    ahead.some(share);
-                    let (row, (n0, cols)) = (i * self.rows, self.columns(p));
-                    let rows = self.rows.min(self.a.m - row);
-                    let tile = Tile {
-                        steps: self.a.block(b).steps,
-                        a: self.a.at(row, b),
-                        lda: self.a.stride(),
-                        b: words,
-                        ldb: stride,
-                        c: self.c.as_mut_ptr().wrapping_add(row * self.n + n0),
-                        ldc: self.n,
-                        cols,
-                        add: self.add || b > 0,
-                    };
-                    let full = rows == self.rows;
-                    let kernel = if full { self.full } else { kernel(self.a.pairs, rows, self.vectors) };
-                    // SAFETY: the caller's; A and the panel hold these rows, columns and steps, and this piece of C
-                    // belongs to this thread.
-                    unsafe { kernel(&tile) }
-                }
+    /// The instructions exist; each buffer has room for a panel.
+    unsafe fn piece(&self, piece: &Piece, buffers: [*mut u32; 2]) {
+        let all = self.a.blocks() * piece.n.len();
+        let place = |i: usize| (i / piece.n.len(), piece.n.start + i % piece.n.len());
+        let packing = |i: usize| {
+            let (b, p) = place(i);
+            self.panels.packing(p, self.a.block(b), buffers[i % 2])
+        };
+        let mut this = packing(0);
+        for i in 0..all {
+            let mut next = (i + 1 < all).then(|| packing(i + 1));
+            // SAFETY: the caller's; the buffer of the next panel is the other one.
+            unsafe {
+                let panel = this.panel();
+                self.tiles(piece, place(i), panel, next.as_mut());
+            }
+            match next {
+                Some(next) => this = next,
+                None => break,
             }
         }
     }
 
-    /// Panel `p` of block `b`, and the words from step to step: packed into `panel`, or where it lies.
+    /// The tiles of panel `p` of block `b` in a piece, while the `next` panel is packed.
     ///
     /// # Safety
-    /// As for `piece`.
-    unsafe fn panel(&self, p: usize, b: usize, panel: *mut u32) -> (*const u32, usize) {
-        let vectors = self.vectors;
-        let region = region(&self.right, self.columns(p), self.a.block(b));
-        let as_is = !self.a.pairs
-            && self.right.w.stored == Stored::F32
-            && self.right.direction == Direction::Backward
-            && region.cols == 16 * vectors;
-        if as_is && self.a.m < IN_PLACE && region.order == RowOrder::Plain {
-            return (region.row(0).cast(), region.stride / 4);
-        }
-        // SAFETY: the caller's; the region is inside W.
-        unsafe { (self.pack)(&region, vectors, panel) };
-        (panel, 16 * vectors)
-    }
-
-    /// What will be packed after panel `p` of block `b`: the next panel in this block, or the first in the next.
-    fn ahead(&self, piece: &Piece, p: usize, b: usize) -> Ahead {
-        let (p, b) = if p + 1 < piece.n.end { (p + 1, b) } else { (piece.n.start, b + 1) };
-        let region = region(&self.right, self.columns(p), self.a.block(b));
-        let stored = self.right.w.stored;
-        // Of a quantised row the blocks that the region lies in.
-        let (first, end) =
-            (region.at.1 / stored.block(), (region.at.1 + region.cols).div_ceil(stored.block()));
-        let skipped = if stored.size().is_none() { first * stored.block_bytes() } else { 0 };
-        let lines = ((end - first) * stored.block_bytes()).div_ceil(64);
-        Ahead { region, skipped, lines, row: 0, line: 0 }
-    }
-}
-
-/// Walks over the cache lines of a region, to prefetch it.
-struct Ahead {
-    region: Region,
-    /// Bytes of a row before what is needed.
-    skipped: usize,
-    /// Lines of a row.
-    lines: usize,
-    row: usize,
-    line: usize,
-}
-
-impl Ahead {
-    fn lines(&self) -> usize {
-        self.region.rows * self.lines
-    }
-
-    /// Prefetches the next `count` lines.
-    #[inline]
-    fn some(&mut self, count: usize) {
-        for _ in 0..count {
-            if self.row == self.region.rows {
-                return;
+    /// The instructions exist; the panel is packed, and the next one's buffer is another.
+    unsafe fn tiles(
+        &self,
+        piece: &Piece,
+        (b, p): (usize, usize),
+        (words, stride): (*const u32, usize),
+        mut next: Option<&mut Packing<'_>>,
+    ) {
+        let (n0, cols) = self.panels.columns(p);
+        for i in piece.m.clone() {
+            if let Some(next) = &mut next {
+                // SAFETY: the caller's.
+                unsafe { next.advance(i - piece.m.start, piece.m.len()) }
             }
-            let at = self.region.row(self.row).wrapping_add(self.skipped + 64 * self.line);
-            // SAFETY: a prefetch of any address is harmless.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
-            self.line += 1;
-            if self.line == self.lines {
-                (self.row, self.line) = (self.row + 1, 0);
-            }
+            let row = i * self.rows;
+            let rows = self.rows.min(self.a.m - row);
+            let tile = Tile {
+                steps: self.a.block(b).steps,
+                a: self.a.at(row, b),
+                lda: self.a.stride(),
+                b: words,
+                ldb: stride,
+                c: self.c.as_mut_ptr().wrapping_add(row * self.n + n0),
+                ldc: self.n,
+                cols,
+                add: self.add || b > 0,
+            };
+            let kernel = if rows == self.rows { self.full } else { kernel(self.a.pairs, rows, self.vectors) };
+            // SAFETY: the caller's; A and the panel hold these rows, columns and steps, and this piece of C belongs
+            // to this thread.
+            unsafe { kernel(&tile) }
         }
     }
 }

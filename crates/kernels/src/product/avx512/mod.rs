@@ -22,6 +22,7 @@
 mod blocked;
 mod kernel;
 mod left;
+mod packing;
 mod quantised;
 mod right;
 mod rows;
