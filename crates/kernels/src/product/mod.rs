@@ -139,6 +139,41 @@ impl Beneath<'_> {
     }
 }
 
+/// What a product that is written into C is added to.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+enum Onto<'a> {
+    /// What C has.
+    Itself,
+    Other(Beneath<'a>),
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Onto<'_> {
+    /// That it fits a product of `m` rows and `n` columns.
+    fn check(&self, m: usize, n: usize) {
+        if let Self::Other(beneath) = self {
+            beneath.check(m, n);
+        }
+    }
+
+    /// What some `columns` of rows of C, whose first value is at `start` and at `c`, are added to: rows that lie as those of C
+    /// do, and one row that each is added to. A later block of the contraction is added to what the `first` one has made.
+    fn at(
+        &self,
+        (c, start): (*const f32, usize),
+        columns: std::ops::Range<usize>,
+        first: bool,
+    ) -> (Option<*const f32>, Option<&[f32]>) {
+        match self {
+            Self::Other(Beneath { matrix, row }) if first => {
+                (matrix.map(|matrix| matrix.as_ptr().wrapping_add(start)), row.map(|row| &row[columns]))
+            }
+            _ => (Some(c), None),
+        }
+    }
+}
+
 /// `c += row`, row by row.
 pub(crate) fn add_to_rows(c: &mut [f32], row: &[f32]) {
     let chunk = parts::rows_per_task(row.len()) * row.len().max(1);
@@ -259,18 +294,48 @@ impl<'a> Prepared<'a> {
         let len = self.m * n;
         beneath.check(self.m, n);
         #[cfg(target_arch = "x86_64")]
-        if let Some(left) = self.in_avx2()
-            && !avx2::are_few(&left, right.direction)
-            && !self.are_few_across(right.direction)
-        {
-            // SAFETY: there only where the instructions exist.
-            return unsafe { avx2::product_onto(left, right, beneath) };
+        if let Some(c) = self.tiles_onto(right, beneath) {
+            return c;
         }
         let values = beneath.values(len);
         let adds = values.is_some();
         let mut c = values.unwrap_or_else(|| zeros(len));
         self.product(right, &mut c, adds);
         c
+    }
+
+    /// The same where tiles of it are made, each value of which is written once.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles_onto(&self, right: Right<'_>, beneath: Beneath<'_>) -> Option<Vec<f32>> {
+        if self.are_few_across(right.direction) {
+            return None;
+        }
+        if let Some(left) = self.in_avx2() {
+            let tiles = !avx2::are_few(&left, right.direction);
+            // SAFETY: there only where the instructions exist.
+            return tiles.then(|| unsafe { avx2::product_onto(left, right, beneath) });
+        }
+        let exact = self.in_avx512(right.w.stored);
+        let left = match &self.left {
+            Left::Pairs(pairs) => pairs,
+            _ => exact.as_ref()?,
+        };
+        let tiles = !avx512::are_few(left, right.direction);
+        // SAFETY: as above.
+        tiles.then(|| unsafe { avx512::product_onto(left, right, beneath) })
+    }
+
+    /// The left operand of exact products with a `stored` W in AVX-512, where those are in force and there is anything to
+    /// multiply.
+    #[cfg(target_arch = "x86_64")]
+    fn in_avx512(&self, stored: Stored) -> Option<avx512::Left<'_>> {
+        let values = match &self.left {
+            Left::Exact(values) => *values,
+            Left::Rounded(values) if stored == Stored::Bf16 => values.as_slice(),
+            Left::Rounded(_) | Left::Pairs(_) => return None,
+        };
+        let Self { m, k, .. } = *self;
+        (self.kernels >= Kernels::Avx512 && m > 0 && k > 0).then(|| avx512::Left::exact(values, m, k))
     }
 
     /// Whether adding rows of W up is the fastest way.
@@ -323,9 +388,9 @@ impl<'a> Prepared<'a> {
             return portable::few_rows_across(right, round, values, c, add);
         }
         #[cfg(target_arch = "x86_64")]
-        if self.kernels >= Kernels::Avx512 && !round {
-            // SAFETY: `kernels` says that the instructions exist.
-            return unsafe { avx512::product(&avx512::Left::exact(values, self.m, k), right, c, add) };
+        if let Some(left) = self.in_avx512(right.w.stored) {
+            // SAFETY: there only where the instructions exist.
+            return unsafe { avx512::product(&left, right, c, add) };
         }
         #[cfg(target_arch = "x86_64")]
         if let Some(left) = self.in_avx2() {

@@ -10,8 +10,10 @@ use std::ops::Range;
 
 use super::dense::{Dims, Write, nt};
 #[cfg(target_arch = "x86_64")]
-use super::{Direction, Kernels, Left, Matrix, avx2, avx512};
+use super::{Direction, Left, Matrix, avx2, avx512};
 use super::{Prepared, Right};
+#[cfg(target_arch = "x86_64")]
+use crate::Stored;
 use crate::parts;
 use crate::pool::Disjoint;
 
@@ -86,19 +88,17 @@ impl Prepared<'_> {
         if targets.iter().any(|target| target.w.direction == Direction::Backward) {
             return None;
         }
-        let rounds = |target: &Target<'_>| target.w.w.stored != crate::Stored::Bf16;
         if let Some(x) = self.in_avx2() {
             return avx2::are_few(&x, Direction::Forward).then_some(Few::Avx2(x));
         }
-        let values = match &self.left {
-            Left::Pairs(x) => return avx512::are_few(x).then_some(Few::Pairs(x)),
-            _ if self.kernels < Kernels::Avx512 || self.m == 0 => return None,
-            Left::Rounded(_) if targets.iter().any(rounds) => return None,
-            Left::Rounded(values) => values,
-            Left::Exact(values) => *values,
-        };
-        let x = avx512::Left::exact(values, self.m, self.k);
-        avx512::are_few(&x).then_some(Few::Avx512(x))
+        if let Left::Pairs(x) = &self.left {
+            return avx512::are_few(x, Direction::Forward).then_some(Few::Pairs(x));
+        }
+        // One that is not of bf16 decides for all.
+        let plain = |target: &&Target<'_>| target.w.w.stored != Stored::Bf16;
+        let x =
+            self.in_avx512(targets.iter().find(plain).map_or(Stored::Bf16, |target| target.w.w.stored))?;
+        avx512::are_few(&x, Direction::Forward).then_some(Few::Avx512(x))
     }
 }
 

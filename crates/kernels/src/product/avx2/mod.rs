@@ -31,7 +31,7 @@ use tile::{Place, tile};
 
 use super::plan::{Piece, Plan};
 use super::portable::to_bf16;
-use super::{Beneath, Direction, Right};
+use super::{Beneath, Direction, Onto, Right};
 use crate::Stored;
 use crate::buffers::made;
 use crate::pool::{self, Disjoint};
@@ -84,7 +84,7 @@ pub(super) unsafe fn product(a: Left<'_>, right: Right<'_>, c: &mut [f32], add: 
     // SAFETY: what is written there are values.
     let c = unsafe { std::slice::from_raw_parts_mut(c.as_mut_ptr().cast(), c.len()) };
     // SAFETY: the caller's; C has values.
-    unsafe { write(a, right, c, add.then_some(Onto::Itself)) }
+    unsafe { write(a, right, c, if add { Onto::Itself } else { Onto::Other(Beneath::default()) }) }
 }
 
 /// `A · B` and what is `beneath` it.
@@ -93,26 +93,17 @@ pub(super) unsafe fn product(a: Left<'_>, right: Right<'_>, c: &mut [f32], add: 
 /// AVX2, FMA and F16C.
 pub(super) unsafe fn product_onto(a: Left<'_>, right: Right<'_>, beneath: Beneath<'_>) -> Vec<f32> {
     // SAFETY: the caller's; all of C is written.
-    unsafe { made(a.m * right.dims().1, |c| write(a, right, c, Some(Onto::Other(beneath)))) }
-}
-
-/// What a product is added to.
-#[derive(Clone, Copy)]
-enum Onto<'a> {
-    Itself,
-    Other(Beneath<'a>),
+    unsafe { made(a.m * right.dims().1, |c| write(a, right, c, Onto::Other(beneath))) }
 }
 
 /// Writes all of `c`.
 ///
 /// # Safety
 /// AVX2, FMA and F16C; `c` has values where it is added to itself.
-unsafe fn write(a: Left<'_>, right: Right<'_>, c: &mut [MaybeUninit<f32>], onto: Option<Onto<'_>>) {
+unsafe fn write(a: Left<'_>, right: Right<'_>, c: &mut [MaybeUninit<f32>], onto: Onto<'_>) {
     let (k, n) = right.dims();
     assert!(a.k == k && k > 0 && a.m > 0 && a.values.len() == a.m * k && c.len() == a.m * n);
-    if let Some(Onto::Other(beneath)) = onto {
-        beneath.check(a.m, n);
-    }
+    onto.check(a.m, n);
     let threads = pool::width();
     let plan = Plan::new((a.m, n), (ROWS, COLUMNS), PIECE_ROWS, threads);
     let call = Call { a, right, n, onto, c: Disjoint::new(c) };
@@ -130,7 +121,7 @@ struct Call<'a> {
     a: Left<'a>,
     right: Right<'a>,
     n: usize,
-    onto: Option<Onto<'a>>,
+    onto: Onto<'a>,
     c: Disjoint<'a, MaybeUninit<f32>>,
 }
 
@@ -177,14 +168,7 @@ impl Call<'_> {
         let rows = i * ROWS..self.a.m.min((i + 1) * ROWS);
         let start = rows.start * self.n + columns.start;
         let c = self.c.as_mut_ptr().wrapping_add(start).cast::<f32>();
-        let (onto, bias) = match self.onto {
-            _ if !is_first => (Some(c.cast_const()), None),
-            None => (None, None),
-            Some(Onto::Itself) => (Some(c.cast_const()), None),
-            Some(Onto::Other(Beneath { matrix, row })) => {
-                (matrix.map(|onto| onto.as_ptr().wrapping_add(start)), row.map(|row| &row[columns.clone()]))
-            }
-        };
+        let (onto, bias) = self.onto.at((c, start), columns.clone(), is_first);
         let (rows, columns) = (rows.len(), columns.len());
         Place { c, alpha: self.a.alpha, onto, bias, stride: self.n, rows, columns }
     }

@@ -2,6 +2,7 @@
 //! and all rows of the piece are multiplied with it.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use super::Line;
 use super::kernel::{Kernel, Tile, full_rows, kernel};
@@ -9,8 +10,8 @@ use super::left::Left;
 use super::packing::{Packing, Panels};
 use super::right::SURPLUS;
 use crate::pool::{self, Disjoint};
-use crate::product::Right;
 use crate::product::plan::{Piece, Plan};
+use crate::product::{Onto, Right};
 
 /// Rows of C to a piece.
 const PIECE_ROWS: usize = 528;
@@ -20,13 +21,14 @@ thread_local! {
     static PANELS: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `C = A · B`, or `C += A · B` where `add`.
+/// Writes `A · B` and what it is added `onto` into all of `c`.
 ///
 /// # Safety
-/// AVX-512 F, BW, VL, and BF16 if A is of pairs.
-pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add: bool) {
+/// AVX-512 F, BW, VL, and BF16 if A is of pairs; `c` has values where it is added to itself.
+pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [MaybeUninit<f32>], onto: Onto<'_>) {
     let (k, n) = right.dims();
     assert!(a.k == k && c.len() == a.m * n);
+    onto.check(a.m, n);
     let vectors = if a.pairs { 4 } else { n.div_ceil(16).min(4).next_power_of_two() };
     let threads = pool::width();
     let rows = full_rows(vectors);
@@ -34,7 +36,7 @@ pub(super) unsafe fn blocked(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add:
         a,
         panels: Panels::new(right, vectors, (a.m, a.pairs)),
         n,
-        add,
+        onto,
         c: Disjoint::new(c),
         full: kernel(a.pairs, rows.min(a.m), vectors),
         rows,
@@ -59,8 +61,8 @@ struct Call<'a> {
     a: &'a Left<'a>,
     panels: Panels<'a>,
     n: usize,
-    add: bool,
-    c: Disjoint<'a, f32>,
+    onto: Onto<'a>,
+    c: Disjoint<'a, MaybeUninit<f32>>,
     full: Kernel,
     /// Of a tile: its rows, and its vectors of 16 columns.
     rows: usize,
@@ -112,16 +114,20 @@ impl Call<'_> {
             }
             let row = i * self.rows;
             let rows = self.rows.min(self.a.m - row);
+            let start = row * self.n + n0;
+            let c = self.c.as_mut_ptr().wrapping_add(start).cast::<f32>();
+            let (onto, bias) = self.onto.at((c, start), n0..n0 + cols, b == 0);
             let tile = Tile {
                 steps: self.a.block(b).steps,
                 a: self.a.at(row, b),
                 lda: self.a.stride(),
                 b: words,
                 ldb: stride,
-                c: self.c.as_mut_ptr().wrapping_add(row * self.n + n0),
+                c,
                 ldc: self.n,
                 cols,
-                add: self.add || b > 0,
+                onto,
+                bias: bias.map(<[f32]>::as_ptr),
             };
             let kernel = if rows == self.rows { self.full } else { kernel(self.a.pairs, rows, self.vectors) };
             // SAFETY: the caller's; A and the panel hold these rows, columns and steps, and this piece of C belongs

@@ -17,15 +17,16 @@ pub(super) struct Tile {
     pub(super) ldc: usize,
     /// Columns of C, at most 16 a vector.
     pub(super) cols: usize,
-    /// Adds to C; else C is overwritten.
-    pub(super) add: bool,
+    /// What the tile is added to: rows that lie as those of C do, and one that each row is added to.
+    pub(super) onto: Option<*const f32>,
+    pub(super) bias: Option<*const f32>,
 }
 
 /// A kernel for tiles of some number of rows and vectors.
 ///
 /// # Safety
 /// Its instructions exist; A holds `rows x steps` words, B `steps` times as many vectors as the tile is wide, C is
-/// `rows x cols` and nobody else uses it.
+/// `rows x cols` and nobody else uses it, and what it is added to has as many.
 pub(super) type Kernel = unsafe fn(&Tile);
 
 /// Rows of a full tile that is `vectors` wide: 24, 20 and 12 accumulators.
@@ -67,14 +68,18 @@ unsafe fn of_pairs<const M: usize, const V: usize>(tile: &Tile) {
 
 #[inline(always)]
 unsafe fn body<const PAIRS: bool, const M: usize, const V: usize>(tile: &Tile) {
-    let &Tile { steps, lda, ldb, c, ldc, cols, add, .. } = tile;
+    let &Tile { steps, lda, ldb, c, ldc, cols, onto, bias, .. } = tile;
     let (mut a, mut b) = (tile.a.cast::<i32>(), tile.b.cast::<i32>());
     // SAFETY: A, B and C hold what `Kernel` says; a prefetch of any address is harmless.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); V]; M];
         for i in 0..M {
             for v in 0..V {
-                _mm_prefetch::<_MM_HINT_ET0>(c.wrapping_add(i * ldc + 16 * v).cast());
+                let at = i * ldc + 16 * v;
+                _mm_prefetch::<_MM_HINT_ET0>(c.wrapping_add(at).cast());
+                if let Some(onto) = onto {
+                    _mm_prefetch::<_MM_HINT_T0>(onto.wrapping_add(at).cast());
+                }
             }
         }
         for _ in 0..steps {
@@ -92,11 +97,15 @@ unsafe fn body<const PAIRS: bool, const M: usize, const V: usize>(tile: &Tile) {
             b = b.wrapping_add(ldb);
         }
         for (i, sums) in sums.iter().enumerate() {
-            for (v, &sum) in sums.iter().enumerate() {
-                let p = c.wrapping_add(i * ldc + 16 * v);
-                let mask = mask16(cols.saturating_sub(16 * v));
-                let sum = if add { _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, p)) } else { sum };
-                _mm512_mask_storeu_ps(p, mask, sum);
+            for (v, &(mut sum)) in sums.iter().enumerate() {
+                let (at, mask) = (i * ldc + 16 * v, mask16(cols.saturating_sub(16 * v)));
+                if let Some(bias) = bias {
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias.wrapping_add(16 * v)));
+                }
+                if let Some(onto) = onto {
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, onto.wrapping_add(at)));
+                }
+                _mm512_mask_storeu_ps(c.wrapping_add(at), mask, sum);
             }
         }
     }

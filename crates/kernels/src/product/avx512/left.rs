@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
 
 use super::{mask16, round};
-use crate::buffers::zeros;
+use crate::buffers::{made, zeros};
 use crate::pool;
 use crate::quantised::GROUP;
 
@@ -59,13 +60,16 @@ impl<'a> Left<'a> {
     pub(in crate::product) unsafe fn rounded(a: &[f32], m: usize, k: usize) -> Self {
         const ROWS: usize = 8;
         let steps = k.div_ceil(2);
-        let mut words = zeros(m * steps);
-        pool::for_each_chunk(&mut words, ROWS * steps, |i, words| {
-            for (a, words) in a[i * ROWS * k..].chunks_exact(k).zip(words.chunks_exact_mut(steps)) {
-                // SAFETY: the caller's; `words` has half as many words as `a` has values.
-                unsafe { round_row(a, words) }
-            }
-        });
+        let write = |words: &mut [MaybeUninit<u32>]| {
+            pool::for_each_chunk(words, ROWS * steps, |i, words| {
+                for (a, words) in a[i * ROWS * k..].chunks_exact(k).zip(words.chunks_exact_mut(steps)) {
+                    // SAFETY: the caller's; `words` has half as many words as `a` has values.
+                    unsafe { round_row(a, words) }
+                }
+            });
+        };
+        // SAFETY: every row is written.
+        let words = unsafe { made(m * steps, write) };
         Self::new(Cow::Owned(words), m, k, true)
     }
 
@@ -134,7 +138,7 @@ pub(in crate::product) fn transpose<T: Send>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn round_row(a: &[f32], words: &mut [u32]) {
+unsafe fn round_row(a: &[f32], words: &mut [MaybeUninit<u32>]) {
     for (a, words) in a.chunks(32).zip(words.chunks_mut(16)) {
         let low = mask16(a.len());
         let high = mask16(a.len().saturating_sub(16));
