@@ -127,13 +127,11 @@ impl Packing<'_> {
             // SAFETY: the caller's.
             unsafe { self.pack() }
         }
-        match self.to {
-            Some(panel) => (panel.cast_const(), 16 * self.panels.vectors),
-            None => {
-                let region = self.region(0);
-                (region.row(0).cast(), region.stride / 4)
-            }
+        if let Some(panel) = self.to {
+            return (panel.cast_const(), 16 * self.panels.vectors);
         }
+        let region = self.region(0);
+        (region.row(0).cast(), region.stride / 4)
     }
 
     /// Packs a chunk.
