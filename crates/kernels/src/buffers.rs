@@ -34,18 +34,6 @@ pub(crate) fn copied(values: &[f32]) -> Vec<f32> {
     })
 }
 
-/// `row` again and again, `len` values in all.
-pub(crate) fn repeated(row: &[f32], len: usize) -> Vec<f32> {
-    written(len, |start, mut part| {
-        let mut rest = &row[start % row.len()..];
-        while !part.is_empty() {
-            let (now, then) = part.split_at_mut(rest.len().min(part.len()));
-            now.write_copy_of_slice(&rest[..now.len()]);
-            (part, rest) = (then, row);
-        }
-    })
-}
-
 /// `write(start, part)` must write all of `part`, which is values `start..` of the buffer.
 fn written<T: Copy + Send>(len: usize, write: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync) -> Vec<T> {
     let fill = |room: &mut [MaybeUninit<T>]| {
@@ -82,8 +70,6 @@ mod tests {
             let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
             assert!(copied(&values) == values);
             assert!(by_chunk(len, 1000, |i, part| part[0] = i as f32).iter().sum::<f32>() > -1.0);
-            let expected: Vec<f32> = values.iter().map(|i| i % 7.0).collect();
-            assert!(repeated(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], len) == expected);
         }
     }
 }

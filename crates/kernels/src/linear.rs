@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 
 use crate::low_rank::Term;
 use crate::operand::{Held, gradient, output, values};
-use crate::product::{Beneath, Prepared};
+use crate::product::{self, Prepared, Rest};
 use crate::{Dropout, Weight, add_bias};
 
 const OP: &str = "linear";
@@ -73,16 +73,16 @@ struct Frozen {
 }
 
 impl Frozen {
-    fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
+    fn forward(&self, x: &[f32], term: Option<product::Term<'_>>) -> Result<Vec<f32>> {
         let prepared = Prepared::new(self.weight.compute(), x, self.weight.cols());
         let bias = self.bias.as_ref().map(|bias| Held::new(OP, bias)).transpose()?;
-        let beneath = Beneath { matrix: None, row: bias.as_ref().map(Held::values) };
-        Ok(self.weight.product_onto(&prepared, beneath))
+        let rest = Rest { term, bias: bias.as_ref().map(Held::values), ..Rest::default() };
+        Ok(self.weight.finished(&prepared, &rest))
     }
 
-    fn backward(&self, g: &[f32]) -> Vec<f32> {
-        let prepared = Prepared::new(self.weight.compute(), g, self.weight.rows());
-        self.weight.product_transposed_onto(&prepared, Beneath::default())
+    /// A gradient ready to go back through the weight.
+    fn prepared<'a>(&self, g: &'a [f32]) -> Prepared<'a> {
+        Prepared::new(self.weight.compute(), g, self.weight.rows())
     }
 
     fn shape(&self, x: &Layout) -> Result<(usize, usize)> {
@@ -96,18 +96,18 @@ impl CustomOp1 for Frozen {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(output(self.forward(values(OP, storage, layout)?)?, self.shape(layout)?))
+        Ok(output(self.forward(values(OP, storage, layout)?, None)?, self.shape(layout)?))
     }
 
     /// `dx = g W`.
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let g = g.contiguous()?;
         let g = Held::new(OP, &g)?;
-        gradient(x, || self.backward(g.values()))
+        gradient(x, || self.weight.transposed_finished(&self.prepared(g.values()), &Rest::default()))
     }
 }
 
-/// [`Frozen`] and a low-rank term. Keeps `u = dropout(x) Aᵀ` `(N, R)` for backward.
+/// [`Frozen`] and a low-rank term. Keeps `u = s · dropout(x) Aᵀ` `(N, R)` for backward.
 struct Adapted {
     frozen: Frozen,
     term: Term,
@@ -129,15 +129,14 @@ impl CustomOp3 for Adapted {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, a, b) = (values(OP, s1, l1)?, values(OP, s2, l2)?, values(OP, s3, l3)?);
-        let mut y = self.frozen.forward(x)?;
         let u = self.term.down(&self.term.dropped(x, 0), a);
-        self.term.add_up(&u, b, &mut y);
+        let y = self.frozen.forward(x, Some(self.term.up(&u, b)))?;
         // Each call of `linear` makes its own operation, so that nothing is there yet.
         let _ = self.u.set(u);
         Ok(output(y, self.frozen.shape(l1)?))
     }
 
-    /// With `v = s · g B`: `dx = g W + mask∘(v A)`, `dA = vᵀ dropout(x)`, `dB = s · gᵀ u`.
+    /// With `v = s · g B`: `dx = g W + mask∘(v A)`, `dA = vᵀ dropout(x)`, `dB = gᵀ u`.
     fn bwd(
         &self,
         x: &Tensor,
@@ -152,9 +151,8 @@ impl CustomOp3 for Adapted {
         let u = self.u.get().ok_or_else(|| candle_core::Error::msg("linear: backward before forward"))?;
         let v = if x.track_op() || a.track_op() { self.term.pull(gs, bs) } else { Vec::new() };
         let dx = gradient(x, || {
-            let mut dx = self.frozen.backward(gs);
-            self.term.add_input_gradient(&v, a_s, &mut dx, 0);
-            dx
+            let through = (&self.frozen.weight, &self.frozen.prepared(gs));
+            self.term.input_gradient(through, (&v, a_s), None, 0)
         })?;
         let da = gradient(a, || {
             let mut da = vec![0.0; a_s.len()];

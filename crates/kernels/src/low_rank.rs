@@ -8,7 +8,8 @@ use candle_core::Result;
 use crate::buffers::{by_chunk, zeros};
 use crate::operand::Held;
 use crate::product::dense::{Dims, Write, nn, nt, tn};
-use crate::{Dropout, LowRank, parts};
+use crate::product::{self, Direction, Prepared, Rest};
+use crate::{Dropout, LowRank, Weight, parts};
 
 /// `weight += s · B[rows] A`: the low-rank term of some rows of a weight, `weight` `(rows.len(), in)`, in f32.
 pub fn add_low_rank(factors: &LowRank<'_>, rows: Range<usize>, weight: &mut [f32]) -> Result<()> {
@@ -69,36 +70,72 @@ impl Term {
         }))
     }
 
-    /// `u = dropped Aᵀ` `(n, R)`.
+    /// `u = s · dropped Aᵀ` `(n, R)`.
     pub(crate) fn down(&self, dropped: &[f32], a: &[f32]) -> Vec<f32> {
         let n = dropped.len() / self.inputs;
         let mut u = vec![0.0; n * self.rank];
         nt(&mut u, dropped, a, Dims { m: n, n: self.rank, k: self.inputs }, Write::Set(1.0));
+        self.scale(&mut u);
         u
     }
 
-    /// `y += s · u Bᵀ`.
-    pub(crate) fn add_up(&self, u: &[f32], b: &[f32], y: &mut [f32]) {
-        let n = u.len() / self.rank;
-        nt(y, u, b, Dims { m: n, n: self.outputs, k: self.rank }, Write::Add(self.scaling));
-    }
-
-    /// `v = s · g B` `(n, R)`, the gradient of `u`.
+    /// `v = s · g B` `(n, R)`.
     pub(crate) fn pull(&self, g: &[f32], b: &[f32]) -> Vec<f32> {
         let n = g.len() / self.outputs;
         let mut v = vec![0.0; n * self.rank];
         nn(&mut v, g, b, Dims { m: n, n: self.rank, k: self.outputs }, Write::Set(1.0));
-        // Of the few values here, not of all of `g`.
-        for v in &mut v {
-            *v *= self.scaling;
-        }
+        self.scale(&mut v);
         v
     }
 
-    /// `dx += mask ∘ (v A)`; the mask's index of the first row is `row`.
-    pub(crate) fn add_input_gradient(&self, v: &[f32], a: &[f32], dx: &mut [f32], row: usize) {
+    /// Times `s`: the few values of `u` or `v`, not all that they are made of.
+    pub(crate) fn scale(&self, values: &mut [f32]) {
+        for value in values {
+            *value *= self.scaling;
+        }
+    }
+
+    /// `u Bᵀ` beside the product of the frozen weight.
+    pub(crate) fn up<'a>(&self, u: &'a [f32], b: &'a [f32]) -> product::Term<'a> {
+        product::Term { u, b, rank: self.rank, direction: Direction::Forward }
+    }
+
+    /// `v A` beside the gradient that goes through the frozen weight.
+    fn back<'a>(&self, v: &'a [f32], a: &'a [f32]) -> product::Term<'a> {
+        product::Term { u: v, b: a, rank: self.rank, direction: Direction::Backward }
+    }
+
+    /// `dx = onto + g W + mask ∘ (v A)`; the mask's index of the first row is `row`.
+    pub(crate) fn input_gradient(
+        &self,
+        (weight, g): (&Weight, &Prepared<'_>),
+        (v, a): (&[f32], &[f32]),
+        onto: Option<&[f32]>,
+        row: usize,
+    ) -> Vec<f32> {
+        let term = (!self.has_dropout()).then(|| self.back(v, a));
+        let mut dx = weight.transposed_finished(g, &Rest { term, onto, ..Rest::default() });
+        self.add_masked((v, a), &mut dx, row);
+        dx
+    }
+
+    /// `dx += g W + mask ∘ (v A)`.
+    pub(crate) fn add_input_gradient(
+        &self,
+        (weight, g): (&Weight, &Prepared<'_>),
+        (v, a): (&[f32], &[f32]),
+        dx: &mut [f32],
+        row: usize,
+    ) {
+        let term = (!self.has_dropout()).then(|| self.back(v, a));
+        weight.add_product_transposed(g, dx, term);
+        self.add_masked((v, a), dx, row);
+    }
+
+    /// `dx += mask ∘ (v A)`, where there is dropout.
+    fn add_masked(&self, (v, a): (&[f32], &[f32]), dx: &mut [f32], row: usize) {
+        let Some(dropout) = self.dropout else { return };
         let dims = Dims { m: v.len() / self.rank, n: self.inputs, k: self.rank };
-        let Some(dropout) = self.dropout else { return nn(dx, v, a, dims, Write::Add(1.0)) };
         let mut term = zeros(dx.len());
         nn(&mut term, v, a, dims, Write::Set(1.0));
         let chunk = parts::rows_per_task(self.inputs) * self.inputs;
@@ -116,9 +153,9 @@ impl Term {
         tn(da, v, dropped, Dims { m: self.rank, n: self.inputs, k: n }, Write::Add(1.0));
     }
 
-    /// `dB += s · gᵀ u`.
+    /// `dB += gᵀ u`.
     pub(crate) fn add_b_gradient(&self, g: &[f32], u: &[f32], db: &mut [f32]) {
         let n = u.len() / self.rank;
-        tn(db, g, u, Dims { m: self.outputs, n: self.rank, k: n }, Write::Add(self.scaling));
+        tn(db, g, u, Dims { m: self.outputs, n: self.rank, k: n }, Write::Add(1.0));
     }
 }

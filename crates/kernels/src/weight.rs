@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::product::{Beneath, Direction, Matrix, Prepared, Right};
+use crate::product::{Direction, Matrix, Prepared, Rest, Right, Term};
 use crate::{Error, RowOrder, Stored};
 
 /// How the products of a weight are computed.
@@ -176,19 +176,19 @@ impl Weight {
         Prepared::new(self.compute, x, self.cols()).product(self.right(Direction::Forward), y, false);
     }
 
-    /// [`Weight::product`] of activations that are ready for it, and what is `beneath` it.
-    pub(crate) fn product_onto(&self, x: &Prepared<'_>, beneath: Beneath<'_>) -> Vec<f32> {
-        x.product_onto(self.right(Direction::Forward), beneath)
+    /// [`Weight::product`] of activations that are ready for it, and the `rest` that belongs to it.
+    pub(crate) fn finished(&self, x: &Prepared<'_>, rest: &Rest<'_>) -> Vec<f32> {
+        x.finished(self.right(Direction::Forward), rest)
     }
 
-    /// [`Weight::product_transposed`] of a gradient that is ready for it, and what is `beneath` it.
-    pub(crate) fn product_transposed_onto(&self, g: &Prepared<'_>, beneath: Beneath<'_>) -> Vec<f32> {
-        g.product_onto(self.right(Direction::Backward), beneath)
+    /// [`Weight::product_transposed`] of a gradient that is ready for it, and the `rest` that belongs to it.
+    pub(crate) fn transposed_finished(&self, g: &Prepared<'_>, rest: &Rest<'_>) -> Vec<f32> {
+        g.finished(self.right(Direction::Backward), rest)
     }
 
-    /// [`Weight::product_transposed`] of a gradient that is ready for it, added to `dx`.
-    pub(crate) fn add_product_transposed(&self, g: &Prepared<'_>, dx: &mut [f32]) {
-        g.product(self.right(Direction::Backward), dx, true);
+    /// [`Weight::product_transposed`] of a gradient that is ready for it and a low-rank term, added to `dx`.
+    pub(crate) fn add_product_transposed(&self, g: &Prepared<'_>, dx: &mut [f32], term: Option<Term<'_>>) {
+        g.add_to(self.right(Direction::Backward), dx, term);
     }
 
     /// `dx = g W`: `g` `(n, rows)`, `dx` `(n, cols)`, both row-major; `dx` is overwritten.

@@ -10,8 +10,8 @@ use crate::activation::Function;
 use crate::attention::attend;
 use crate::buffers::zeros;
 use crate::operand::Held;
-use crate::product::targets::{Rest, Target};
-use crate::product::{Direction, Matrix, Prepared, Right};
+use crate::product::targets::Target;
+use crate::product::{Direction, Matrix, Prepared, Rest, Right};
 use crate::{CacheRows, CachedSegment, Compute};
 
 const OP: &str = "block_cached";
@@ -94,7 +94,7 @@ impl Layer<'_> {
         let mut targets = Vec::with_capacity(G);
         for ((number, u), y) in numbers.into_iter().zip(&us).zip(&mut ys) {
             let Projection { weight, bias } = &self.block.projections[number];
-            let term = self.factors[number].as_ref().map(|factors| (u.as_slice(), factors.b()));
+            let term = self.factors[number].as_ref().map(|factors| factors.term().up(u, factors.b()));
             let rest = Rest { term, gain: self.gain(number), bias: bias.as_deref(), onto };
             targets.push(Target { w: weight.right(Direction::Forward), rest, y });
         }
@@ -117,9 +117,8 @@ impl Layer<'_> {
         }
         Prepared::new(Compute::F32, x, inputs).targets(&mut targets);
         for (number, u) in numbers.into_iter().zip(&mut us) {
-            let scaling = self.factors[number].as_ref().map_or(1.0, |factors| factors.term().scaling);
-            for u in u {
-                *u *= scaling;
+            if let Some(factors) = &self.factors[number] {
+                factors.term().scale(u);
             }
         }
         us

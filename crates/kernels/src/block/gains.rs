@@ -1,4 +1,4 @@
-//! The gains on the results of projections, DoRA's `m/n`: `y = c ⊙ z + b` by column, on the way and on the way back.
+//! The gains on the results of projections, DoRA's `m/n`: `y = c ⊙ z + b` by column, on the way back.
 
 use super::Layer;
 use crate::{parts, vector};
@@ -31,27 +31,6 @@ impl<'a> Rows<'a> {
 }
 
 impl Layer<'_> {
-    /// `z` becomes `c ⊙ z + b + onto`, with projection `number`'s gain `c` and bias `b`.
-    pub(super) fn scale(&self, number: usize, gain: &[f32], z: &mut [f32], onto: Option<&[f32]>) {
-        let width = gain.len();
-        let (onto, bias) = (Rows::new(onto, width), self.bias(number));
-        let bias = bias.row(0, width);
-        let rows = parts::rows_per_task(width);
-        crate::pool::for_each_chunk(z, rows * width, |task, z| {
-            for (i, z) in z.chunks_exact_mut(width).enumerate() {
-                let onto = onto.row(task * rows + i, width);
-                vector::wide(
-                    #[inline(always)]
-                    || {
-                        for (((z, c), b), onto) in z.iter_mut().zip(gain).zip(bias).zip(onto) {
-                            *z = c * *z + b + onto;
-                        }
-                    },
-                );
-            }
-        });
-    }
-
     /// The gradient `g` of `y` becomes that of `z`, `c ⊙ g`; the gradient of `c` is `Σₙ g ⊙ (y - b) / c`.
     pub(super) fn unscale(&self, number: usize, gain: &[f32], g: &mut [f32], y: Output<'_>) -> Vec<f32> {
         let width = gain.len();

@@ -11,7 +11,7 @@
 //! `middle = x + norm(attention(…) Wₒ)`, `y = middle + norm(…)`; and in one whose halves stand side by side `y = middle + …`
 //! reads `norm(x)` where the others read `norm(middle)`. `⊙ … W_up` is left out where there is no such projection.
 //!
-//! A row keeps `D + 2 H·E + 2 K·E + 2 F + H` values and the low-rank terms' `u = x Aᵀ`: q, k, v, what was attended and its
+//! A row keeps `D + 2 H·E + 2 K·E + 2 F + H` values and the low-rank terms' `u = s · x Aᵀ`: q, k, v, what was attended and its
 //! log-sums, `middle`, gate and up; F fewer without up, and D more where norms come after, as they cannot be undone. Backward
 //! makes the norms and `f(gate) ⊙ up` again, and frees what it has used. The fine-grained operations are the reference that
 //! this one is tested against.

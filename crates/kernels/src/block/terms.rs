@@ -8,7 +8,7 @@ use super::gains::Output;
 use super::{Adapted, Layer, Projection, Us};
 use crate::low_rank::Term;
 use crate::operand::Held;
-use crate::product::{Beneath, Prepared};
+use crate::product::{Prepared, Rest};
 
 /// An [`Adapted`] as the operation keeps it.
 pub(super) struct Slot {
@@ -149,20 +149,18 @@ impl<'a> Layer<'a> {
         let prepared = Prepared::new(weight.compute(), x, weight.cols());
         numbers.map(|number| {
             let Projection { weight, bias } = &self.block.projections[number];
-            let gain = self.gain(number);
-            // A gain is on the product alone.
-            let beneath = Beneath { matrix: onto, row: bias.as_deref() };
-            let beneath = if gain.is_none() { beneath } else { Beneath::default() };
-            let mut y = weight.product_onto(&prepared, beneath);
-            if let Some(factors) = &self.factors[number] {
-                let (term, u) = (factors.term(), &mut us[number]);
-                *u = term.down(&term.dropped(x, 0), factors.a());
-                term.add_up(u, factors.b(), &mut y);
+            let factors = self.factors[number].as_ref();
+            if let Some(factors) = factors {
+                let term = factors.term();
+                us[number] = term.down(&term.dropped(x, 0), factors.a());
             }
-            if let Some(gain) = gain {
-                self.scale(number, gain, &mut y, onto);
-            }
-            y
+            let rest = Rest {
+                term: factors.map(|factors| factors.term().up(&us[number], factors.b())),
+                gain: self.gain(number),
+                bias: bias.as_deref(),
+                onto,
+            };
+            weight.finished(&prepared, &rest)
         })
     }
 
@@ -191,20 +189,21 @@ impl Pulled<'_> {
         let mut dx = Vec::new();
         for (i, Part { number, g, v }) in self.0.iter().enumerate() {
             let weight = &layer.block.projections[*number].weight;
-            let prepared = Prepared::new(weight.compute(), g, weight.rows());
-            if i == 0 {
-                dx = weight.product_transposed_onto(&prepared, Beneath { matrix: onto, row: None });
-            } else {
-                weight.add_product_transposed(&prepared, &mut dx);
-            }
-            if let Some(factors) = &layer.factors[*number] {
-                factors.term().add_input_gradient(v, factors.a(), &mut dx, 0);
+            let g = Prepared::new(weight.compute(), g, weight.rows());
+            let factors = layer.factors[*number].as_ref();
+            match factors.map(|factors| (factors.term(), (v.as_slice(), factors.a()))) {
+                Some((term, factors)) if i == 0 => {
+                    dx = term.input_gradient((weight, &g), factors, onto, 0);
+                }
+                Some((term, factors)) => term.add_input_gradient((weight, &g), factors, &mut dx, 0),
+                None if i == 0 => dx = weight.transposed_finished(&g, &Rest { onto, ..Rest::default() }),
+                None => weight.add_product_transposed(&g, &mut dx, None),
             }
         }
         dx
     }
 
-    /// `dA = vᵀ dropout(x)` and `dB = s · gᵀ u`, where they are asked for, to the pass's sums. A `u` that was not kept is made
+    /// `dA = vᵀ dropout(x)` and `dB = gᵀ u`, where they are asked for, to the pass's sums. A `u` that was not kept is made
     /// again.
     pub(super) fn factor_gradients(&self, layer: &Layer<'_>, x: &[f32], us: &Us) {
         let Some(gradients) = &layer.pass.gradients else { return };

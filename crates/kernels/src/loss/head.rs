@@ -9,7 +9,7 @@ use super::scoring::Targets;
 use super::{Labelled, Scoring, scale};
 use crate::low_rank::Term;
 use crate::operand::{Held, output, values};
-use crate::product::add_to_rows;
+use crate::product::{Direction, Prepared, Rest};
 use crate::{LowRank, Weight, buffers, parts, vector};
 
 const OP: &str = "linear_cross_entropy";
@@ -161,27 +161,18 @@ impl Frozen {
         for (i, (rows_of, labels)) in chunks.enumerate() {
             let x = self.gather(hidden, rows_of);
             let logits = &mut buffer[..rows_of.len() * classes];
-            self.head.product(&x, logits);
-            if let Some(bias) = &bias {
-                add_to_rows(logits, bias.values());
-            }
             let first = i * rows;
-            let mut chunk = Chunk {
-                first,
-                rows: rows_of,
-                labels,
-                logits,
-                dropped: Cow::Borrowed(&[]),
-                u: Vec::new(),
-                cap: self.cap,
-                targets: &self.targets,
+            let dropped = factors.map_or(Cow::Borrowed(&[][..]), |factors| factors.term.dropped(&x, first));
+            let u = factors.map(|factors| factors.term.down(&dropped, factors.a)).unwrap_or_default();
+            let rest = Rest {
+                term: factors.map(|factors| factors.term.up(&u, factors.b)),
+                bias: bias.as_ref().map(Held::values),
+                ..Rest::default()
             };
-            if let Some(factors) = factors {
-                chunk.dropped = factors.term.dropped(&x, first);
-                chunk.u = factors.term.down(&chunk.dropped, factors.a);
-                factors.term.add_up(&chunk.u, factors.b, chunk.logits);
-            }
-            task(chunk);
+            let prepared = Prepared::new(self.head.compute(), &x, self.head.cols());
+            prepared.finished_into(self.head.right(Direction::Forward), logits, &rest);
+            let (cap, targets) = (self.cap, &self.targets);
+            task(Chunk { first, rows: rows_of, labels, logits, dropped, u, cap, targets });
         }
         Ok(())
     }
@@ -304,11 +295,12 @@ impl LinearLoss {
             _ => Vec::new(),
         };
         if self.wanted.hidden {
-            let mut dx = buffers::zeros(chunk.rows.len() * width);
-            self.frozen.head.product_transposed(chunk.logits, &mut dx);
-            if let Some(Factors { term, a, .. }) = factors {
-                term.add_input_gradient(&v, a, &mut dx, chunk.first);
-            }
+            let head = &self.frozen.head;
+            let g = Prepared::new(head.compute(), chunk.logits, head.rows());
+            let dx = match factors {
+                Some(Factors { term, a, .. }) => term.input_gradient((head, &g), (&v, a), None, chunk.first),
+                None => head.transposed_finished(&g, &Rest::default()),
+            };
             for (row, dx) in chunk.rows.iter().zip(dx.chunks_exact(width)) {
                 vector::axpy(1.0, dx, &mut found.hidden[*row as usize * width..][..width]);
             }

@@ -3,15 +3,10 @@
 //!
 //! Exact in f32. The result does not depend on the number of threads.
 
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "calls kernels whose instructions it has found to exist")
-)]
-
 use super::Kernels;
 use super::portable::{self, Strided};
 #[cfg(target_arch = "x86_64")]
-use super::{Direction, Matrix, Right, avx2, avx512};
+use super::{Direction, Matrix, Right, Simd, avx2, avx512};
 #[cfg(target_arch = "x86_64")]
 use crate::buffers::zeros;
 
@@ -36,7 +31,7 @@ pub(crate) enum Write {
     Add(f32),
 }
 
-/// `C (m, n) (+)= alpha · A (m, k) · B (n, k)ᵀ`: `u = x Aᵀ`, `y += s · u Bᵀ`.
+/// `C (m, n) (+)= alpha · A (m, k) · B (n, k)ᵀ`: `u = x Aᵀ`.
 pub(crate) fn nt(c: &mut [f32], a: &[f32], b: &[f32], dims: Dims, write: Write) {
     Kernels::in_force().dense((c, a, b), (false, true), dims, write);
 }
@@ -78,20 +73,18 @@ impl Kernels {
         }
         #[cfg(target_arch = "x86_64")]
         if self >= Self::Avx512 {
-            // SAFETY: `self` says that the instructions exist.
-            return unsafe { with_avx512((c, a, b), transposed, dims, (alpha, add)) };
+            return with_avx512((c, a, b), transposed, dims, (alpha, add));
         }
         #[cfg(target_arch = "x86_64")]
         if self == Self::Avx2 && !transposed.0 {
-            let left = avx2::Left { values: a, m, k, round: false, alpha };
+            let left = Simd::Avx2(avx2::Left { values: a, m, k, round: false, alpha });
             let right = if transposed.1 {
                 Right::new(Matrix::dense(b, n, k), Direction::Forward)
             } else {
                 Right::new(Matrix::dense(b, k, n), Direction::Backward)
             };
-            if m >= AVX2_ROWS || avx2::are_few(&left, right.direction) {
-                // SAFETY: `self` says that the instructions exist.
-                return unsafe { avx2::product(left, right, c, add) };
+            if m >= AVX2_ROWS || left.are_few(right.direction) {
+                return left.product(right, c, add);
             }
         }
         let strided = |values, transposed, rows, cols| {
@@ -102,46 +95,30 @@ impl Kernels {
     }
 }
 
-/// # Safety
-/// AVX-512 F, BW, VL.
+/// The same in AVX-512, which the caller has found to exist.
 #[cfg(target_arch = "x86_64")]
-unsafe fn with_avx512(
+fn with_avx512(
     (c, a, b): (&mut [f32], &[f32], &[f32]),
     transposed: (bool, bool),
     Dims { m, n, k }: Dims,
     (alpha, add): (f32, bool),
 ) {
     let right = |values, rows, cols, direction| Right::new(Matrix::dense(values, rows, cols), direction);
-    // SAFETY: the caller's; the left operand is f32.
-    unsafe {
-        match transposed {
-            (false, true) => {
-                avx512::product(
-                    &avx512::Left::scaled(alpha, a, m, k),
-                    right(b, n, k, Direction::Forward),
-                    c,
-                    add,
-                );
-            }
-            (false, false) => {
-                avx512::product(
-                    &avx512::Left::scaled(alpha, a, m, k),
-                    right(b, k, n, Direction::Backward),
-                    c,
-                    add,
-                );
-            }
-            _ if m <= n => {
-                let left = avx512::Left::transposed(alpha, a, m, k);
-                avx512::product(&left, right(b, k, n, Direction::Backward), c, add);
-            }
-            // The longer side is the one that the kernels run along: Cᵀ = Bᵀ A.
-            _ => {
-                let left = avx512::Left::transposed(alpha, b, n, k);
-                let mut flipped = zeros(m * n);
-                avx512::product(&left, right(a, k, m, Direction::Backward), &mut flipped, false);
-                avx512::transpose(&flipped, m, c, |c, value| *c = if add { *c } else { 0.0 } + value);
-            }
+    let of = |left, right, c: &mut [f32], add| Simd::Avx512(left).product(right, c, add);
+    let scaled = || avx512::Left::scaled(alpha, a, m, k);
+    match transposed {
+        (false, true) => of(scaled(), right(b, n, k, Direction::Forward), c, add),
+        (false, false) => of(scaled(), right(b, k, n, Direction::Backward), c, add),
+        _ if m <= n => {
+            let left = avx512::Left::transposed(alpha, a, m, k);
+            of(left, right(b, k, n, Direction::Backward), c, add);
+        }
+        // The longer side is the one that the kernels run along: Cᵀ = Bᵀ A.
+        _ => {
+            let left = avx512::Left::transposed(alpha, b, n, k);
+            let mut flipped = zeros(m * n);
+            of(left, right(a, k, m, Direction::Backward), &mut flipped, false);
+            avx512::transpose(&flipped, m, c, |c, value| *c = if add { *c } else { 0.0 } + value);
         }
     }
 }

@@ -13,22 +13,26 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod beneath;
 pub(crate) mod dense;
 #[cfg(target_arch = "x86_64")]
 mod plan;
 mod portable;
+mod rest;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 pub(crate) mod targets;
 #[cfg(test)]
 mod tests;
 
-#[cfg(target_arch = "x86_64")]
-use beneath::Onto;
-pub(crate) use beneath::{Beneath, add_to_rows};
 pub(crate) use portable::widen;
+pub(crate) use rest::{Rest, Term};
+#[cfg(target_arch = "x86_64")]
+use simd::Simd;
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use crate::buffers::made;
 use crate::buffers::zeros;
 use crate::{Compute, RowOrder, Stored, quantised};
 
@@ -218,77 +222,56 @@ impl<'a> Prepared<'a> {
         Kernels::in_force().prepare(compute, values, k)
     }
 
-    /// `A Wᵀ` or `A W`, and what is `beneath` it.
-    pub(crate) fn product_onto(&self, right: Right<'_>, beneath: Beneath<'_>) -> Vec<f32> {
+    /// What becomes of `A Wᵀ` or `A W` with the `rest` that belongs to it.
+    pub(crate) fn finished(&self, right: Right<'_>, rest: &Rest<'_>) -> Vec<f32> {
         let (_, n) = right.dims();
         let len = self.m * n;
-        beneath.check(self.m, n);
         #[cfg(target_arch = "x86_64")]
-        if let Some(c) = self.tiles_onto(right, beneath) {
-            return c;
+        if let Some(tiles) = self.tiles(right) {
+            rest.check(self.m, n);
+            // SAFETY: all of C is written, and nothing added to what it had.
+            return unsafe { made(len, |c| tiles.tiles(right, c, false, rest)) };
         }
-        let values = beneath.values(len);
-        let adds = values.is_some();
-        let mut c = values.unwrap_or_else(|| zeros(len));
-        self.product(right, &mut c, adds);
+        let mut c = zeros(len);
+        self.finished_into(right, &mut c, rest);
         c
     }
 
-    /// The same where tiles of it are made, each value of which is written once.
+    /// The same, into `c`; what it held is not read.
+    pub(crate) fn finished_into(&self, right: Right<'_>, c: &mut [f32], rest: &Rest<'_>) {
+        rest.check(self.m, right.dims().1);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tiles) = self.tiles(right) {
+            return tiles.add_tiles(right, c, false, rest);
+        }
+        self.product(right, c, false);
+        rest.finish(self.m, c);
+    }
+
+    /// `C += A Wᵀ` or `C += A W`, and a low-rank term.
+    pub(crate) fn add_to(&self, right: Right<'_>, c: &mut [f32], term: Option<Term<'_>>) {
+        let rest = Rest { term, ..Rest::default() };
+        rest.check(self.m, right.dims().1);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tiles) = self.tiles(right) {
+            return tiles.add_tiles(right, c, true, &rest);
+        }
+        self.product(right, c, true);
+        rest.finish(self.m, c);
+    }
+
+    /// The operand where a product is best made by tiles, each value of which is written once.
     #[cfg(target_arch = "x86_64")]
-    fn tiles_onto(&self, right: Right<'_>, beneath: Beneath<'_>) -> Option<Vec<f32>> {
+    fn tiles(&self, right: Right<'_>) -> Option<Simd<'_>> {
         if self.are_few_across(right.direction) {
             return None;
         }
-        if let Some(left) = self.in_avx2() {
-            let tiles = !avx2::are_few(&left, right.direction);
-            // SAFETY: there only where the instructions exist.
-            return tiles.then(|| unsafe { avx2::product_onto(left, right, beneath) });
-        }
-        let exact = self.in_avx512(right.w.stored);
-        let left = match &self.left {
-            Left::Pairs(pairs) => pairs,
-            _ => exact.as_ref()?,
-        };
-        let tiles = !avx512::are_few(left, right.direction);
-        // SAFETY: as above.
-        tiles.then(|| unsafe { avx512::product_onto(left, right, beneath) })
-    }
-
-    /// The left operand of exact products with a `stored` W in AVX-512, where those are in force and there is anything to
-    /// multiply.
-    #[cfg(target_arch = "x86_64")]
-    fn in_avx512(&self, stored: Stored) -> Option<avx512::Left<'_>> {
-        let values = match &self.left {
-            Left::Exact(values) => *values,
-            Left::Rounded(values) if stored == Stored::Bf16 => values.as_slice(),
-            Left::Rounded(_) | Left::Pairs(_) => return None,
-        };
-        let Self { m, k, .. } = *self;
-        (self.kernels >= Kernels::Avx512 && m > 0 && k > 0).then(|| avx512::Left::exact(values, m, k))
+        self.simd(right.w.stored).filter(|simd| !simd.are_few(right.direction))
     }
 
     /// Whether adding rows of W up is the fastest way.
     fn are_few_across(&self, direction: Direction) -> bool {
         direction == Direction::Backward && self.m <= portable::FEW && self.kernels < Kernels::Avx512
-    }
-
-    /// The left operand of products in AVX2, where those are in force and there is anything to multiply.
-    #[cfg(target_arch = "x86_64")]
-    fn in_avx2(&self) -> Option<avx2::Left<'_>> {
-        let (values, round) = match &self.left {
-            Left::Exact(values) => (*values, false),
-            Left::Rounded(values) => (values.as_slice(), true),
-            Left::Pairs(_) => return None,
-        };
-        let Self { m, k, .. } = *self;
-        (self.kernels == Kernels::Avx2 && m > 0 && k > 0).then_some(avx2::Left {
-            values,
-            m,
-            k,
-            round,
-            alpha: 1.0,
-        })
     }
 
     /// `C = A Wᵀ` or `C = A W`, or with `add` that is added to `C`.
@@ -311,21 +294,14 @@ impl<'a> Prepared<'a> {
             Left::Exact(values) => (*values, false),
             Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: made only where the instructions exist.
-            Left::Pairs(pairs) => return unsafe { avx512::product(pairs, right, c, add) },
+            Left::Pairs(pairs) => return Simd::Avx512(pairs.borrowed()).product(right, c, add),
         };
         if self.are_few_across(right.direction) {
             return portable::few_rows_across(right, round, values, c, add);
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(left) = self.in_avx512(right.w.stored) {
-            // SAFETY: there only where the instructions exist.
-            return unsafe { avx512::product(&left, right, c, add) };
-        }
-        #[cfg(target_arch = "x86_64")]
-        if let Some(left) = self.in_avx2() {
-            // SAFETY: there only where the instructions exist.
-            return unsafe { avx2::product(left, right, c, add) };
+        if let Some(simd) = self.simd(right.w.stored) {
+            return simd.product(right, c, add);
         }
         if add {
             let mut product = vec![0.0; c.len()];

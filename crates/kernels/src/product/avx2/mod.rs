@@ -31,9 +31,8 @@ use tile::{Place, tile};
 
 use super::plan::{Piece, Plan};
 use super::portable::to_bf16;
-use super::{Beneath, Direction, Onto, Right};
+use super::{Direction, Rest, Right};
 use crate::Stored;
-use crate::buffers::made;
 use crate::pool::{self, Disjoint};
 use crate::quantised::Blocks;
 
@@ -72,41 +71,21 @@ pub(super) fn are_few(a: &Left<'_>, direction: Direction) -> bool {
     direction == Direction::Forward && a.m <= rows::FEW && a.k >= 16 * a.m.min(16)
 }
 
-/// `C = A · B`, or `C += A · B` where `add`.
+/// Writes the `rest` of `A · B` into all of `c`, or adds it to `c` where `add`.
 ///
 /// # Safety
-/// AVX2, FMA and F16C.
-pub(super) unsafe fn product(a: Left<'_>, right: Right<'_>, c: &mut [f32], add: bool) {
-    if are_few(&a, right.direction) {
-        // SAFETY: the caller's.
-        return unsafe { few_rows(a, (&[right.w], &[Disjoint::new(c)]), add, &|_, _| ()) };
-    }
-    // SAFETY: what is written there are values.
-    let c = unsafe { std::slice::from_raw_parts_mut(c.as_mut_ptr().cast(), c.len()) };
-    // SAFETY: the caller's; C has values.
-    unsafe { write(a, right, c, if add { Onto::Itself } else { Onto::Other(Beneath::default()) }) }
-}
-
-/// `A · B` and what is `beneath` it.
-///
-/// # Safety
-/// AVX2, FMA and F16C.
-pub(super) unsafe fn product_onto(a: Left<'_>, right: Right<'_>, beneath: Beneath<'_>) -> Vec<f32> {
-    // SAFETY: the caller's; all of C is written.
-    unsafe { made(a.m * right.dims().1, |c| write(a, right, c, Onto::Other(beneath))) }
-}
-
-/// Writes all of `c`.
-///
-/// # Safety
-/// AVX2, FMA and F16C; `c` has values where it is added to itself.
-unsafe fn write(a: Left<'_>, right: Right<'_>, c: &mut [MaybeUninit<f32>], onto: Onto<'_>) {
+/// AVX2, FMA and F16C; `c` has values where it is added to.
+pub(super) unsafe fn tiles(
+    a: Left<'_>,
+    right: Right<'_>,
+    c: &mut [MaybeUninit<f32>],
+    (add, rest): (bool, &Rest<'_>),
+) {
     let (k, n) = right.dims();
     assert!(a.k == k && k > 0 && a.m > 0 && a.values.len() == a.m * k && c.len() == a.m * n);
-    onto.check(a.m, n);
     let threads = pool::width();
     let plan = Plan::new((a.m, n), (ROWS, COLUMNS), PIECE_ROWS, threads);
-    let call = Call { a, right, n, onto, c: Disjoint::new(c) };
+    let call = Call { a, right, n, add, rest, c: Disjoint::new(c) };
     pool::for_each(threads, |_| {
         BUFFERS.with_borrow_mut(|(panels, lines)| {
             while let Some(piece) = plan.take() {
@@ -121,7 +100,8 @@ struct Call<'a> {
     a: Left<'a>,
     right: Right<'a>,
     n: usize,
-    onto: Onto<'a>,
+    add: bool,
+    rest: &'a Rest<'a>,
     c: Disjoint<'a, MaybeUninit<f32>>,
 }
 
@@ -132,45 +112,61 @@ impl Call<'_> {
         let k = self.a.k;
         // Blocks of almost equal length.
         let depth = k.div_ceil(k.div_ceil(DEPTH));
-        if panels.len() < piece.n.len() * depth * COLUMNS {
-            panels.resize(piece.n.len() * depth * COLUMNS, 0.0);
+        let rank = self.rest.term.map_or(0, |term| term.rank);
+        if panels.len() < piece.n.len() * (depth + rank) * COLUMNS {
+            panels.resize(piece.n.len() * (depth + rank) * COLUMNS, 0.0);
         }
         let columns = |p: usize| p * COLUMNS..self.n.min((p + 1) * COLUMNS);
         for start in (0..k).step_by(depth) {
             let block = start..k.min(start + depth);
-            let size = block.len() * COLUMNS;
+            // The steps of a term follow the last block's.
+            let term = self.rest.term.filter(|_| block.end == k);
+            let (own, rank) = (block.len() * COLUMNS, term.map_or(0, |_| rank));
+            let size = own + rank * COLUMNS;
             for (p, panel) in piece.n.clone().zip(panels.chunks_exact_mut(size)) {
+                let (panel, of_term) = panel.split_at_mut(own);
                 // SAFETY: the caller's.
-                unsafe { self.fill(&columns(p), &block, panel, lines) };
+                unsafe {
+                    self.fill(&columns(p), &block, panel, lines);
+                    if let Some(term) = term {
+                        let right = term.right(self.n);
+                        fill(&right, &columns(p), &(0..rank), of_term, lines);
+                    }
+                }
             }
             for first in piece.m.clone().step_by(GROUP) {
                 let group = first..piece.m.end.min(first + GROUP);
                 for (p, panel) in piece.n.clone().zip(panels.chunks_exact(size)) {
+                    let (panel, of_term) = panel.split_at(own);
                     for i in group.clone() {
-                        let place = self.place(i, &columns(p), start == 0);
+                        let place = self.place(i, &columns(p), &block);
+                        let main = (rows(self.a.values, (self.a.m, k), i, start), panel);
+                        let term = term.map(|term| (rows(term.u, (self.a.m, rank), i, 0), of_term));
                         // SAFETY: the caller's.
-                        unsafe { tile(self.rows(i, start), panel, &place) };
+                        unsafe { tile(main, term, &place) };
                     }
                 }
             }
         }
     }
 
-    /// The rows of tile `i` from step `first` on; one of them again for each that A lacks.
-    fn rows(&self, i: usize, first: usize) -> [*const f32; ROWS] {
-        let Left { values, m, k, .. } = self.a;
-        let start = values.as_ptr().wrapping_add(first);
-        std::array::from_fn(|j| start.wrapping_add((i * ROWS + j).min(m - 1) * k))
-    }
-
-    /// The place in C of row tile `i` and some `columns`, and what its first block, or a later one, is added to.
-    fn place(&self, i: usize, columns: &Range<usize>, is_first: bool) -> Place<'_> {
+    /// The place in C of row tile `i` and some `columns`, and what belongs to it after a `block`.
+    fn place(&self, i: usize, columns: &Range<usize>, block: &Range<usize>) -> Place<'_> {
         let rows = i * ROWS..self.a.m.min((i + 1) * ROWS);
         let start = rows.start * self.n + columns.start;
-        let c = self.c.as_mut_ptr().wrapping_add(start).cast::<f32>();
-        let (onto, bias) = self.onto.at((c, start), columns.clone(), is_first);
-        let (rows, columns) = (rows.len(), columns.len());
-        Place { c, alpha: self.a.alpha, onto, bias, stride: self.n, rows, columns }
+        let last = block.end == self.a.k;
+        let Rest { gain, bias, onto, .. } = if last { *self.rest } else { Rest::default() };
+        Place {
+            c: self.c.as_mut_ptr().wrapping_add(start).cast::<f32>(),
+            alpha: self.a.alpha,
+            add: self.add || block.start > 0,
+            gain: gain.map(|gain| &gain[columns.clone()]),
+            bias: bias.map(|bias| &bias[columns.clone()]),
+            onto: onto.map(|onto| onto.as_ptr().wrapping_add(start)),
+            stride: self.n,
+            rows: rows.len(),
+            columns: columns.len(),
+        }
     }
 
     /// Fills `panel` with `columns` of B in `block`, step by step; what B lacks is left to be anything.
@@ -184,18 +180,38 @@ impl Call<'_> {
         panel: &mut [f32],
         lines: &mut Vec<f32>,
     ) {
-        let w = &self.right.w;
         // SAFETY: the caller's.
-        unsafe {
-            match self.right.direction {
-                Direction::Forward => along(w, columns, block, panel, lines),
-                Direction::Backward => across(w, columns, block, panel),
-            }
-        }
-        if self.a.round && w.stored != Stored::Bf16 {
+        unsafe { fill(&self.right, columns, block, panel, lines) }
+        if self.a.round && self.right.w.stored != Stored::Bf16 {
             to_bf16(panel);
         }
     }
+}
+
+/// As [`Call::fill`], unrounded.
+///
+/// # Safety
+/// The instructions exist.
+unsafe fn fill(
+    right: &Right<'_>,
+    columns: &Range<usize>,
+    block: &Range<usize>,
+    panel: &mut [f32],
+    lines: &mut Vec<f32>,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match right.direction {
+            Direction::Forward => along(&right.w, columns, block, panel, lines),
+            Direction::Backward => across(&right.w, columns, block, panel),
+        }
+    }
+}
+
+/// The rows of tile `i` of a left operand `(m, k)` from step `first` on; one of them again for each that it lacks.
+fn rows(values: &[f32], (m, k): (usize, usize), i: usize, first: usize) -> [*const f32; ROWS] {
+    let start = values.as_ptr().wrapping_add(first);
+    std::array::from_fn(|j| start.wrapping_add((i * ROWS + j).min(m - 1) * k))
 }
 
 /// Eight values of a plain type at the start of `bytes`, widened.

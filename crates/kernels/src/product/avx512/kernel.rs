@@ -6,6 +6,21 @@ use super::{mask16, step};
 
 /// What one call multiplies. Units of strides are words.
 pub(super) struct Tile {
+    pub(super) main: Factors,
+    /// Factors of f32 words that it multiplies too.
+    pub(super) term: Option<Factors>,
+    pub(super) c: *mut f32,
+    pub(super) ldc: usize,
+    /// Columns of C, at most 16 a vector.
+    pub(super) cols: usize,
+    /// Whether it is added to what C has.
+    pub(super) add: bool,
+    pub(super) rest: Rest,
+}
+
+/// Rows of A and a panel of B.
+#[derive(Clone, Copy)]
+pub(super) struct Factors {
     pub(super) steps: usize,
     /// Rows of A: word `s` of row `i` at `i · lda + s`.
     pub(super) a: *const u32,
@@ -13,20 +28,21 @@ pub(super) struct Tile {
     /// The panel of B: the vectors of step `s` at `s · ldb`.
     pub(super) b: *const u32,
     pub(super) ldb: usize,
-    pub(super) c: *mut f32,
-    pub(super) ldc: usize,
-    /// Columns of C, at most 16 a vector.
-    pub(super) cols: usize,
-    /// What the tile is added to: rows that lie as those of C do, and one that each row is added to.
-    pub(super) onto: Option<*const f32>,
+}
+
+/// What then becomes of it: a factor and a summand of each column, and what it is added to, which lies as C does.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Rest {
+    pub(super) gain: Option<*const f32>,
     pub(super) bias: Option<*const f32>,
+    pub(super) onto: Option<*const f32>,
 }
 
 /// A kernel for tiles of some number of rows and vectors.
 ///
 /// # Safety
-/// Its instructions exist; A holds `rows x steps` words, B `steps` times as many vectors as the tile is wide, C is
-/// `rows x cols` and nobody else uses it, and what it is added to has as many.
+/// Its instructions exist; each A holds `rows x steps` words, each B `steps` times as many vectors as the tile is wide, C is
+/// `rows x cols` and nobody else uses it, and the rest has as many rows and columns.
 pub(super) type Kernel = unsafe fn(&Tile);
 
 /// Rows of a full tile that is `vectors` wide: 24, 20 and 12 accumulators.
@@ -68,8 +84,7 @@ unsafe fn of_pairs<const M: usize, const V: usize>(tile: &Tile) {
 
 #[inline(always)]
 unsafe fn body<const PAIRS: bool, const M: usize, const V: usize>(tile: &Tile) {
-    let &Tile { steps, lda, ldb, c, ldc, cols, onto, bias, .. } = tile;
-    let (mut a, mut b) = (tile.a.cast::<i32>(), tile.b.cast::<i32>());
+    let &Tile { ref main, ref term, c, ldc, cols, add, rest } = tile;
     // SAFETY: A, B and C hold what `Kernel` says; a prefetch of any address is harmless.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); V]; M];
@@ -77,11 +92,63 @@ unsafe fn body<const PAIRS: bool, const M: usize, const V: usize>(tile: &Tile) {
             for v in 0..V {
                 let at = i * ldc + 16 * v;
                 _mm_prefetch::<_MM_HINT_ET0>(c.wrapping_add(at).cast());
-                if let Some(onto) = onto {
+                if let Some(onto) = rest.onto {
                     _mm_prefetch::<_MM_HINT_T0>(onto.wrapping_add(at).cast());
                 }
             }
         }
+        sums = steps::<PAIRS, M, V>(main, sums);
+        if let Some(term) = term {
+            sums = steps::<false, M, V>(term, sums);
+        }
+        let masks: [__mmask16; V] = std::array::from_fn(|v| mask16(cols.saturating_sub(16 * v)));
+        let at = |p: *const f32, i: usize, v: usize| {
+            _mm512_maskz_loadu_ps(masks[v], p.wrapping_add(i * ldc + 16 * v))
+        };
+        if add {
+            each(&mut sums, |i, v, sum| _mm512_add_ps(sum, at(c, i, v)));
+        }
+        if let Some(gain) = rest.gain {
+            each(&mut sums, |_, v, sum| _mm512_mul_ps(sum, at(gain, 0, v)));
+        }
+        if let Some(bias) = rest.bias {
+            each(&mut sums, |_, v, sum| _mm512_add_ps(sum, at(bias, 0, v)));
+        }
+        if let Some(onto) = rest.onto {
+            each(&mut sums, |i, v, sum| _mm512_add_ps(sum, at(onto, i, v)));
+        }
+        each(&mut sums, |i, v, sum| {
+            _mm512_mask_storeu_ps(c.wrapping_add(i * ldc + 16 * v), masks[v], sum);
+            sum
+        });
+    }
+}
+
+/// Makes of each sum, by its row and vector, another.
+#[inline(always)]
+fn each<const M: usize, const V: usize>(
+    sums: &mut [[__m512; V]; M],
+    of: impl Fn(usize, usize, __m512) -> __m512,
+) {
+    for (i, sums) in sums.iter_mut().enumerate() {
+        for (v, sum) in sums.iter_mut().enumerate() {
+            *sum = of(i, v, *sum);
+        }
+    }
+}
+
+/// The sums, with the products of all steps. (By value: behind a reference they are stored at each step.)
+///
+/// # Safety
+/// As [`Kernel`].
+#[inline(always)]
+unsafe fn steps<const PAIRS: bool, const M: usize, const V: usize>(
+    &Factors { steps, a, lda, b, ldb }: &Factors,
+    mut sums: [[__m512; V]; M],
+) -> [[__m512; V]; M] {
+    let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
+    // SAFETY: the caller's.
+    unsafe {
         for _ in 0..steps {
             let mut bs = [_mm512_setzero_si512(); V];
             for (v, bs) in bs.iter_mut().enumerate() {
@@ -96,17 +163,6 @@ unsafe fn body<const PAIRS: bool, const M: usize, const V: usize>(tile: &Tile) {
             a = a.add(1);
             b = b.wrapping_add(ldb);
         }
-        for (i, sums) in sums.iter().enumerate() {
-            for (v, &(mut sum)) in sums.iter().enumerate() {
-                let (at, mask) = (i * ldc + 16 * v, mask16(cols.saturating_sub(16 * v)));
-                if let Some(bias) = bias {
-                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias.wrapping_add(16 * v)));
-                }
-                if let Some(onto) = onto {
-                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, onto.wrapping_add(at)));
-                }
-                _mm512_mask_storeu_ps(c.wrapping_add(at), mask, sum);
-            }
-        }
     }
+    sums
 }

@@ -37,6 +37,16 @@ impl<'a> Left<'a> {
         Self::new(Cow::Borrowed(bytemuck::cast_slice(a)), m, k, false)
     }
 
+    /// `a (m, k)` as it is, in one block.
+    pub(super) fn whole(a: &'a [f32], m: usize, k: usize) -> Self {
+        Self { block: k, ..Self::exact(a, m, k) }
+    }
+
+    /// The same words.
+    pub(in crate::product) fn borrowed(&self) -> Left<'_> {
+        Left { words: Cow::Borrowed(&self.words), ..*self }
+    }
+
     /// `alpha · a (m, k)`.
     pub(in crate::product) fn scaled(alpha: f32, a: &'a [f32], m: usize, k: usize) -> Self {
         if alpha.to_bits() == 1f32.to_bits() {

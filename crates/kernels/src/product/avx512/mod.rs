@@ -29,40 +29,12 @@ mod rows;
 
 use std::arch::x86_64::*;
 
+pub(super) use blocked::tiles;
 pub(super) use left::{Left, transpose};
 pub(super) use rows::few_rows;
 
-use super::{Beneath, Direction, Matrix, Onto, Right};
+use super::{Direction, Matrix};
 use crate::RowOrder;
-use crate::buffers::made;
-use crate::pool::Disjoint;
-
-/// `C = A · B`, or `C += A · B` where `add`.
-///
-/// # Safety
-/// AVX-512 F, BW, VL, and BF16 if A is of pairs.
-pub(super) unsafe fn product(a: &Left<'_>, right: Right<'_>, c: &mut [f32], add: bool) {
-    // SAFETY: the caller's.
-    unsafe {
-        if are_few(a, right.direction) {
-            few_rows(a, (&[right.w], &[Disjoint::new(c)]), add, &|_, _| ());
-        } else {
-            let onto = if add { Onto::Itself } else { Onto::Other(Beneath::default()) };
-            // What is written there are values.
-            let c = std::slice::from_raw_parts_mut(c.as_mut_ptr().cast(), c.len());
-            blocked::blocked(a, right, c, onto);
-        }
-    }
-}
-
-/// `A · B` and what is `beneath` it.
-///
-/// # Safety
-/// As above.
-pub(super) unsafe fn product_onto(a: &Left<'_>, right: Right<'_>, beneath: Beneath<'_>) -> Vec<f32> {
-    // SAFETY: the caller's; all of C is written.
-    unsafe { made(a.m * right.dims().1, |c| blocked::blocked(a, right, c, Onto::Other(beneath))) }
-}
 
 /// Whether [`few_rows`] is the faster way: a dot product ends in a sum across lanes, which is not worth it for a short
 /// contraction.

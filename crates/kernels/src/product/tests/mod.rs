@@ -7,9 +7,12 @@ mod blocks;
 use half::bf16;
 
 use super::dense::{Dims, Write};
-use super::targets::{Rest, Target};
+use super::targets::Target;
 use super::*;
 use crate::pool;
+
+/// m, k and n.
+type Size = (usize, usize, usize);
 
 /// Relative to the sum of magnitudes: f32 rounding of a sum of up to 5000 terms in some 16 chains.
 const TOLERANCE: f64 = 1e-6;
@@ -105,7 +108,7 @@ fn round(x: &[f32], compute: Compute) -> Vec<f32> {
 
 fn check(
     kernels: Kernels,
-    size: (usize, usize, usize),
+    size: Size,
     (kind, order): (Stored, RowOrder),
     direction: Direction,
     compute: Compute,
@@ -138,18 +141,43 @@ fn check(
             "{kernels:?} {size:?}: {twice} for twice {c}"
         );
     }
-    let (matrix, row) = (values(m * n, 7), values(n, 9));
-    for (matrix, row) in
-        [(None, None), (Some(&*matrix), None), (None, Some(&*row)), (Some(&*matrix), Some(&*row))]
-    {
-        let sums = kernels.prepare(compute, &a, k).product_onto(right, Beneath { matrix, row });
-        assert_eq!(sums.len(), c.len());
-        for (i, (sum, c)) in sums.iter().zip(&c).enumerate() {
-            let beneath = matrix.map_or(0.0, |matrix| matrix[i]) + row.map_or(0.0, |row| row[i % n]);
-            assert!(
-                (sum - beneath - c).abs() <= 1e-6 * (4.0 + c.abs()),
-                "{kernels:?} {size:?} at {i}: {sum} for {c} onto {beneath}"
-            );
+    finished(kernels, (right, size), (&a, compute), &c);
+}
+
+/// That a product `c` finished as it is made is what finishing it makes of it.
+fn finished(kernels: Kernels, (right, size): (Right<'_>, Size), (a, compute): (&[f32], Compute), c: &[f32]) {
+    let (m, k, n) = size;
+    for (rank, direction) in [(1, Direction::Forward), (5, Direction::Backward), (19, Direction::Forward)] {
+        let [u, b, gain, bias, onto] =
+            [m * rank, n * rank, n, n, m * n].map(|len| values(len, len as u64 + 7));
+        let low = reference(&u, &b, (m, rank, n), direction);
+        for mask in 0..16 {
+            let given = |bit: usize| mask >> bit & 1 == 1;
+            let rest = Rest {
+                term: given(0).then_some(Term { u: &u, b: &b, rank, direction }),
+                gain: given(1).then_some(&gain),
+                bias: given(2).then_some(&bias),
+                onto: given(3).then_some(&onto),
+            };
+            let found = kernels.prepare(compute, a, k).finished(right, &rest);
+            let mut added = onto.clone();
+            kernels.prepare(compute, a, k).add_to(right, &mut added, rest.term);
+            assert_eq!(found.len(), c.len());
+            for (i, c) in c.iter().enumerate() {
+                let (low, scale) = if given(0) { low[i] } else { (0.0, 0.0) };
+                let sum = f64::from(*c) + low;
+                let of = |values: Option<&[f32]>, i: usize| values.map(|values| f64::from(values[i]));
+                let expected = sum * of(rest.gain, i % n).unwrap_or(1.0)
+                    + of(rest.bias, i % n).unwrap_or(0.0)
+                    + of(rest.onto, i).unwrap_or(0.0);
+                let room = 2e-6 * (4.0 + f64::from(c.abs()) + scale);
+                for (found, expected) in [(found[i], expected), (added[i], sum + f64::from(onto[i]))] {
+                    assert!(
+                        (f64::from(found) - expected).abs() <= room,
+                        "{kernels:?} {size:?} {mask:#b} at {i}: {found} for {expected}"
+                    );
+                }
+            }
         }
     }
 }
@@ -325,7 +353,12 @@ fn targets_are_finished_products() {
                 .zip(&mut ys)
                 .map(|((bytes, kind, n, [u, b, gain, bias, onto]), y)| Target {
                     w: Right::new(Matrix::new(&bytes[1..], *kind, *n, k), Direction::Forward),
-                    rest: Rest { term: Some((u, b)), gain: Some(gain), bias: Some(bias), onto: Some(onto) },
+                    rest: Rest {
+                        term: Some(Term { u, b, rank, direction: Direction::Forward }),
+                        gain: Some(gain),
+                        bias: Some(bias),
+                        onto: Some(onto),
+                    },
                     y,
                 })
                 .collect();
