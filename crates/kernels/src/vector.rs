@@ -137,6 +137,39 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     Arch::new().dispatch(Dot(a, b))
 }
 
+/// `y = Σ u·row` for each value of y, of `rows` as short as `u`, one after the other.
+pub(crate) fn dots(u: &[f32], rows: &[f32], y: &mut [f32]) {
+    const LANES: usize = 16;
+    assert_eq!(rows.len(), u.len() * y.len());
+    wide(
+        #[inline(always)]
+        || {
+            let (runs, rest) = u.as_chunks::<LANES>();
+            for (y, row) in y.iter_mut().zip(rows.chunks_exact(u.len())) {
+                let (row, more) = row.as_chunks::<LANES>();
+                let mut sums = [0.0; LANES];
+                for (u, b) in runs.iter().zip(row) {
+                    for i in 0..LANES {
+                        sums[i] = u[i].mul_add(b[i], sums[i]);
+                    }
+                }
+                let mut width = LANES / 2;
+                while width > 0 {
+                    for i in 0..width {
+                        sums[i] += sums[i + width];
+                    }
+                    width /= 2;
+                }
+                let mut sum = sums[0];
+                for (u, b) in rest.iter().zip(more) {
+                    sum = u.mul_add(*b, sum);
+                }
+                *y = sum;
+            }
+        },
+    );
+}
+
 /// `y += alpha · x`.
 pub(crate) fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len());

@@ -8,8 +8,11 @@ use super::Direction;
 use super::dense::{Dims, Write, nn, nt};
 #[cfg(target_arch = "x86_64")]
 use super::{Matrix, Right};
-use crate::parts;
 use crate::pool::{self, Disjoint};
+use crate::{parts, vector};
+
+/// Rows of `u` up to which short dot products are faster than a product by tiles, which costs more to begin.
+const DOTS: usize = 4;
 
 /// What else belongs to a result `y = gain ⊙ (p + u B) + bias + onto` of a product `p` `(m, n)`.
 #[derive(Clone, Copy, Default)]
@@ -37,32 +40,40 @@ pub(crate) struct Term<'a> {
 
 impl Term<'_> {
     /// `c += u B`, of `m` rows.
-    pub(super) fn add_to(&self, m: usize, c: &mut [f32]) {
-        self.write(m, self.b, c, Write::Add(1.0));
-    }
-
-    fn write(&self, m: usize, b: &[f32], c: &mut [f32], write: Write) {
+    fn add_to(&self, m: usize, c: &mut [f32]) {
         let dims = Dims { m, n: c.len() / m, k: self.rank };
         match self.direction {
-            Direction::Forward => nt(c, self.u, b, dims, write),
-            Direction::Backward => nn(c, self.u, b, dims, write),
+            Direction::Forward => nt(c, self.u, self.b, dims, Write::Add(1.0)),
+            Direction::Backward => nn(c, self.u, self.b, dims, Write::Add(1.0)),
         }
     }
 
-    /// Some `columns` of `u B`, which has `m` rows and `n` columns in all.
-    fn columns(&self, m: usize, n: usize, columns: &Range<usize>) -> Vec<f32> {
-        let mut low = vec![0.0; m * columns.len()];
+    /// Some `rows` and `columns` of `u B`, which has `n` columns in all.
+    fn part(&self, rows: &Range<usize>, columns: &Range<usize>, n: usize) -> Vec<f32> {
+        let Self { b, rank, .. } = *self;
+        let u = &self.u[rows.start * rank..rows.end * rank];
+        let dims = Dims { m: rows.len(), n: columns.len(), k: rank };
+        let mut part = vec![0.0; dims.m * dims.n];
         match self.direction {
             Direction::Forward => {
-                let rank = self.rank;
-                self.write(m, &self.b[columns.start * rank..columns.end * rank], &mut low, Write::Set(1.0));
+                let b = &b[columns.start * rank..columns.end * rank];
+                if dims.m > DOTS {
+                    nt(&mut part, u, b, dims, Write::Set(1.0));
+                    return part;
+                }
+                for (u, part) in u.chunks_exact(rank).zip(part.chunks_exact_mut(dims.n)) {
+                    vector::dots(u, b, part);
+                }
             }
             Direction::Backward => {
-                let rows = self.b.chunks_exact(n).flat_map(|row| &row[columns.clone()]);
-                self.write(m, &rows.copied().collect::<Vec<_>>(), &mut low, Write::Set(1.0));
+                for (u, part) in u.chunks_exact(rank).zip(part.chunks_exact_mut(dims.n)) {
+                    for (u, b) in u.iter().zip(b.chunks_exact(n)) {
+                        vector::axpy(*u, &b[columns.clone()], part);
+                    }
+                }
             }
         }
-        low
+        part
     }
 }
 
@@ -99,27 +110,27 @@ impl Rest<'_> {
         if rest.gain.or(rest.bias).or(rest.onto).is_some() {
             pool::for_each(m.div_ceil(step), |i| {
                 // SAFETY: each task has its own rows.
-                unsafe { rest.finish_part((m, n), &y, (i * step..m.min((i + 1) * step), 0..n)) }
+                unsafe { rest.finish_part(n, &y, (i * step..m.min((i + 1) * step), 0..n)) }
             });
         }
     }
 
-    /// Finishes some rows and columns of `y` `(m, n)`; all rows where there is a term.
+    /// Finishes some rows and columns of `y`, which has `n` columns in all.
     ///
     /// # Safety
     /// They are the caller's alone.
     pub(super) unsafe fn finish_part(
         &self,
-        (m, n): (usize, usize),
+        n: usize,
         y: &Disjoint<'_, f32>,
         (rows, columns): (Range<usize>, Range<usize>),
     ) {
-        let low = self.term.map(|term| term.columns(m, n, &columns)).unwrap_or_default();
+        let low = self.term.map(|term| term.part(&rows, &columns, n)).unwrap_or_default();
+        let count = columns.len();
         for (i, row) in rows.enumerate() {
             let at = row * n + columns.start..row * n + columns.end;
             // SAFETY: the caller's.
             let y = unsafe { y.get(at.clone()) };
-            let count = columns.len();
             add(y, low.get(i * count..(i + 1) * count));
             if let Some(gain) = self.gain {
                 y.iter_mut().zip(&gain[columns.clone()]).for_each(|(y, gain)| *y *= gain);

@@ -52,7 +52,7 @@ impl Prepared<'_> {
         let ys: Vec<_> = targets.iter_mut().map(|target| Disjoint::new(target.y)).collect();
         simd.few_rows((&ws, &ys), false, &|i, columns| {
             // SAFETY: these columns are this call's alone.
-            unsafe { rests[i].finish_part((self.m, ws[i].rows), &ys[i], (0..self.m, columns)) }
+            unsafe { rests[i].finish_part(ws[i].rows, &ys[i], (0..self.m, columns)) }
         });
         true
     }
