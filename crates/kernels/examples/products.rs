@@ -1,4 +1,5 @@
-//! Speed of a frozen weight's products: `cargo run --release -p taper-kernels --example products -- [THREADS] [bf16|f16|f32|q8_0|q4_k|q5_k|q6_k]`.
+//! Speed of a frozen weight's products: `cargo run --release -p taper-kernels --example products -- [THREADS] [KERNELS] [bf16|f16|f32|q8_0|q4_k|q5_k|q6_k]`,
+//! KERNELS one of `avx512`, `avx2` and `portable`, where not the machine's best are to be measured.
 //!
 //! GF/s are `2 M K N / time`, with all conversion and packing in the time; GB/s are bytes of the weight. Best and median.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement for people")]
@@ -6,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use taper_kernels::{Compute, Stored, Weight, map, pool};
+use taper_kernels::{Compute, Kernels, Stored, Weight, map, pool};
 
 /// Columns and rows of weights of small language models.
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (896, 4864), (2048, 5632), (2048, 2048), (896, 128)];
@@ -14,6 +15,9 @@ const SHAPES: [(usize, usize); 5] = [(576, 1536), (896, 4864), (2048, 5632), (20
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let has = |name: &str| args.iter().any(|a| a == name);
+    if let Some((_, kernels)) = Kernels::NAMES.iter().find(|(name, _)| has(name)) {
+        kernels.choose();
+    }
     let threads = args.iter().find_map(|a| a.parse().ok()).unwrap_or(usize::MAX);
     let threads = if threads == usize::MAX { pool::threads() } else { pool::set_threads(threads) };
     let kinds = [

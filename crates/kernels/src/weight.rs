@@ -15,7 +15,7 @@ use crate::{Error, RowOrder, Stored};
 /// How the products of a weight are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
-    /// Operands as they are (activations f32, weights widened exactly), f32 accumulation. In AVX2, up to four rows of
+    /// Operands as they are (activations f32, weights widened exactly), f32 accumulation. From AVX2 on, up to four rows of
     /// activations beside K-quants are rounded to 2^-24 of the largest of 256.
     #[default]
     F32,

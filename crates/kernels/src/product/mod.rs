@@ -266,7 +266,7 @@ impl<'a> Prepared<'a> {
         if self.are_few_across(right.direction) {
             return None;
         }
-        self.simd(right.w.stored).filter(|simd| !simd.are_few(right.direction))
+        self.simd(right.w.stored, right.direction).filter(|simd| !simd.are_few(right.direction))
     }
 
     /// Whether adding rows of W up is the fastest way.
@@ -300,7 +300,7 @@ impl<'a> Prepared<'a> {
             return portable::few_rows_across(right, round, values, c, add);
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = self.simd(right.w.stored) {
+        if let Some(simd) = self.simd(right.w.stored, right.direction) {
             return simd.product(right, c, add);
         }
         if add {

@@ -17,7 +17,7 @@ pub(super) enum Simd<'a> {
 
 impl Prepared<'_> {
     /// The operand of products with a `stored` W, where there are such kernels for them and there is anything to multiply.
-    pub(super) fn simd(&self, stored: Stored) -> Option<Simd<'_>> {
+    pub(super) fn simd(&self, stored: Stored, direction: Direction) -> Option<Simd<'_>> {
         let Self { m, k, kernels, .. } = *self;
         let (values, rounded) = match &self.left {
             Left::Pairs(pairs) => return Some(Simd::Avx512(pairs.borrowed())),
@@ -27,11 +27,16 @@ impl Prepared<'_> {
         if m == 0 || k == 0 {
             return None;
         }
+        let avx2 = avx2::Left { values, m, k, round: rounded, alpha: 1.0 };
         match kernels {
             Kernels::Portable => None,
-            Kernels::Avx2 => Some(Simd::Avx2(avx2::Left { values, m, k, round: rounded, alpha: 1.0 })),
+            Kernels::Avx2 => Some(Simd::Avx2(avx2)),
             // What W has is not rounded here.
             Kernels::Avx512 | Kernels::Avx512Bf16 if rounded && stored != Stored::Bf16 => None,
+            // Integers are multiplied as such there alone.
+            Kernels::Avx512 | Kernels::Avx512Bf16 if avx2::as_integers(&avx2, stored, direction) => {
+                Some(Simd::Avx2(avx2))
+            }
             Kernels::Avx512 | Kernels::Avx512Bf16 => Some(Simd::Avx512(avx512::Left::exact(values, m, k))),
         }
     }

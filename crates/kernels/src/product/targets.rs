@@ -6,7 +6,7 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
-use super::Matrix;
+use super::{Direction, Matrix};
 use super::{Prepared, Rest, Right};
 #[cfg(target_arch = "x86_64")]
 use crate::Stored;
@@ -37,13 +37,14 @@ impl Prepared<'_> {
     /// Whether the rows were few enough.
     #[cfg(target_arch = "x86_64")]
     fn few_rows(&self, targets: &mut [Target<'_>]) -> bool {
-        let directions = || targets.iter().map(|target| target.w.direction);
-        // One that is not of bf16 decides for all.
-        let mut types = targets.iter().map(|target| target.w.w.stored);
-        let stored = types.find(|stored| *stored != Stored::Bf16).unwrap_or(Stored::Bf16);
-        let Some(simd) = self.simd(stored).filter(|simd| directions().all(|way| simd.are_few(way))) else {
+        if targets.iter().any(|target| target.w.direction == Direction::Backward) {
             return false;
-        };
+        }
+        // One of blocks, or at least not of bf16, decides for all.
+        let rank = |stored: &Stored| (stored.block(), *stored != Stored::Bf16);
+        let stored = targets.iter().map(|target| target.w.w.stored).max_by_key(rank);
+        let simd = stored.and_then(|stored| self.simd(stored, Direction::Forward));
+        let Some(simd) = simd.filter(|simd| simd.are_few(Direction::Forward)) else { return false };
         let ws: Vec<Matrix<'_>> = targets.iter().map(|target| target.w.w).collect();
         let rests: Vec<Rest<'_>> = targets.iter().map(|target| target.rest).collect();
         for (rest, w) in rests.iter().zip(&ws) {

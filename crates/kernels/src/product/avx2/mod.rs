@@ -71,6 +71,12 @@ pub(super) fn are_few(a: &Left<'_>, direction: Direction) -> bool {
     direction == Direction::Forward && a.m <= rows::FEW && a.k >= 16 * a.m.min(16)
 }
 
+/// Whether [`few_rows`] multiplies the integers of a `stored` W, without widening them: K-quants by so few rows.
+pub(super) fn as_integers(a: &Left<'_>, stored: Stored, direction: Direction) -> bool {
+    let in_super_blocks = matches!(stored, Stored::Q4_K | Stored::Q5_K | Stored::Q6_K);
+    direction == Direction::Forward && in_super_blocks && a.m <= rows::AS_INTEGERS && !a.round
+}
+
 /// Writes the `rest` of `A · B` into all of `c`, or adds it to `c` where `add`.
 ///
 /// # Safety
