@@ -77,7 +77,7 @@ impl Kernels {
         }
         #[cfg(target_arch = "x86_64")]
         if self == Self::Avx2 && !transposed.0 {
-            let left = Simd::Avx2(avx2::Left { values: a, m, k, round: false, alpha });
+            let left = Simd::Avx2(avx2::Left { values: a, m, k, round: false, alpha, vnni: false });
             let right = if transposed.1 {
                 Right::new(Matrix::dense(b, n, k), Direction::Forward)
             } else {

@@ -127,7 +127,7 @@ pub enum Kernels {
     Avx2,
     /// AVX-512 F, BW and VL.
     Avx512,
-    /// And BF16.
+    /// And BF16, and VNNI, which every processor with BF16 has.
     Avx512Bf16,
 }
 
@@ -164,8 +164,9 @@ impl Kernels {
         let avx512 = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl");
+        let bf16 = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
         match (avx2, avx512) {
-            (true, true) if is_x86_feature_detected!("avx512bf16") => Self::Avx512Bf16,
+            (true, true) if bf16 => Self::Avx512Bf16,
             (true, true) => Self::Avx512,
             (true, false) => Self::Avx2,
             (false, _) => Self::Portable,

@@ -27,7 +27,8 @@ impl Prepared<'_> {
         if m == 0 || k == 0 {
             return None;
         }
-        let avx2 = avx2::Left { values, m, k, round: rounded, alpha: 1.0 };
+        let vnni = kernels == Kernels::Avx512Bf16;
+        let avx2 = avx2::Left { values, m, k, round: rounded, alpha: 1.0, vnni };
         match kernels {
             Kernels::Portable => None,
             Kernels::Avx2 => Some(Simd::Avx2(avx2)),

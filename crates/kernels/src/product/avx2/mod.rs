@@ -58,6 +58,8 @@ pub(super) struct Left<'a> {
     pub(super) round: bool,
     /// What the product is multiplied by.
     pub(super) alpha: f32,
+    /// Whether the machine has AVX-512 VNNI and VL too.
+    pub(super) vnni: bool,
 }
 
 thread_local! {

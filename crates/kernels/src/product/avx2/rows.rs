@@ -46,7 +46,7 @@ pub(in crate::product) unsafe fn few_rows(
     let types: Vec<_> = ws.iter().map(|w| w.stored).collect();
     let as_integers = x.m <= AS_INTEGERS && !x.round;
     // SAFETY: the caller's.
-    let xs = as_integers.then(|| unsafe { quantised::Rows::new(x.values, x.k, &types) });
+    let xs = as_integers.then(|| unsafe { quantised::Rows::new(x.values, x.k, &types, x.vnni) });
     pool::for_each(tasks.len(), |task| {
         let (i, rows) = &tasks[task];
         let part = Part { x, w: &ws[*i], y: &ys[*i], add };

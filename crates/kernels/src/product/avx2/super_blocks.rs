@@ -34,6 +34,8 @@ const LEAST: f32 = 1e-30;
 pub(super) struct Numbers {
     /// Of a row.
     blocks: usize,
+    /// Whether VNNI adds the products up.
+    vnni: bool,
     /// Of each group the first bytes, then the second ones, then the third.
     digits: Vec<i8>,
     /// Of each block.
@@ -47,12 +49,13 @@ impl Numbers {
     /// a unit.
     ///
     /// # Safety
-    /// AVX2 and FMA.
+    /// AVX2 and FMA; with `vnni`, AVX-512 VNNI and VL exist too.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn new(x: &[f32], k: usize) -> Option<Self> {
+    pub(super) fn new(x: &[f32], k: usize, vnni: bool) -> Option<Self> {
         let (blocks, _) = x.as_chunks::<BLOCK>();
         let mut numbers = Self {
             blocks: k / BLOCK,
+            vnni,
             digits: vec![0; x.len() * DIGITS],
             units: Vec::with_capacity(blocks.len()),
             halves: Vec::with_capacity(blocks.len()),
@@ -86,10 +89,13 @@ impl Numbers {
     pub(super) unsafe fn dots<const M: usize>(&self, first: usize, line: &[u8], stored: Stored) -> [f32; M] {
         // SAFETY: the caller's.
         unsafe {
-            match stored {
-                Stored::Q4_K => self.dots_of::<Q4_K, M>(first, line),
-                Stored::Q5_K => self.dots_of::<Q5_K, M>(first, line),
-                Stored::Q6_K => self.dots_of::<Q6_K, M>(first, line),
+            match (stored, self.vnni) {
+                (Stored::Q4_K, false) => self.dots_of::<Q4_K, M>(first, line),
+                (Stored::Q5_K, false) => self.dots_of::<Q5_K, M>(first, line),
+                (Stored::Q6_K, false) => self.dots_of::<Q6_K, M>(first, line),
+                (Stored::Q4_K, true) => self.dots_with_vnni::<Q4_K, M>(first, line),
+                (Stored::Q5_K, true) => self.dots_with_vnni::<Q5_K, M>(first, line),
+                (Stored::Q6_K, true) => self.dots_with_vnni::<Q6_K, M>(first, line),
                 _ => unreachable!("not in super-blocks"),
             }
         }
@@ -97,40 +103,63 @@ impl Numbers {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     fn dots_of<T: SuperBlocks, const M: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
+        // SAFETY: the instructions exist.
+        unsafe { self.dots_by::<T, M, false>(first, line) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512vnni")]
+    fn dots_with_vnni<T: SuperBlocks, const M: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
+        // SAFETY: the instructions exist.
+        unsafe { self.dots_by::<T, M, true>(first, line) }
+    }
+
+    /// # Safety
+    /// AVX2, FMA and F16C, and with `VNNI` AVX-512 VNNI and VL.
+    #[inline(always)]
+    unsafe fn dots_by<T: SuperBlocks, const M: usize, const VNNI: bool>(
+        &self,
+        first: usize,
+        line: &[u8],
+    ) -> [f32; M] {
         let bytes = T::STORED.block_bytes();
         assert_eq!(line.len(), self.blocks * bytes);
         let digits = &self.digits[first * self.blocks * BLOCK * DIGITS..];
         assert!(digits.len() >= M * self.blocks * BLOCK * DIGITS);
-        let next = _mm256_set1_ps(256.0);
-        let mut sums = [_mm256_setzero_ps(); M];
-        for (i, block) in line.chunks_exact(bytes).enumerate() {
-            super::fetch_ahead::<T>(block);
-            // SAFETY: a block.
-            let scales = unsafe { T::vectors(block) };
-            let mut parts = [[_mm256_setzero_si256(); DIGITS]; M];
-            let x = digits.as_ptr().wrapping_add(i * BLOCK * DIGITS);
-            // SAFETY: all groups of a block that each row has.
-            unsafe {
-                self.add_four::<T, M>(&mut parts, (block, scales.numbers, 0), x);
-                self.add_four::<T, M>(&mut parts, (block, scales.numbers, 4), x);
-            }
-            for m in 0..M {
-                let at = (first + m) * self.blocks + i;
-                let [high, middle, low] = parts[m].map(|part| _mm256_cvtepi32_ps(part));
-                let value = _mm256_fmadd_ps(_mm256_fmadd_ps(high, next, middle), next, low);
-                let unit = _mm256_mul_ps(scales.unit, _mm256_set1_ps(self.units[at]));
-                sums[m] = _mm256_fmadd_ps(value, unit, sums[m]);
-                for half in 0..2 {
-                    sums[m] =
-                        _mm256_fnmadd_ps(scales.taken[half], super::load(&self.halves[at][half]), sums[m]);
+        // SAFETY: the caller's; a block at a time, all of whose groups each row of x has.
+        unsafe {
+            let next = _mm256_set1_ps(256.0);
+            let mut sums = [_mm256_setzero_ps(); M];
+            for (i, block) in line.chunks_exact(bytes).enumerate() {
+                super::fetch_ahead::<T>(block);
+                let scales = T::vectors(block);
+                let mut parts = [[_mm256_setzero_si256(); DIGITS]; M];
+                let x = digits.as_ptr().wrapping_add(i * BLOCK * DIGITS);
+                self.add_four::<T, M, VNNI>(&mut parts, (block, scales.numbers, 0), x);
+                self.add_four::<T, M, VNNI>(&mut parts, (block, scales.numbers, 4), x);
+                for m in 0..M {
+                    let at = (first + m) * self.blocks + i;
+                    let [high, middle, low] = parts[m].map(
+                        #[inline(always)]
+                        |part| _mm256_cvtepi32_ps(part),
+                    );
+                    let value = _mm256_fmadd_ps(_mm256_fmadd_ps(high, next, middle), next, low);
+                    let unit = _mm256_mul_ps(scales.unit, _mm256_set1_ps(self.units[at]));
+                    sums[m] = _mm256_fmadd_ps(value, unit, sums[m]);
+                    for half in 0..2 {
+                        sums[m] = _mm256_fnmadd_ps(
+                            scales.taken[half],
+                            super::load(&self.halves[at][half]),
+                            sums[m],
+                        );
+                    }
                 }
             }
+            let mut dots = [0.0; M];
+            for m in 0..M {
+                dots[m] = total(sums[m]);
+            }
+            dots
         }
-        let mut dots = [0.0; M];
-        for m in 0..M {
-            dots[m] = total(sums[m]);
-        }
-        dots
     }
 
     /// [`Self::add_group`] of four groups from `first` on, whose numbers, which say where their integers lie, are constants.
@@ -138,7 +167,7 @@ impl Numbers {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn add_four<T: SuperBlocks, const M: usize>(
+    unsafe fn add_four<T: SuperBlocks, const M: usize, const VNNI: bool>(
         &self,
         parts: &mut [[__m256i; DIGITS]; M],
         (block, numbers, first): (&[u8], __m256i, usize),
@@ -146,19 +175,19 @@ impl Numbers {
     ) {
         // SAFETY: the caller's.
         unsafe {
-            self.add_group::<T, M>(parts, (block, numbers, first), x);
-            self.add_group::<T, M>(parts, (block, numbers, first + 1), x);
-            self.add_group::<T, M>(parts, (block, numbers, first + 2), x);
-            self.add_group::<T, M>(parts, (block, numbers, first + 3), x);
+            self.add_group::<T, M, VNNI>(parts, (block, numbers, first), x);
+            self.add_group::<T, M, VNNI>(parts, (block, numbers, first + 1), x);
+            self.add_group::<T, M, VNNI>(parts, (block, numbers, first + 2), x);
+            self.add_group::<T, M, VNNI>(parts, (block, numbers, first + 3), x);
         }
     }
 
     /// Adds the products of group `g` of a block, each digit's to its own sums; the digits of the first row's block are at `x`.
     ///
     /// # Safety
-    /// AVX2; all `M` rows of x have this block.
+    /// AVX2, and with `VNNI` AVX-512 VNNI and VL; all `M` rows of x have this block.
     #[inline(always)]
-    unsafe fn add_group<T: SuperBlocks, const M: usize>(
+    unsafe fn add_group<T: SuperBlocks, const M: usize, const VNNI: bool>(
         &self,
         parts: &mut [[__m256i; DIGITS]; M],
         (block, numbers, g): (&[u8], __m256i, usize),
@@ -177,7 +206,11 @@ impl Numbers {
                     let x = _mm256_loadu_si256(x.wrapping_add(digit * GROUP).cast());
                     // 2 · 63 · 128 at most, and then 2 · 128 · 8 times as much.
                     let pairs = _mm256_maddubs_epi16(levels, x);
-                    *part = settled(_mm256_add_epi32(*part, _mm256_madd_epi16(pairs, number)));
+                    *part = settled(if VNNI {
+                        _mm256_dpwssd_epi32(*part, pairs, number)
+                    } else {
+                        _mm256_add_epi32(*part, _mm256_madd_epi16(pairs, number))
+                    });
                 }
             }
         }
