@@ -19,7 +19,8 @@ pub enum Compute {
     /// activations beside K-quants are rounded to 2^-24 of the largest of 256.
     #[default]
     F32,
-    /// Operands rounded to bfloat16, f32 accumulation.
+    /// Operands rounded to bfloat16, f32 accumulation. From AVX2 on, up to four rows of activations beside K-quants are rounded
+    /// to 2^-16 of the largest of 256 instead, and those weights not.
     Bf16,
 }
 

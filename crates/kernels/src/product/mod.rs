@@ -44,6 +44,8 @@ pub(crate) struct Matrix<'a> {
     order: RowOrder,
     rows: usize,
     cols: usize,
+    /// Bytes from row to row.
+    stride: usize,
 }
 
 /// Which side of `W` the contraction runs along.
@@ -60,7 +62,8 @@ impl<'a> Matrix<'a> {
     pub(crate) fn new(bytes: &'a [u8], stored: Stored, rows: usize, cols: usize) -> Self {
         let whole = stored.bytes(cols).and_then(|row| row.checked_mul(rows));
         assert_eq!(Some(bytes.len()), whole, "bytes of {rows} x {cols} values");
-        Self { bytes, stored, order: RowOrder::default(), rows, cols }
+        let stride = bytes.len() / rows.max(1);
+        Self { bytes, stored, order: RowOrder::default(), rows, cols, stride }
     }
 
     /// The same bytes with their rows in `order`.
@@ -68,17 +71,10 @@ impl<'a> Matrix<'a> {
         Self { order, ..self }
     }
 
-    /// Bytes from row to row.
-    #[inline]
-    fn stride(&self) -> usize {
-        self.bytes.len() / self.rows.max(1)
-    }
-
     /// The bytes of row `row`.
     #[inline]
     fn row(&self, row: usize) -> &'a [u8] {
-        let stride = self.stride();
-        &self.bytes[self.order.stored(row) * stride..][..stride]
+        &self.bytes[self.order.stored(row) * self.stride..][..self.stride]
     }
 
     /// Values of row `row` from column `first` on, widened exactly.
@@ -184,8 +180,8 @@ impl Kernels {
         let m = values.len().checked_div(k).unwrap_or(0);
         assert!(values.len() == m * k, "{} values in rows of {k}", values.len());
         let left = match compute {
-            _ if values.is_empty() => Left::Exact(values),
-            Compute::F32 => Left::Exact(values),
+            _ if values.is_empty() => Left::Exact,
+            Compute::F32 => Left::Exact,
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `self` says that the instructions exist.
             Compute::Bf16 if self == Self::Avx512Bf16 => {
@@ -197,24 +193,28 @@ impl Kernels {
                 Left::Rounded(copy)
             }
         };
-        Prepared { kernels: self, left, m, k }
+        Prepared { kernels: self, values, left, m, k }
     }
 }
 
 /// Activations `(m, k)` as the left operand of any number of products, converted once.
 pub(crate) struct Prepared<'a> {
     kernels: Kernels,
-    left: Left<'a>,
+    values: &'a [f32],
+    left: Left,
     m: usize,
     k: usize,
 }
 
-enum Left<'a> {
-    Exact(&'a [f32]),
-    /// To bf16, held as f32.
+/// How the values are multiplied.
+enum Left {
+    /// As they are.
+    Exact,
+    /// Rounded to bf16, held as f32.
     Rounded(Vec<f32>),
+    /// Rounded to bf16.
     #[cfg(target_arch = "x86_64")]
-    Pairs(avx512::Left<'a>),
+    Pairs(avx512::Left<'static>),
 }
 
 impl<'a> Prepared<'a> {
@@ -291,18 +291,20 @@ impl<'a> Prepared<'a> {
             }
             return;
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = self.simd(right.w.stored, right.direction)
+            && !self.are_few_across(right.direction)
+        {
+            return simd.product(right, c, add);
+        }
         let (values, round) = match &self.left {
-            Left::Exact(values) => (*values, false),
+            Left::Exact => (self.values, false),
             Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
             #[cfg(target_arch = "x86_64")]
-            Left::Pairs(pairs) => return Simd::Avx512(pairs.borrowed()).product(right, c, add),
+            Left::Pairs(_) => unreachable!("where AVX-512 is"),
         };
         if self.are_few_across(right.direction) {
             return portable::few_rows_across(right, round, values, c, add);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = self.simd(right.w.stored, right.direction) {
-            return simd.product(right, c, add);
         }
         if add {
             let mut product = vec![0.0; c.len()];

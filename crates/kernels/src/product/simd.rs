@@ -18,27 +18,27 @@ pub(super) enum Simd<'a> {
 impl Prepared<'_> {
     /// The operand of products with a `stored` W, where there are such kernels for them and there is anything to multiply.
     pub(super) fn simd(&self, stored: Stored, direction: Direction) -> Option<Simd<'_>> {
-        let Self { m, k, kernels, .. } = *self;
-        let (values, rounded) = match &self.left {
-            Left::Pairs(pairs) => return Some(Simd::Avx512(pairs.borrowed())),
-            Left::Exact(values) => (*values, false),
-            Left::Rounded(values) => (values.as_slice(), true),
-        };
-        if m == 0 || k == 0 {
+        let Self { kernels, values, m, k, .. } = *self;
+        if m == 0 || k == 0 || kernels == Kernels::Portable {
             return None;
         }
+        let round = !matches!(self.left, Left::Exact);
         let vnni = kernels == Kernels::Avx512Bf16;
-        let avx2 = avx2::Left { values, m, k, round: rounded, alpha: 1.0, vnni };
-        match kernels {
-            Kernels::Portable => None,
-            Kernels::Avx2 => Some(Simd::Avx2(avx2)),
-            // What W has is not rounded here.
-            Kernels::Avx512 | Kernels::Avx512Bf16 if rounded && stored != Stored::Bf16 => None,
-            // Integers are multiplied as such there alone.
-            Kernels::Avx512 | Kernels::Avx512Bf16 if avx2::as_integers(&avx2, stored, direction) => {
-                Some(Simd::Avx2(avx2))
+        let avx2 = |values| avx2::Left { values, m, k, round, alpha: 1.0, vnni };
+        // Integers are multiplied as such there alone.
+        if avx2::as_integers(m, stored, direction) {
+            return Some(Simd::Avx2(avx2(values)));
+        }
+        match (&self.left, kernels) {
+            (Left::Pairs(pairs), _) => Some(Simd::Avx512(pairs.borrowed())),
+            (Left::Exact, Kernels::Avx2) => Some(Simd::Avx2(avx2(values))),
+            (Left::Rounded(values), Kernels::Avx2) => Some(Simd::Avx2(avx2(values))),
+            (Left::Exact, _) => Some(Simd::Avx512(avx512::Left::exact(values, m, k))),
+            (Left::Rounded(values), _) if stored == Stored::Bf16 => {
+                Some(Simd::Avx512(avx512::Left::exact(values, m, k)))
             }
-            Kernels::Avx512 | Kernels::Avx512Bf16 => Some(Simd::Avx512(avx512::Left::exact(values, m, k))),
+            // What W has is not rounded here.
+            (Left::Rounded(_), _) => None,
         }
     }
 }

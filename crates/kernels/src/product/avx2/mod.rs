@@ -73,10 +73,10 @@ pub(super) fn are_few(a: &Left<'_>, direction: Direction) -> bool {
     direction == Direction::Forward && a.m <= rows::FEW && a.k >= 16 * a.m.min(16)
 }
 
-/// Whether [`few_rows`] multiplies the integers of a `stored` W, without widening them: K-quants by so few rows.
-pub(super) fn as_integers(a: &Left<'_>, stored: Stored, direction: Direction) -> bool {
+/// Whether [`few_rows`] multiplies the integers of a `stored` W, without widening them: K-quants by so few rows `m`.
+pub(super) fn as_integers(m: usize, stored: Stored, direction: Direction) -> bool {
     let in_super_blocks = matches!(stored, Stored::Q4_K | Stored::Q5_K | Stored::Q6_K);
-    direction == Direction::Forward && in_super_blocks && a.m <= rows::AS_INTEGERS && !a.round
+    direction == Direction::Forward && in_super_blocks && m <= rows::AS_INTEGERS
 }
 
 /// Writes the `rest` of `A · B` into all of `c`, or adds it to `c` where `add`.
@@ -244,7 +244,7 @@ fn widened(stored: Stored, bytes: &[u8]) -> __m256 {
 #[target_feature(enable = "avx2")]
 fn fetch_ahead<T: Blocks>(block: &[u8]) {
     for line in (0..T::STORED.block_bytes()).step_by(64) {
-        _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(4096 + line).cast());
+        _mm_prefetch::<_MM_HINT_T1>(block.as_ptr().wrapping_add(4096 + line).cast());
     }
 }
 

@@ -15,16 +15,17 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Of `x`, in rows of `k`, for these types: `k` is whole blocks of each.
+    /// Of `x`, in rows of `k`, for these types: `k` is whole blocks of each. With `round`, only such as may stand for values
+    /// rounded to bf16.
     ///
     /// # Safety
     /// AVX2 and FMA, and AVX-512 VNNI and VL with `vnni`.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn new(x: &[f32], k: usize, types: &[Stored], vnni: bool) -> Self {
+    pub(super) fn new(x: &[f32], k: usize, types: &[Stored], (round, vnni): (bool, bool)) -> Self {
         let any = |block: usize| types.iter().any(|t| t.size().is_none() && t.block() == block);
         Self {
-            groups: any(GROUP).then(|| Groups::new(x, k)),
-            numbers: any(256).then(|| Numbers::new(x, k, vnni)).flatten(),
+            groups: (any(GROUP) && !round).then(|| Groups::new(x, k)),
+            numbers: any(256).then(|| Numbers::new(x, k, (round, vnni))).flatten(),
         }
     }
 

@@ -40,13 +40,13 @@ pub(in crate::product) unsafe fn few_rows(
     let mut tasks = Vec::new();
     for (i, w) in ws.iter().enumerate() {
         assert!(x.k == w.cols && x.values.len() == x.m * x.k && ys[i].len() == x.m * w.rows);
-        let per_task = (TASK / w.stride()).next_multiple_of(6).max(6);
+        let per_task = (TASK / w.stride).next_multiple_of(6).max(6);
         tasks.extend((0..w.rows).step_by(per_task).map(|first| (i, first..w.rows.min(first + per_task))));
     }
     let types: Vec<_> = ws.iter().map(|w| w.stored).collect();
-    let as_integers = x.m <= AS_INTEGERS && !x.round;
+    let as_integers = x.m <= AS_INTEGERS;
     // SAFETY: the caller's.
-    let xs = as_integers.then(|| unsafe { quantised::Rows::new(x.values, x.k, &types, x.vnni) });
+    let xs = as_integers.then(|| unsafe { quantised::Rows::new(x.values, x.k, &types, (x.round, x.vnni)) });
     pool::for_each(tasks.len(), |task| {
         let (i, rows) = &tasks[task];
         let part = Part { x, w: &ws[*i], y: &ys[*i], add };
@@ -156,7 +156,7 @@ impl Part<'_> {
         let (k, ws) = (self.x.k, rows.ws);
         let xs: [*const f32; M] = from_fn(|m| self.x.values[(first + m) * k..][..k].as_ptr());
         // The first rows of x bring W nearer.
-        let ahead = if first == 0 { R * self.w.stride() } else { 0 };
+        let ahead = if first == 0 { R * self.w.stride } else { 0 };
         let mut sums = [[[_mm256_setzero_ps(); R]; M]; U];
         let (runs, whole) = (k - k % (U * LANES), k - k % LANES);
         // SAFETY: all these columns are there.
@@ -268,7 +268,7 @@ unsafe fn add_run<const S: u8, const R: usize, const M: usize>(
 ) {
     let ws = ws.map(|w| {
         let w = w.wrapping_add(at * size::<S>());
-        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(ahead).cast());
+        _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(ahead).cast());
         // SAFETY: the caller's.
         value::<S>(unsafe { std::slice::from_raw_parts(w, LANES * size::<S>()) })
     });

@@ -2,7 +2,7 @@
 //!
 //! x is written in numbers of 24 bits, each three signed bytes, with one unit to a block: a product of bytes takes 32 values at
 //! a time, and the sums of a block are exact. x is rounded by 2^-24 of its block's largest, as any sum in f32 is at each step
-//! after it has met that value.
+//! after it has met that value. Where it may be rounded to bf16, two bytes do: 2^-16 of the largest, less than bf16 of all.
 
 #![expect(
     clippy::inline_always,
@@ -11,9 +11,9 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::array::from_fn;
 
 use super::rows::total;
+use super::{LANES, fetch_ahead, halves, load};
 use crate::Stored;
 use crate::quantised::{Blocks, GROUP, Q4_K, Q5_K, Q6_K};
 
@@ -23,12 +23,16 @@ const GROUPS: usize = BLOCK / GROUP;
 /// Values of half a group.
 const HALF: usize = GROUP / 2;
 
-/// Bytes of a number.
-const DIGITS: usize = 3;
-/// The largest number, about: its first byte is in range whatever the others are.
-const LARGEST: f32 = (127 << 16) as f32;
+/// Bytes of a number: as exact as f32, or more so than bf16.
+const EXACT: usize = 3;
+const SHORT: usize = 2;
 /// The least magnitude, about, whose unit is not subnormal.
 const LEAST: f32 = 1e-30;
+
+/// A byte of each number of a group. Aligned, as a load across cache lines takes two.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+struct Digits([i8; GROUP]);
 
 /// Rows of x as numbers.
 pub(super) struct Numbers {
@@ -36,8 +40,10 @@ pub(super) struct Numbers {
     blocks: usize,
     /// Whether VNNI adds the products up.
     vnni: bool,
+    /// Bytes of a number.
+    count: usize,
     /// Of each group the first bytes, then the second ones, then the third.
-    digits: Vec<i8>,
+    digits: Vec<Digits>,
     /// Of each block.
     units: Vec<f32>,
     /// The sums of x, of each block those of its groups' first halves, and of their second ones.
@@ -45,39 +51,37 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
-    /// Of `x`, in rows of `k`, which are whole blocks. None where a block has something not finite, or nothing large enough for
-    /// a unit.
+    /// Of `x`, in rows of `k`, which are whole blocks; `short` ones of 16 bits. None where a block has something not finite, or
+    /// nothing large enough for a unit.
     ///
     /// # Safety
     /// AVX2 and FMA; with `vnni`, AVX-512 VNNI and VL exist too.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn new(x: &[f32], k: usize, vnni: bool) -> Option<Self> {
+    pub(super) fn new(x: &[f32], k: usize, (short, vnni): (bool, bool)) -> Option<Self> {
         let (blocks, _) = x.as_chunks::<BLOCK>();
+        let count = if short { SHORT } else { EXACT };
+        // About: its first byte is in range whatever the others are.
+        let largest_number = (127 << (8 * (count - 1))) as f32;
         let mut numbers = Self {
             blocks: k / BLOCK,
             vnni,
-            digits: vec![0; x.len() * DIGITS],
+            count,
+            digits: vec![Digits([0; GROUP]); blocks.len() * GROUPS * count],
             units: Vec::with_capacity(blocks.len()),
             halves: Vec::with_capacity(blocks.len()),
         };
-        for (block, digits) in blocks.iter().zip(numbers.digits.chunks_exact_mut(BLOCK * DIGITS)) {
-            let largest = block.iter().fold(0.0, |max: f32, x| if x.abs() <= max { max } else { x.abs() });
+        for (block, digits) in blocks.iter().zip(numbers.digits.chunks_exact_mut(GROUPS * count)) {
+            let largest = largest(block);
             if largest != 0.0 && !(LEAST..f32::INFINITY).contains(&largest) {
                 return None;
             }
-            let unit = largest.max(LEAST) / LARGEST;
-            for (group, digits) in block.chunks_exact(GROUP).zip(digits.chunks_exact_mut(GROUP * DIGITS)) {
-                let mut numbers: [i32; GROUP] = from_fn(|i| (group[i] / unit).round_ties_even() as i32);
-                for digits in digits.chunks_exact_mut(GROUP).rev() {
-                    for (digit, number) in digits.iter_mut().zip(&mut numbers) {
-                        *digit = *number as i8;
-                        *number = (*number - i32::from(*digit)) >> 8;
-                    }
-                }
+            let unit = largest.max(LEAST) / largest_number;
+            let (groups, _) = block.as_chunks::<GROUP>();
+            for (group, digits) in groups.iter().zip(digits.chunks_exact_mut(count)) {
+                write(group, unit, digits);
             }
             numbers.units.push(unit);
-            let sum = |at: usize| block[at..][..HALF].iter().sum();
-            numbers.halves.push([0, HALF].map(|half| from_fn(|g| sum(g * GROUP + half))));
+            numbers.halves.push(halves_of(block));
         }
         Some(numbers)
     }
@@ -89,68 +93,79 @@ impl Numbers {
     pub(super) unsafe fn dots<const M: usize>(&self, first: usize, line: &[u8], stored: Stored) -> [f32; M] {
         // SAFETY: the caller's.
         unsafe {
-            match (stored, self.vnni) {
-                (Stored::Q4_K, false) => self.dots_of::<Q4_K, M>(first, line),
-                (Stored::Q5_K, false) => self.dots_of::<Q5_K, M>(first, line),
-                (Stored::Q6_K, false) => self.dots_of::<Q6_K, M>(first, line),
-                (Stored::Q4_K, true) => self.dots_with_vnni::<Q4_K, M>(first, line),
-                (Stored::Q5_K, true) => self.dots_with_vnni::<Q5_K, M>(first, line),
-                (Stored::Q6_K, true) => self.dots_with_vnni::<Q6_K, M>(first, line),
+            match stored {
+                Stored::Q4_K => self.dots_beside::<Q4_K, M>(first, line),
+                Stored::Q5_K => self.dots_beside::<Q5_K, M>(first, line),
+                Stored::Q6_K => self.dots_beside::<Q6_K, M>(first, line),
                 _ => unreachable!("not in super-blocks"),
             }
         }
     }
 
+    /// # Safety
+    /// AVX2, FMA and F16C.
+    #[inline(always)]
+    unsafe fn dots_beside<T: SuperBlocks, const M: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
+        // SAFETY: the caller's, and `vnni` says what else there is.
+        unsafe {
+            match (self.count, self.vnni) {
+                (SHORT, false) => self.dots_of::<T, M, SHORT>(first, line),
+                (SHORT, true) => self.dots_with_vnni::<T, M, SHORT>(first, line),
+                (_, false) => self.dots_of::<T, M, EXACT>(first, line),
+                (_, true) => self.dots_with_vnni::<T, M, EXACT>(first, line),
+            }
+        }
+    }
+
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn dots_of<T: SuperBlocks, const M: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
+    fn dots_of<T: SuperBlocks, const M: usize, const N: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
         // SAFETY: the instructions exist.
-        unsafe { self.dots_by::<T, M, false>(first, line) }
+        unsafe { self.dots_by::<T, M, N, false>(first, line) }
     }
 
     #[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512vnni")]
-    fn dots_with_vnni<T: SuperBlocks, const M: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
+    fn dots_with_vnni<T: SuperBlocks, const M: usize, const N: usize>(
+        &self,
+        first: usize,
+        line: &[u8],
+    ) -> [f32; M] {
         // SAFETY: the instructions exist.
-        unsafe { self.dots_by::<T, M, true>(first, line) }
+        unsafe { self.dots_by::<T, M, N, true>(first, line) }
     }
 
     /// # Safety
     /// AVX2, FMA and F16C, and with `VNNI` AVX-512 VNNI and VL.
     #[inline(always)]
-    unsafe fn dots_by<T: SuperBlocks, const M: usize, const VNNI: bool>(
+    unsafe fn dots_by<T: SuperBlocks, const M: usize, const N: usize, const VNNI: bool>(
         &self,
         first: usize,
         line: &[u8],
     ) -> [f32; M] {
         let bytes = T::STORED.block_bytes();
         assert_eq!(line.len(), self.blocks * bytes);
-        let digits = &self.digits[first * self.blocks * BLOCK * DIGITS..];
-        assert!(digits.len() >= M * self.blocks * BLOCK * DIGITS);
+        let row = self.blocks * GROUPS * N;
+        let digits = &self.digits[first * row..][..M * row];
         // SAFETY: the caller's; a block at a time, all of whose groups each row of x has.
         unsafe {
             let next = _mm256_set1_ps(256.0);
             let mut sums = [_mm256_setzero_ps(); M];
             for (i, block) in line.chunks_exact(bytes).enumerate() {
-                super::fetch_ahead::<T>(block);
+                fetch_ahead::<T>(block);
                 let scales = T::vectors(block);
-                let mut parts = [[_mm256_setzero_si256(); DIGITS]; M];
-                let x = digits.as_ptr().wrapping_add(i * BLOCK * DIGITS);
-                self.add_four::<T, M, VNNI>(&mut parts, (block, scales.numbers, 0), x);
-                self.add_four::<T, M, VNNI>(&mut parts, (block, scales.numbers, 4), x);
+                let mut parts = [[_mm256_setzero_si256(); N]; M];
+                let x = digits.as_ptr().wrapping_add(i * GROUPS * N);
+                self.add_four::<T, M, N, VNNI>(&mut parts, (block, scales.numbers, 0), x);
+                self.add_four::<T, M, N, VNNI>(&mut parts, (block, scales.numbers, 4), x);
                 for m in 0..M {
                     let at = (first + m) * self.blocks + i;
-                    let [high, middle, low] = parts[m].map(
-                        #[inline(always)]
-                        |part| _mm256_cvtepi32_ps(part),
-                    );
-                    let value = _mm256_fmadd_ps(_mm256_fmadd_ps(high, next, middle), next, low);
+                    let mut value = _mm256_cvtepi32_ps(parts[m][0]);
+                    for part in &parts[m][1..] {
+                        value = _mm256_fmadd_ps(value, next, _mm256_cvtepi32_ps(*part));
+                    }
                     let unit = _mm256_mul_ps(scales.unit, _mm256_set1_ps(self.units[at]));
                     sums[m] = _mm256_fmadd_ps(value, unit, sums[m]);
                     for half in 0..2 {
-                        sums[m] = _mm256_fnmadd_ps(
-                            scales.taken[half],
-                            super::load(&self.halves[at][half]),
-                            sums[m],
-                        );
+                        sums[m] = _mm256_fnmadd_ps(scales.taken[half], load(&self.halves[at][half]), sums[m]);
                     }
                 }
             }
@@ -167,31 +182,31 @@ impl Numbers {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn add_four<T: SuperBlocks, const M: usize, const VNNI: bool>(
+    unsafe fn add_four<T: SuperBlocks, const M: usize, const N: usize, const VNNI: bool>(
         &self,
-        parts: &mut [[__m256i; DIGITS]; M],
+        parts: &mut [[__m256i; N]; M],
         (block, numbers, first): (&[u8], __m256i, usize),
-        x: *const i8,
+        x: *const Digits,
     ) {
         // SAFETY: the caller's.
         unsafe {
-            self.add_group::<T, M, VNNI>(parts, (block, numbers, first), x);
-            self.add_group::<T, M, VNNI>(parts, (block, numbers, first + 1), x);
-            self.add_group::<T, M, VNNI>(parts, (block, numbers, first + 2), x);
-            self.add_group::<T, M, VNNI>(parts, (block, numbers, first + 3), x);
+            self.add_group::<T, M, N, VNNI>(parts, (block, numbers, first), x);
+            self.add_group::<T, M, N, VNNI>(parts, (block, numbers, first + 1), x);
+            self.add_group::<T, M, N, VNNI>(parts, (block, numbers, first + 2), x);
+            self.add_group::<T, M, N, VNNI>(parts, (block, numbers, first + 3), x);
         }
     }
 
-    /// Adds the products of group `g` of a block, each digit's to its own sums; the digits of the first row's block are at `x`.
+    /// Adds the products of group `g` of a block, each of `N` digits' to its own sums; the digits of the first row's block are at `x`.
     ///
     /// # Safety
     /// AVX2, and with `VNNI` AVX-512 VNNI and VL; all `M` rows of x have this block.
     #[inline(always)]
-    unsafe fn add_group<T: SuperBlocks, const M: usize, const VNNI: bool>(
+    unsafe fn add_group<T: SuperBlocks, const M: usize, const N: usize, const VNNI: bool>(
         &self,
-        parts: &mut [[__m256i; DIGITS]; M],
+        parts: &mut [[__m256i; N]; M],
         (block, numbers, g): (&[u8], __m256i, usize),
-        x: *const i8,
+        x: *const Digits,
     ) {
         // Bytes without a sign.
         let levels = T::levels(block, g).map(|level| level.wrapping_sub(T::LEAST));
@@ -201,9 +216,9 @@ impl Numbers {
             let place = _mm256_set1_epi16((2 * g) as i16 | ((2 * g + 1) << 8) as i16);
             let number = _mm256_shuffle_epi8(numbers, place);
             for (m, parts) in parts.iter_mut().enumerate() {
-                let x = x.wrapping_add((m * self.blocks * GROUPS + g) * GROUP * DIGITS);
+                let x = x.wrapping_add((m * self.blocks * GROUPS + g) * N);
                 for (digit, part) in parts.iter_mut().enumerate() {
-                    let x = _mm256_loadu_si256(x.wrapping_add(digit * GROUP).cast());
+                    let x = _mm256_load_si256(x.wrapping_add(digit).cast());
                     // 2 · 63 · 128 at most, and then 2 · 128 · 8 times as much.
                     let pairs = _mm256_maddubs_epi16(levels, x);
                     *part = settled(if VNNI {
@@ -215,6 +230,46 @@ impl Numbers {
             }
         }
     }
+}
+
+/// The largest magnitude; NaN where there is one.
+#[target_feature(enable = "avx2")]
+fn largest(block: &[f32; BLOCK]) -> f32 {
+    let mut most = 0;
+    for x in block {
+        // Bits of magnitudes are in their order, and NaN after all of them.
+        most = x.abs().to_bits().max(most);
+    }
+    f32::from_bits(most)
+}
+
+/// Writes `x` in numbers of `unit`, the first byte of each to the first of `digits`, the next to the next.
+#[target_feature(enable = "avx2")]
+fn write(x: &[f32; GROUP], unit: f32, digits: &mut [Digits]) {
+    let mut numbers = [0; GROUP];
+    for (x, numbers) in x.chunks_exact(LANES).zip(numbers.chunks_exact_mut(LANES)) {
+        let nearest = _mm256_cvtps_epi32(_mm256_div_ps(load(x), _mm256_set1_ps(unit)));
+        // SAFETY: eight places.
+        unsafe { _mm256_storeu_si256(numbers.as_mut_ptr().cast(), nearest) };
+    }
+    for Digits(digits) in digits.iter_mut().rev() {
+        for i in 0..GROUP {
+            digits[i] = numbers[i] as i8;
+            numbers[i] = (numbers[i] - i32::from(digits[i])) >> 8;
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn halves_of(block: &[f32; BLOCK]) -> [[f32; GROUPS]; 2] {
+    let mut halves = [[0.0; GROUPS]; 2];
+    for g in 0..GROUPS {
+        for half in 0..2 {
+            let values = &block[g * GROUP + half * HALF..][..HALF];
+            halves[half][g] = total(_mm256_add_ps(load(values), load(&values[LANES..])));
+        }
+    }
+    halves
 }
 
 /// [`Scales`](crate::quantised::Scales) in vectors, whose lower lane is for the first halves of the groups, the upper one for
@@ -255,7 +310,7 @@ impl SuperBlocks for Q6_K {
     unsafe fn vectors(block: &[u8]) -> Scales {
         // SAFETY: the caller's; 16 bytes, and two.
         unsafe {
-            let [unit, _] = super::halves([u16::from_le_bytes([block[208], block[209]]), 0]);
+            let [unit, _] = halves([u16::from_le_bytes([block[208], block[209]]), 0]);
             let numbers = _mm_loadu_si128(block[192..208].as_ptr().cast());
             let evens_first = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
             let numbers = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(numbers, evens_first));

@@ -76,7 +76,7 @@ impl Region {
     fn new(w: &Matrix<'_>, at: (usize, usize), shape: (usize, usize)) -> Self {
         debug_assert!(at.0 + shape.0 <= w.rows && at.1 + shape.1 <= w.cols);
         let start = w.bytes.as_ptr().wrapping_add(at.1 * w.stored.size().unwrap_or(0));
-        Self { start, stride: w.stride(), order: w.order, at, rows: shape.0, cols: shape.1 }
+        Self { start, stride: w.stride, order: w.order, at, rows: shape.0, cols: shape.1 }
     }
 
     /// Where row `i` of the region starts.

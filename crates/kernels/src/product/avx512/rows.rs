@@ -34,7 +34,7 @@ pub(in crate::product) unsafe fn few_rows(
     let mut groups = Vec::with_capacity(ws.len());
     for (i, w) in ws.iter().enumerate() {
         assert!(x.k == w.cols && ys[i].len() == x.m * w.rows);
-        let per_task = (TASK / w.stride()).next_multiple_of(12).max(12);
+        let per_task = (TASK / w.stride).next_multiple_of(12).max(12);
         tasks.extend((0..w.rows).step_by(per_task).map(|first| (i, first..w.rows.min(first + per_task))));
         groups.push(Group::all(x, w.stored));
     }
@@ -172,20 +172,25 @@ unsafe fn body<const S: u8, const PAIRS: bool, const M: usize, const R: usize, c
                 x = x.wrapping_add(lines);
                 left -= n;
             }
-            // Bounds that are constants keep the sums in registers.
+            // A loop this short is unrolled, and leaves the sums in registers until here.
+            let mut lanes = [[Line([0; 16]); M]; R];
             for i in 0..R {
                 for m in 0..M {
-                    if r + i < w.rows && m < there {
-                        let sum = sums[1..].iter().fold(sums[0][i][m], |sum, s| _mm512_add_ps(sum, s[i][m]));
-                        part.put(r + i, m, _mm512_reduce_add_ps(sum));
-                    }
+                    let sum = sums[1..].iter().fold(sums[0][i][m], |sum, s| _mm512_add_ps(sum, s[i][m]));
+                    _mm512_store_ps(lanes[i][m].0.as_mut_ptr().cast(), sum);
+                }
+            }
+            for (i, lanes) in lanes.iter().enumerate().take(w.rows - r) {
+                for (m, lanes) in lanes.iter().enumerate().take(there) {
+                    part.put(r + i, m, _mm512_reduce_add_ps(_mm512_load_ps(lanes.0.as_ptr().cast())));
                 }
             }
         }
     }
 }
 
-/// Adds the products of `n` columns; of the same columns `next` bytes on, the lines are prefetched.
+/// Adds the products of `n` columns; of the same columns `next` bytes on, the lines are prefetched, to the L2 cache: it waits for
+/// more of them at once than the L1 cache can.
 #[inline(always)]
 unsafe fn add_run<const S: u8, const PAIRS: bool, const M: usize, const R: usize>(
     sums: &mut [[__m512; M]; R],
@@ -199,10 +204,10 @@ unsafe fn add_run<const S: u8, const PAIRS: bool, const M: usize, const R: usize
         let mut values = [[_mm512_setzero_si512(); 2]; R];
         for (values, w) in values.iter_mut().zip(ws) {
             if M > 1 {
-                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(next).cast());
+                _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(next).cast());
             }
             if M > 1 && S == F32 {
-                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(next + 64).cast());
+                _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(next + 64).cast());
             }
             if PAIRS {
                 values[0] = load_bf16::<S>(w, n);

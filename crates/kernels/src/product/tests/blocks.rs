@@ -52,7 +52,7 @@ fn quantised_rows_by_rows_of_any_magnitude() {
         for kind in QUANTISED {
             let (bytes, exact) = stored(&values(n * k, 3), kind);
             let right = Right::new(Matrix::new(&bytes[1..], kind, n, k), Direction::Forward);
-            let as_numbers = kernels >= Kernels::Avx2 && kind.block() == 256;
+            let as_numbers = as_numbers(kernels, 2, kind, Direction::Forward);
             for (scale, peak) in
                 [(1.0, 30.0), (1.0, 1000.0), (1e-3, 30.0), (1e6, 30.0), (1e-25, 30.0), (1e-32, 30.0)]
             {
@@ -66,7 +66,7 @@ fn quantised_rows_by_rows_of_any_magnitude() {
                 let expected = reference(&a, &exact, (2, k, n), Direction::Forward);
                 for (at, (c, (sum, magnitude))) in c.iter().zip(expected).enumerate() {
                     let rounded = if as_numbers && peak > 30.0 {
-                        half_units(&a[at / n * k..][..k], &exact[at % n * k..][..k])
+                        half_units(&a[at / n * k..][..k], &exact[at % n * k..][..k], 3)
                     } else {
                         0.0
                     };
@@ -88,13 +88,19 @@ fn quantised_rows_by_rows_of_any_magnitude() {
     }
 }
 
-/// The most that a product of `a` and `w` changes where each value of `a` does by half of its block's unit.
-fn half_units(a: &[f32], w: &[f32]) -> f64 {
+/// Whether `m` rows are multiplied as numbers with a unit to each block.
+pub(super) fn as_numbers(kernels: Kernels, m: usize, kind: Stored, direction: Direction) -> bool {
+    kernels >= Kernels::Avx2 && kind.block() == 256 && m <= 4 && direction == Direction::Forward
+}
+
+/// The most that a product of `a` and `w` changes where each value of `a` does by half of its block's unit, in numbers of so many
+/// bytes.
+pub(super) fn half_units(a: &[f32], w: &[f32], bytes: u32) -> f64 {
     let blocks = a.chunks(256).zip(w.chunks(256));
     let changed = blocks.map(|(a, w)| {
         let largest = a.iter().fold(0.0f32, |largest, a| largest.max(a.abs()));
         let weights: f64 = w.iter().map(|w| f64::from(w.abs())).sum();
-        f64::from(largest) / f64::from(127 << 16) / 2.0 * weights
+        f64::from(largest) / f64::from(127 << (8 * (bytes - 1))) / 2.0 * weights
     });
     changed.sum()
 }
