@@ -242,10 +242,15 @@ fn every_set_of_kernels_trains_and_evaluates_alike() {
             let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--dtype", dtype];
             taper_on(kernels, &[&train[..], &["--max-steps", "5", "--lr", "0.01"]].concat()).good();
             let eval = ["eval", "--model", &model, "--data", &data, "--adapter", &out, "--json"];
-            taper_on(kernels, &eval).json()["loss"].as_f64().expect("a loss")
+            ["f32", "bf16"].map(|dtype| {
+                let eval = [&eval[..], &["--dtype", dtype]].concat();
+                taper_on(kernels, &eval).json()["loss"].as_f64().expect("a loss")
+            })
         });
-        for loss in losses {
-            assert!((loss - losses[0]).abs() <= allowed * losses[0], "{dtype}: {losses:?}");
+        for [exact, rounded] in losses {
+            assert!((exact - losses[0][0]).abs() <= allowed * losses[0][0], "{dtype}: {losses:?}");
+            let apart = (rounded - exact).abs();
+            assert!(apart > 0.0 && apart <= 2e-3 * exact, "{dtype}: {losses:?}");
         }
     }
     taper_on("sse9", &["data", "check", "--model", "tiny", "--data", &data])

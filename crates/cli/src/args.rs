@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use clap::{Args, Parser, Subcommand};
 use taper_base::{GenerationOptions, Sampling};
-use taper_kernels::CacheDtype;
+use taper_kernels::{CacheDtype, Compute};
 
 use crate::commands;
 
@@ -29,7 +29,7 @@ pub(crate) enum Command {
     Data(commands::data::DataArgs),
 }
 
-/// Which base, and how it is run.
+/// Which base, on how many threads.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
     /// The base model: `tiny`, a folder, a .gguf file, or a hub id (org/name or org/name@revision)
@@ -38,6 +38,32 @@ pub(crate) struct ModelArgs {
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+}
+
+/// Which base, and how it reads and writes.
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) base: ModelArgs,
+    /// How products are computed: bf16 rounds what is multiplied, and is faster where the CPU has AVX-512 with bf16
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t = DtypeArg::F32)]
+    pub(crate) dtype: DtypeArg,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum DtypeArg {
+    F32,
+    Bf16,
+}
+
+impl From<DtypeArg> for Compute {
+    fn from(arg: DtypeArg) -> Self {
+        match arg {
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// Which adapters.

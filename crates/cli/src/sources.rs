@@ -9,7 +9,7 @@ use taper_base::{Base, Generation, ModelDir, ModelSource, Task};
 use taper_kernels::Compute;
 use taper_lora::LoraAdapter;
 
-use crate::args::{AdapterArgs, ModelArgs};
+use crate::args::{AdapterArgs, ModelArgs, RunArgs};
 use crate::output::say;
 
 /// An adapter and the name it goes by.
@@ -46,20 +46,25 @@ pub(crate) fn warn_beyond_made(base: &Base, prompts: &[Vec<u32>], made: &[Genera
 }
 
 /// Opens a base that is to write text.
-pub(crate) fn open_writer(args: &ModelArgs, adapters: &[String]) -> anyhow::Result<Base> {
-    let base = open_base(args, adapters)?;
+pub(crate) fn open_writer(args: &RunArgs, adapters: &[String]) -> anyhow::Result<Base> {
+    let base = open_run(args, adapters)?;
     if base.task != Task::CausalLm {
         bail!(
             "{} with its head labels texts and writes none: use `taper predict`",
-            adapters.first().unwrap_or(&args.model)
+            adapters.first().unwrap_or(&args.base.model)
         );
     }
     Ok(base)
 }
 
+/// [`open_base`] with the products that the arguments ask for.
+pub(crate) fn open_run(args: &RunArgs, adapters: &[String]) -> anyhow::Result<Base> {
+    open_base(&args.base, args.dtype.into(), adapters)
+}
+
 /// Opens the base that the arguments name, with the compute threads they ask for, for the task of the adapters: all have to
 /// be for the same, with the same labels. Without adapters it is the task that the base was saved for.
-pub(crate) fn open_base(args: &ModelArgs, adapters: &[String]) -> anyhow::Result<Base> {
+pub(crate) fn open_base(args: &ModelArgs, compute: Compute, adapters: &[String]) -> anyhow::Result<Base> {
     if let Some(threads) = args.threads {
         taper_kernels::pool::set_threads(threads.get());
     }
@@ -78,8 +83,8 @@ pub(crate) fn open_base(args: &ModelArgs, adapters: &[String]) -> anyhow::Result
         }
     }
     Ok(match task {
-        Some((task, _)) => Base::open_for(dir, Compute::F32, task)?,
-        None => Base::open_dir(dir, Compute::F32)?,
+        Some((task, _)) => Base::open_for(dir, compute, task)?,
+        None => Base::open_dir(dir, compute)?,
     })
 }
 

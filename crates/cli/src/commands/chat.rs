@@ -9,7 +9,7 @@ use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
 use taper_base::{Adapter, Base, GenerationOptions, Session};
 
-use crate::args::{AdapterArgs, ModelArgs, SamplingArgs};
+use crate::args::{AdapterArgs, RunArgs, SamplingArgs};
 use crate::output::{print, print_piece, say};
 use crate::sources::{self, Loaded};
 
@@ -25,7 +25,7 @@ const HELP: &str = "\
 #[derive(Args)]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: RunArgs,
     #[command(flatten)]
     adapters: AdapterArgs,
     /// The system message

@@ -9,7 +9,7 @@ use taper_train::metrics::{Score, bits_per_byte};
 use taper_train::{Asked, DataFiles, DataSet, Evaluation, Split, Task, evaluate};
 
 use super::data::ReadingArgs;
-use crate::args::{AdapterArgs, ModelArgs};
+use crate::args::{AdapterArgs, RunArgs};
 use crate::output::{count, print, say, table};
 use crate::sources::{self, Loaded, warn_beyond};
 
@@ -20,7 +20,7 @@ const BUDGET: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 #[derive(Args)]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: RunArgs,
     #[command(flatten)]
     adapters: AdapterArgs,
     /// Rows: a file, a folder with test/valid, or a hub id
@@ -49,7 +49,7 @@ pub(crate) struct EvalArgs {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    let base = sources::open_base(&args.model, &args.adapters.adapter)?;
+    let base = sources::open_run(&args.model, &args.adapters.adapter)?;
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let asked = asked(args, &base)?;
     let mut options = args.reading.options();

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use taper_base::{Adapter, Base, Beams, Generation, GenerationOptions, Stop};
 
-use crate::args::{AdapterArgs, ModelArgs, SamplingArgs};
+use crate::args::{AdapterArgs, RunArgs, SamplingArgs};
 use crate::output::{print, print_piece, say};
 use crate::sources::{self, Loaded};
 
@@ -17,7 +17,7 @@ use crate::sources::{self, Loaded};
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: RunArgs,
     #[command(flatten)]
     adapters: AdapterArgs,
     /// The prompt; may be repeated [default: standard input, whole]

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
         );
     }
     let started = Instant::now();
-    let base = sources::open_base(&args.model, &args.adapter)?;
+    let base = sources::open_base(&args.model, Compute::F32, &args.adapter)?;
     let loaded = args
         .adapter
         .iter()

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use taper_base::{Adapter, Base, GenerationOptions, Task};
 use taper_train::{Prediction, Question, kind, predict};
 
-use crate::args::{AdapterArgs, ModelArgs};
+use crate::args::{AdapterArgs, RunArgs};
 use crate::output::{print, say};
 use crate::sources;
 
@@ -28,7 +28,7 @@ const LINES: usize = 256;
 #[derive(Args)]
 pub(crate) struct PredictArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: RunArgs,
     #[command(flatten)]
     adapters: AdapterArgs,
     /// The lines [default: standard input]
@@ -46,7 +46,7 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 const PREDICTION: &str = "prediction";
 
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
-    let base = sources::open_base(&args.model, &args.adapters.adapter)?;
+    let base = sources::open_run(&args.model, &args.adapters.adapter)?;
     let adapters = sources::load_adapters(&base, &args.adapters)?;
     let named: Vec<(&str, &dyn Adapter)> = if adapters.is_empty() {
         vec![("base", &())]

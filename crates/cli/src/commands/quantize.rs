@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use taper_kernels::Stored;
+use taper_kernels::{Compute, Stored};
 use taper_merge::{Progress, Quantized};
 
 use crate::args::ModelArgs;
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         anyhow::bail!("--out {}: a GGUF file is called NAME.gguf", args.out.display());
     }
     let started = Instant::now();
-    let base = sources::open_base(&args.model, &[])?;
+    let base = sources::open_base(&args.model, Compute::F32, &[])?;
     let bar = progress_bar();
     let mut on_progress = |progress: Progress| {
         bar.set_length(progress.total);
