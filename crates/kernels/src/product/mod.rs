@@ -270,9 +270,15 @@ impl<'a> Prepared<'a> {
         self.simd(right.w.stored, right.direction).filter(|simd| !simd.are_few(right.direction))
     }
 
-    /// Whether adding rows of W up is the fastest way.
+    /// Whether adding rows of W up is the fastest way; beside the tiles of AVX-512, for one row.
     fn are_few_across(&self, direction: Direction) -> bool {
-        direction == Direction::Backward && self.m <= portable::FEW && self.kernels < Kernels::Avx512
+        let few = match &self.left {
+            #[cfg(target_arch = "x86_64")]
+            Left::Pairs(_) => 0,
+            _ if self.kernels >= Kernels::Avx512 => 1,
+            _ => portable::FEW,
+        };
+        direction == Direction::Backward && self.m <= few
     }
 
     /// `C = A Wᵀ` or `C = A W`, or with `add` that is added to `C`.
@@ -291,10 +297,9 @@ impl<'a> Prepared<'a> {
             }
             return;
         }
+        let few_across = self.are_few_across(right.direction);
         #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = self.simd(right.w.stored, right.direction)
-            && !self.are_few_across(right.direction)
-        {
+        if !few_across && let Some(simd) = self.simd(right.w.stored, right.direction) {
             return simd.product(right, c, add);
         }
         let (values, round) = match &self.left {
@@ -303,7 +308,7 @@ impl<'a> Prepared<'a> {
             #[cfg(target_arch = "x86_64")]
             Left::Pairs(_) => unreachable!("where AVX-512 is"),
         };
-        if self.are_few_across(right.direction) {
+        if few_across {
             return portable::few_rows_across(right, round, values, c, add);
         }
         if add {
