@@ -16,7 +16,8 @@ pub struct KvCache {
     layers: Vec<(CacheRows, CacheRows)>,
     /// Keys and values of the source in each layer; none until it is read, and none for a decoder alone.
     source: Arc<[(CacheRows, CacheRows)]>,
-    width: usize,
+    /// K and E.
+    heads: (usize, usize),
     tokens: Vec<u32>,
     /// Tokens, from the first on, whose keys and values the layers hold.
     read: usize,
@@ -25,18 +26,18 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for `layers` layers of keys and values of `width` = K·E values a token, in f32.
-    pub fn new(layers: usize, width: usize) -> Self {
-        let rows = CacheRows::new(width, CacheDtype::F32);
+    /// An empty cache for `layers` layers of keys and values of K `heads` and their E values a token, in f32.
+    pub fn new(layers: usize, heads: (usize, usize)) -> Self {
+        let rows = CacheRows::new(heads, CacheDtype::F32);
         let layers = vec![(rows.clone(), rows); layers];
-        Self { layers, source: Arc::default(), width, tokens: Vec::new(), read: 0, turning: 0 }
+        Self { layers, source: Arc::default(), heads, tokens: Vec::new(), read: 0, turning: 0 }
     }
 
     /// An empty cache like this one that keeps its keys and values in `dtype`.
     #[must_use]
     pub fn with_dtype(&self, dtype: CacheDtype) -> Self {
-        let rows = CacheRows::new(self.width, dtype);
-        Self { layers: vec![(rows.clone(), rows); self.layers.len()], ..Self::new(0, self.width) }
+        let rows = CacheRows::new(self.heads, dtype);
+        Self { layers: vec![(rows.clone(), rows); self.layers.len()], ..Self::new(0, self.heads) }
     }
 
     /// Makes room for `tokens` in all, so that nothing is moved while they come.
@@ -93,8 +94,8 @@ impl KvCache {
     pub(crate) fn set_source(&mut self, of_layers: &[(Tensor, Tensor)], rows: &Range<usize>) -> Result<()> {
         let dtype = self.layers.first().map_or(CacheDtype::F32, |(keys, _)| keys.dtype());
         let taken = |tensor: &Tensor| {
-            let mut cache = CacheRows::new(self.width, dtype);
-            append(&mut cache, tensor, self.width, rows).map(|()| cache)
+            let mut cache = CacheRows::new(self.heads, dtype);
+            append(&mut cache, tensor, self.width(), rows).map(|()| cache)
         };
         let layer = |(keys, values): &(Tensor, Tensor)| Ok((taken(keys)?, taken(values)?));
         self.source = of_layers.iter().map(layer).collect::<Result<_>>()?;
@@ -116,10 +117,14 @@ impl KvCache {
         values: &Tensor,
         rows: &Range<usize>,
     ) -> Result<()> {
-        let width = self.width;
+        let width = self.width();
         let (k, v) = self.layer_mut(layer);
         append(k, keys, width, rows)?;
         append(v, values, width, rows)
+    }
+
+    fn width(&self) -> usize {
+        self.heads.0 * self.heads.1
     }
 
     /// Keys and values `(T, K·E)` of a layer.

@@ -146,7 +146,7 @@ impl Network for Decoder {
 
     fn new_cache(&self) -> KvCache {
         let sizes = &self.config.sizes;
-        KvCache::new(sizes.num_hidden_layers, sizes.key_width())
+        KvCache::new(sizes.num_hidden_layers, (sizes.num_key_value_heads, sizes.head_dim))
     }
 
     /// Embedding, blocks, final norm, head.

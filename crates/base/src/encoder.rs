@@ -149,7 +149,7 @@ impl Network for Encoder {
     }
 
     fn new_cache(&self) -> KvCache {
-        KvCache::new(0, 0)
+        KvCache::new(0, (0, 0))
     }
 
     /// Embeddings, blocks, head.

@@ -162,7 +162,7 @@ impl Network for Gpt {
 
     fn new_cache(&self) -> KvCache {
         let sizes = &self.config.sizes;
-        KvCache::new(sizes.num_hidden_layers, sizes.key_width())
+        KvCache::new(sizes.num_hidden_layers, (sizes.num_key_value_heads, sizes.head_dim))
     }
 
     /// Embeddings, blocks, final norm, head.

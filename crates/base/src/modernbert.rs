@@ -134,7 +134,7 @@ impl Network for ModernBert {
     }
 
     fn new_cache(&self) -> KvCache {
-        KvCache::new(0, 0)
+        KvCache::new(0, (0, 0))
     }
 
     /// Embedding, blocks, final norm, head.

@@ -161,7 +161,7 @@ impl Network for T5 {
 
     fn new_cache(&self) -> KvCache {
         let sizes = self.sizes();
-        KvCache::new(sizes.num_hidden_layers, sizes.key_width())
+        KvCache::new(sizes.num_hidden_layers, (sizes.num_key_value_heads, sizes.head_dim))
     }
 
     /// Embedding, encoder, decoder, head.

@@ -174,7 +174,7 @@ fn attentions() {
 
 fn cached() {
     for (rows, past) in [(1usize, 255usize), (1, 4095), (256, 0), (256, 2048)] {
-        let mut keys = CacheRows::new(K, CacheDtype::F32);
+        let mut keys = CacheRows::new((SHAPE.kv_heads, SHAPE.head_dim), CacheDtype::F32);
         keys.append(&values((rows + past) * K));
         let q = t(&[rows, Q]);
         let segment = [CachedSegment { start: 0, len: rows, keys: &keys, values: &keys }];

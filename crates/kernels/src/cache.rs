@@ -34,18 +34,19 @@ impl CacheDtype {
     }
 }
 
-/// Rows of keys or values `(T, K·E)`. Products with them are in f32.
+/// Rows of keys or values `(T, K·E)`, those of each head side by side. Products with them are in f32.
 #[derive(Clone, Debug)]
 pub struct CacheRows {
     dtype: CacheDtype,
-    width: usize,
-    bytes: Vec<u8>,
+    head_dim: usize,
+    /// `(T, E)` of each head.
+    heads: Vec<Vec<u8>>,
 }
 
 impl CacheRows {
-    /// No rows yet, of `width` values each.
-    pub fn new(width: usize, dtype: CacheDtype) -> Self {
-        Self { dtype, width, bytes: Vec::new() }
+    /// No rows yet, of K heads and E values of each.
+    pub fn new((heads, head_dim): (usize, usize), dtype: CacheDtype) -> Self {
+        Self { dtype, head_dim, heads: vec![Vec::new(); heads] }
     }
 
     /// What they are rounded to.
@@ -55,57 +56,68 @@ impl CacheRows {
 
     /// T.
     pub fn rows(&self) -> usize {
-        self.bytes.len() / self.row().max(1)
+        self.heads.first().map_or(0, Vec::len) / self.row().max(1)
     }
 
     /// Makes room for `rows` in all, so that they are not moved while it fills.
     pub fn reserve(&mut self, rows: usize) {
         let bytes = rows.saturating_mul(self.row());
-        self.bytes.reserve_exact(bytes.saturating_sub(self.bytes.len()));
+        self.heads.iter_mut().for_each(|head| head.reserve_exact(bytes.saturating_sub(head.len())));
     }
 
     /// Forgets all rows from `rows` on.
     pub fn truncate(&mut self, rows: usize) {
-        self.bytes.truncate(rows.saturating_mul(self.row()));
+        let bytes = rows.saturating_mul(self.row());
+        self.heads.iter_mut().for_each(|head| head.truncate(bytes));
     }
 
     /// Appends whole rows.
     pub fn append(&mut self, rows: &[f32]) {
-        let start = self.bytes.len();
-        self.bytes.resize(start + rows.len() * self.dtype.size(), 0);
-        let to = &mut self.bytes[start..];
         match self.dtype {
-            CacheDtype::F32 => to.copy_from_slice(bytemuck::cast_slice(rows)),
+            CacheDtype::F32 => self.append_bytes(bytemuck::cast_slice(rows)),
             CacheDtype::F16 => {
                 let mut rounded = vec![f16::ZERO; rows.len()];
                 rounded.convert_from_f32_slice(rows);
-                to.copy_from_slice(bytemuck::cast_slice(&rounded));
+                self.append_bytes(bytemuck::cast_slice(&rounded));
             }
             CacheDtype::Bf16 => {
                 let mut rounded = vec![bf16::ZERO; rows.len()];
                 rounded.convert_from_f32_slice(rows);
-                to.copy_from_slice(bytemuck::cast_slice(&rounded));
+                self.append_bytes(bytemuck::cast_slice(&rounded));
             }
         }
     }
 
-    /// `columns` of the rows in `rows`, side by side, into `to`.
-    pub(crate) fn gather(&self, rows: Range<usize>, columns: Range<usize>, to: &mut Vec<f32>) {
-        let (size, stored) = (self.dtype.size(), self.dtype.stored());
-        to.resize(rows.len() * columns.len(), 0.0);
-        for (row, to) in rows.zip(to.chunks_exact_mut(columns.len())) {
-            let start = row * self.row() + columns.start * size;
-            widen(&self.bytes[start..start + columns.len() * size], stored, to);
+    fn append_bytes(&mut self, rows: &[u8]) {
+        let size = self.row();
+        for row in rows.chunks_exact((size * self.heads.len()).max(1)) {
+            for (head, part) in self.heads.iter_mut().zip(row.chunks_exact(size)) {
+                head.extend_from_slice(part);
+            }
         }
     }
 
-    pub(crate) fn width(&self) -> usize {
-        self.width
+    /// Those in `rows` of head `head`, side by side: where they lie, or widened into `buffer`.
+    pub(crate) fn head<'b>(&'b self, head: usize, rows: Range<usize>, buffer: &'b mut Vec<f32>) -> &'b [f32] {
+        let bytes = &self.heads[head][rows.start * self.row()..rows.end * self.row()];
+        match bytemuck::try_cast_slice(bytes) {
+            Ok(values) if self.dtype == CacheDtype::F32 => values,
+            _ => {
+                buffer.resize(rows.len() * self.head_dim, 0.0);
+                widen(bytes, self.dtype.stored(), buffer);
+                buffer
+            }
+        }
     }
 
-    /// Bytes of a row.
+    /// K and E.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.heads.len(), self.head_dim)
+    }
+
+    /// Bytes of a row of one head.
     fn row(&self) -> usize {
-        self.width * self.dtype.size()
+        self.head_dim * self.dtype.size()
     }
 }
 
@@ -122,16 +134,17 @@ mod tests {
             (CacheDtype::Bf16, |v| bf16::from_f32(v).to_f32()),
         ];
         for (dtype, round) in round {
-            let mut rows = CacheRows::new(4, dtype);
+            let mut rows = CacheRows::new((2, 2), dtype);
             rows.reserve(3);
             rows.append(&values[..4]);
             rows.append(&values[..4]);
             rows.truncate(1);
             rows.append(&values[4..]);
             assert_eq!(rows.rows(), 2);
-            let mut found = Vec::new();
-            rows.gather(0..2, 1..4, &mut found);
-            assert_eq!(found, [1, 2, 3, 5, 6, 7].map(|i| round(values[i])));
+            for (head, found) in [(0, [0, 1, 4, 5]), (1, [2, 3, 6, 7])] {
+                assert_eq!(rows.head(head, 0..2, &mut Vec::new()), found.map(|i| round(values[i])));
+                assert_eq!(rows.head(head, 1..2, &mut vec![9.0; 7]), [2, 3].map(|i| round(values[found[i]])));
+            }
         }
     }
 }

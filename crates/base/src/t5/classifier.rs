@@ -83,7 +83,7 @@ impl Network for T5Classifier {
     }
 
     fn new_cache(&self) -> KvCache {
-        KvCache::new(0, 0)
+        KvCache::new(0, (0, 0))
     }
 
     /// Embedding, encoder, decoder, head.

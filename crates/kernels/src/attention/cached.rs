@@ -61,17 +61,18 @@ pub(crate) fn attend(
 fn check(segments: &[CachedSegment<'_>], shape: &AttentionShape, rows: usize) -> Result<()> {
     let mut next = 0;
     for &CachedSegment { start, len, keys, values } in segments {
-        let widths = (keys.width(), values.width()) == (shape.key_width(), shape.key_width());
-        if !widths
+        let expected = (shape.kv_heads, shape.head_dim);
+        if keys.shape() != expected
+            || values.shape() != expected
             || keys.rows() != values.rows()
             || keys.rows() < if shape.has_places() { len } else { len.min(1) }
         {
             candle_core::bail!(
-                "{OP}: a segment of {len} rows at row {start} against {} rows of {} keys and {} rows of {} values",
+                "{OP}: a segment of {len} rows at row {start} against {} keys of {:?} heads and values, and {} values of {:?}",
                 keys.rows(),
-                keys.width(),
+                keys.shape(),
                 values.rows(),
-                values.width()
+                values.shape()
             );
         }
         if start < next || start + len > rows {
@@ -125,7 +126,7 @@ impl Task<'_> {
         let q = &q[start..][..self.rows.len() * shape.query_width()];
         let mut softmax = Softmax::new(*shape, self.rows.len());
         for head in self.kv_heads.clone() {
-            let rows = |rows| Head::Cached(rows, head * shape.head_dim, shape.head_dim);
+            let rows = |rows| Head::Cached(rows, head);
             let [keys, values] = [self.segment.keys, self.segment.values].map(rows);
             let bias = bias.map(|bias| (bias, head * shape.group()));
             let kv = KeyValues { keys, values, bias };

@@ -47,8 +47,8 @@ impl<'a> Rows<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum Head<'a> {
     Rows(Rows<'a>),
-    /// In some columns of a cache.
-    Cached(&'a CacheRows, usize, usize),
+    /// Of that number in a cache.
+    Cached(&'a CacheRows, usize),
 }
 
 impl<'a> Head<'a> {
@@ -59,10 +59,7 @@ impl<'a> Head<'a> {
     {
         match self {
             Self::Rows(rows) => rows.slice(range, buffer),
-            Self::Cached(rows, first, width) => {
-                rows.gather(range, first..first + width, buffer);
-                buffer
-            }
+            Self::Cached(rows, head) => rows.head(head, range, buffer),
         }
     }
 }

@@ -24,8 +24,8 @@ pub fn block_cached(
     caches: &mut [(&mut CacheRows, &mut CacheRows)],
 ) -> Result<Tensor> {
     block.check(OP, x.dims2()?, pass)?;
-    let width = block.shape.key_width();
-    let fit = caches.iter().all(|(k, v)| k.width() == width && v.width() == width && k.rows() == v.rows());
+    let heads = (block.shape.kv_heads, block.shape.head_dim);
+    let fit = caches.iter().all(|(k, v)| k.shape() == heads && v.shape() == heads && k.rows() == v.rows());
     if caches.len() != pass.segments.len() || !fit {
         candle_core::bail!(
             "{OP}: {} caches for {} segments, or caches that do not fit",

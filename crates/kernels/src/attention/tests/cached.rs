@@ -22,7 +22,7 @@ fn a_cache_gives_what_the_whole_segment_gives() {
         let (k, v) = (flat(&k), flat(&v));
         let cache = |rows: Range<usize>| {
             [&k, &v].map(|x| {
-                let mut cache = CacheRows::new(24, CacheDtype::F32);
+                let mut cache = CacheRows::new((2, 12), CacheDtype::F32);
                 cache.append(&x[rows.start * 24..rows.end * 24]);
                 cache
             })
@@ -49,7 +49,7 @@ fn a_cache_gives_what_the_whole_segment_gives() {
 /// The keys and values `(N, 24)` of each segment.
 fn caches(segments: &[Range<usize>], kv: [&Tensor; 2]) -> Vec<[CacheRows; 2]> {
     let cache = |x: &Tensor, rows: &Range<usize>| {
-        let mut cache = CacheRows::new(24, CacheDtype::F32);
+        let mut cache = CacheRows::new((2, 12), CacheDtype::F32);
         cache.append(&flat(x)[rows.start * 24..rows.end * 24]);
         cache
     };

@@ -334,7 +334,7 @@ fn wrong_segments_and_shapes_are_refused() {
     ] {
         assert!(run(&[0..2, 2..5], wrong).is_err(), "{wrong:?}");
     }
-    let mut keys = CacheRows::new(4, CacheDtype::F32);
+    let mut keys = CacheRows::new((1, 4), CacheDtype::F32);
     keys.append(&[0.0; 8]);
     let cached = |start, len| {
         attention_cached(&q, &[CachedSegment { start, len, keys: &keys, values: &keys }], shape, None)

@@ -7,7 +7,8 @@ const PASSES: [[Range<usize>; 2]; 4] =
     [[0..34, 40..40], [34..35, 40..43], [35..36, 43..44], [36..40, 44..47]];
 
 fn in_passes(x: &Tensor, block: &Block, whole: &BlockPass, adapted: &[Option<Adapted<'_>>; 7]) -> Vec<f32> {
-    let mut caches = [(); 4].map(|()| CacheRows::new(block.shape.key_width(), CacheDtype::F32));
+    let heads = (block.shape.kv_heads, block.shape.head_dim);
+    let mut caches = [(); 4].map(|()| CacheRows::new(heads, CacheDtype::F32));
     let [ak, av, bk, bv] = &mut caches;
     let mut found = vec![0.0; x.elem_count()];
     let width = block.projections[0].weight.cols();
