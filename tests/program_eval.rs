@@ -231,12 +231,14 @@ fn data_show_marks_what_is_learned() {
     assert_eq!((shown["rows"].as_array().map(Vec::len), &shown["rows"][0]["line"]), (Some(1), &json!(2)));
 }
 
-/// What machines without some instructions compute; on one without, a set is the best that it has.
+/// What machines without some instructions compute; on one without, a set is the best that it has. What is trained in bf16
+/// is near what is trained in f32.
 #[test]
 fn every_set_of_kernels_trains_and_evaluates_alike() {
     let room = Room::new();
     let (model, data) = (room.model("llama-dora"), colours(&room));
-    for (dtype, allowed) in [("f32", 1e-5), ("bf16", 2e-3)] {
+    let mut reference = None;
+    for (dtype, allowed) in [("f32", 1e-5), ("bf16", 4e-3)] {
         let losses = ["portable", "avx2", "avx512", "avx512-bf16"].map(|kernels| {
             let out = room.arg(&format!("{dtype}-{kernels}"));
             let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--dtype", dtype];
@@ -247,8 +249,9 @@ fn every_set_of_kernels_trains_and_evaluates_alike() {
                 taper_on(kernels, &eval).json()["loss"].as_f64().expect("a loss")
             })
         });
+        let reference = *reference.get_or_insert(losses[0][0]);
         for [exact, rounded] in losses {
-            assert!((exact - losses[0][0]).abs() <= allowed * losses[0][0], "{dtype}: {losses:?}");
+            assert!((exact - reference).abs() <= allowed * reference, "{dtype}: {losses:?}, {reference}");
             let apart = (rounded - exact).abs();
             assert!(apart > 0.0 && apart <= 2e-3 * exact, "{dtype}: {losses:?}");
         }

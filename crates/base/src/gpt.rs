@@ -273,6 +273,7 @@ impl Block {
                 causal: true,
                 window: None,
                 cap: None,
+                compute: parts.compute,
             },
             rotates,
         };

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var};
 use taper_kernels::{
-    Activation, AttentionShape, CacheDtype, CacheRows, CachedSegment, Dropout, Labelled, LowRank, RopeTable,
-    Scoring, Weight, add_bias, attention, attention_cached, gated, linear, linear_cross_entropy, pool,
-    rms_norm, rope,
+    Activation, AttentionShape, CacheDtype, CacheRows, CachedSegment, Compute, Dropout, Labelled, LowRank,
+    RopeTable, Scoring, Weight, add_bias, attention, attention_cached, gated, linear, linear_cross_entropy,
+    pool, rms_norm, rope,
 };
 
 /// Tokens.
@@ -32,6 +32,7 @@ const SHAPE: AttentionShape = AttentionShape {
     causal: true,
     window: None,
     cap: None,
+    compute: Compute::F32,
 };
 /// Values of a token's queries, and of its keys.
 const Q: usize = SHAPE.heads * SHAPE.head_dim;

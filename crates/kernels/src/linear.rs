@@ -60,7 +60,7 @@ pub fn linear(
     match low_rank {
         None => x.apply_op1(frozen),
         Some(factors) => {
-            let term = Term::new(OP, &factors, weight.rows(), weight.cols())?;
+            let term = Term::new(OP, &factors, weight)?;
             x.apply_op3(factors.a, factors.b, Adapted { frozen, term, u: OnceLock::new() })
         }
     }
@@ -73,11 +73,15 @@ struct Frozen {
 }
 
 impl Frozen {
-    fn forward(&self, x: &[f32], term: Option<product::Term<'_>>) -> Result<Vec<f32>> {
-        let prepared = Prepared::new(self.weight.compute(), x, self.weight.cols());
+    fn forward(&self, x: &Prepared<'_>, term: Option<product::Term<'_>>) -> Result<Vec<f32>> {
         let bias = self.bias.as_ref().map(|bias| Held::new(OP, bias)).transpose()?;
         let rest = Rest { term, bias: bias.as_ref().map(Held::values), ..Rest::default() };
-        Ok(self.weight.finished(&prepared, &rest))
+        Ok(self.weight.finished(x, &rest))
+    }
+
+    /// Activations ready to go through the weight.
+    fn ready<'a>(&self, x: &'a [f32]) -> Prepared<'a> {
+        Prepared::new(self.weight.compute(), x, self.weight.cols())
     }
 
     /// A gradient ready to go back through the weight.
@@ -96,7 +100,7 @@ impl CustomOp1 for Frozen {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(output(self.forward(values(OP, storage, layout)?, None)?, self.shape(layout)?))
+        Ok(output(self.forward(&self.ready(values(OP, storage, layout)?), None)?, self.shape(layout)?))
     }
 
     /// `dx = g W`.
@@ -129,8 +133,10 @@ impl CustomOp3 for Adapted {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, a, b) = (values(OP, s1, l1)?, values(OP, s2, l2)?, values(OP, s3, l3)?);
-        let u = self.term.down(&self.term.dropped(x, 0), a);
-        let y = self.frozen.forward(x, Some(self.term.up(&u, b)))?;
+        let x = self.frozen.ready(x);
+        let dropped = self.term.dropped(&x, 0);
+        let u = self.term.down(dropped.as_ref().unwrap_or(&x), a);
+        let y = self.frozen.forward(&x, Some(self.term.up(&u, b)))?;
         // Each call of `linear` makes its own operation, so that nothing is there yet.
         let _ = self.u.set(u);
         Ok(output(y, self.frozen.shape(l1)?))
@@ -149,19 +155,22 @@ impl CustomOp3 for Adapted {
         let held = [Held::new(OP, x)?, Held::new(OP, a)?, Held::new(OP, b)?, Held::new(OP, &g)?];
         let [xs, a_s, bs, gs] = held.each_ref().map(Held::values);
         let u = self.u.get().ok_or_else(|| candle_core::Error::msg("linear: backward before forward"))?;
-        let v = if x.track_op() || a.track_op() { self.term.pull(gs, bs) } else { Vec::new() };
+        let gs = self.frozen.prepared(gs);
+        let v = if x.track_op() || a.track_op() { self.term.pull(&gs, bs) } else { Vec::new() };
         let dx = gradient(x, || {
-            let through = (&self.frozen.weight, &self.frozen.prepared(gs));
+            let through = (&self.frozen.weight, &gs);
             self.term.input_gradient(through, (&v, a_s), None, 0)
         })?;
         let da = gradient(a, || {
             let mut da = vec![0.0; a_s.len()];
-            self.term.add_a_gradient(&v, &self.term.dropped(xs, 0), &mut da);
+            let xs = self.frozen.ready(xs);
+            let dropped = self.term.dropped(&xs, 0);
+            Term::add_a_gradient(&v, dropped.as_ref().unwrap_or(&xs), &mut da);
             da
         })?;
         let db = gradient(b, || {
             let mut db = vec![0.0; bs.len()];
-            self.term.add_b_gradient(gs, u, &mut db);
+            Term::add_b_gradient(&gs, u, &mut db);
             db
         })?;
         Ok((dx, da, db))

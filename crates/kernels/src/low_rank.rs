@@ -1,29 +1,47 @@
 //! The arithmetic of a low-rank term `s · (dropout(x) Aᵀ) Bᵀ` and of its gradients, on slices.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::Result;
 
 use crate::buffers::{by_chunk, zeros};
 use crate::operand::Held;
-use crate::product::dense::{Dims, Write, nn, nt, tn};
+use crate::product::dense::{Dims, Write, nn};
 use crate::product::{self, Direction, Prepared, Rest};
-use crate::{Dropout, LowRank, Weight, parts};
+use crate::{Compute, Dropout, LowRank, Weight, parts};
 
 /// `weight += s · B[rows] A`: the low-rank term of some rows of a weight, `weight` `(rows.len(), in)`, in f32.
 pub fn add_low_rank(factors: &LowRank<'_>, rows: Range<usize>, weight: &mut [f32]) -> Result<()> {
     const OP: &str = "add_low_rank";
     let ((rank, inputs), (outputs, _)) = (factors.a.dims2()?, factors.b.dims2()?);
-    let term = Term::new(OP, factors, outputs, inputs)?;
+    check(OP, factors, (outputs, inputs))?;
     if rows.end > outputs || weight.len() != rows.len() * inputs {
         candle_core::bail!("{OP}: {} values for rows {rows:?} of {outputs} x {inputs}", weight.len());
     }
     let held = [Held::new(OP, factors.a)?, Held::new(OP, factors.b)?];
     let [a, b] = held.each_ref().map(Held::values);
     let dims = Dims { m: rows.len(), n: inputs, k: rank };
-    nn(weight, &b[rows.start * rank..rows.end * rank], a, dims, Write::Add(term.scaling));
+    nn(
+        Compute::F32,
+        (weight, &b[rows.start * rank..rows.end * rank], a),
+        dims,
+        Write::Add(factors.scaling as f32),
+    );
     Ok(())
+}
+
+/// The factors' shapes against a weight of `outputs x inputs`; their rank.
+fn check(op: &str, factors: &LowRank<'_>, (outputs, inputs): (usize, usize)) -> Result<usize> {
+    let (rank, a_cols) = factors.a.dims2()?;
+    let (b_rows, b_rank) = factors.b.dims2()?;
+    if (a_cols, b_rows, b_rank) != (inputs, outputs, rank) || rank == 0 {
+        candle_core::bail!(
+            "{op}: factors A {:?} and B {:?} do not fit a weight of {outputs} x {inputs}",
+            factors.a.shape(),
+            factors.b.shape()
+        );
+    }
+    Ok(rank)
 }
 
 /// The sizes and constants of a low-rank term.
@@ -34,25 +52,20 @@ pub(crate) struct Term {
     pub(crate) rank: usize,
     pub(crate) scaling: f32,
     dropout: Option<Dropout>,
+    compute: Compute,
 }
 
 impl Term {
-    /// Checks the factors' shapes against a weight of `outputs x inputs`.
-    pub(crate) fn new(op: &str, factors: &LowRank<'_>, outputs: usize, inputs: usize) -> Result<Self> {
-        let (rank, a_cols) = factors.a.dims2()?;
-        let (b_rows, b_rank) = factors.b.dims2()?;
-        if (a_cols, b_rows, b_rank) != (inputs, outputs, rank) || rank == 0 {
-            candle_core::bail!(
-                "{op}: factors A {:?} and B {:?} do not fit a weight of {outputs} x {inputs}",
-                factors.a.shape(),
-                factors.b.shape()
-            );
-        }
+    /// Of factors that fit the weight, computed as it is.
+    pub(crate) fn new(op: &str, factors: &LowRank<'_>, weight: &Weight) -> Result<Self> {
+        let (outputs, inputs) = (weight.rows(), weight.cols());
+        let rank = check(op, factors, (outputs, inputs))?;
         let dropout = factors.dropout.filter(|dropout| !dropout.is_identity());
         if dropout.is_some_and(|dropout| dropout.p.is_nan() || dropout.p >= 1.0) {
             candle_core::bail!("{op}: the probability of dropout is not in [0, 1)");
         }
-        Ok(Self { inputs, outputs, rank, scaling: factors.scaling as f32, dropout })
+        let (scaling, compute) = (factors.scaling as f32, weight.compute());
+        Ok(Self { inputs, outputs, rank, scaling, dropout, compute })
     }
 
     /// Whether its input is dropped in part.
@@ -60,30 +73,27 @@ impl Term {
         self.dropout.is_some()
     }
 
-    /// `dropout(x)` `(n, in)`; the mask's index of `x`'s first row is `row`.
-    pub(crate) fn dropped<'a>(&self, x: &'a [f32], row: usize) -> Cow<'a, [f32]> {
-        let Some(dropout) = self.dropout else { return Cow::Borrowed(x) };
+    /// `dropout(x)` `(n, in)`, where that is not `x`; the mask's index of `x`'s first row is `row`.
+    pub(crate) fn dropped(&self, x: &Prepared<'_>, row: usize) -> Option<Prepared<'static>> {
+        let (dropout, x) = (self.dropout?, x.values());
         let chunk = parts::rows_per_task(self.inputs) * self.inputs;
-        Cow::Owned(by_chunk(x.len(), chunk, |i, out| {
+        let dropped = by_chunk(x.len(), chunk, |i, out| {
             out.copy_from_slice(&x[i * chunk..][..out.len()]);
             dropout.apply(out, row * self.inputs + i * chunk);
-        }))
+        });
+        Some(Prepared::new(self.compute, dropped, self.inputs))
     }
 
     /// `u = s · dropped Aᵀ` `(n, R)`.
-    pub(crate) fn down(&self, dropped: &[f32], a: &[f32]) -> Vec<f32> {
-        let n = dropped.len() / self.inputs;
-        let mut u = vec![0.0; n * self.rank];
-        nt(&mut u, dropped, a, Dims { m: n, n: self.rank, k: self.inputs }, Write::Set(1.0));
+    pub(crate) fn down(&self, dropped: &Prepared<'_>, a: &[f32]) -> Vec<f32> {
+        let mut u = dropped.times(a, Direction::Forward);
         self.scale(&mut u);
         u
     }
 
     /// `v = s · g B` `(n, R)`.
-    pub(crate) fn pull(&self, g: &[f32], b: &[f32]) -> Vec<f32> {
-        let n = g.len() / self.outputs;
-        let mut v = vec![0.0; n * self.rank];
-        nn(&mut v, g, b, Dims { m: n, n: self.rank, k: self.outputs }, Write::Set(1.0));
+    pub(crate) fn pull(&self, g: &Prepared<'_>, b: &[f32]) -> Vec<f32> {
+        let mut v = g.times(b, Direction::Backward);
         self.scale(&mut v);
         v
     }
@@ -137,7 +147,7 @@ impl Term {
         let Some(dropout) = self.dropout else { return };
         let dims = Dims { m: v.len() / self.rank, n: self.inputs, k: self.rank };
         let mut term = zeros(dx.len());
-        nn(&mut term, v, a, dims, Write::Set(1.0));
+        nn(self.compute, (&mut term, v, a), dims, Write::Set(1.0));
         let chunk = parts::rows_per_task(self.inputs) * self.inputs;
         parts::for_each_pair(dx, &mut term, (chunk, chunk), |i, dx, term| {
             dropout.apply(term, row * self.inputs + i * chunk);
@@ -148,14 +158,12 @@ impl Term {
     }
 
     /// `dA += vᵀ dropped`.
-    pub(crate) fn add_a_gradient(&self, v: &[f32], dropped: &[f32], da: &mut [f32]) {
-        let n = v.len() / self.rank;
-        tn(da, v, dropped, Dims { m: self.rank, n: self.inputs, k: n }, Write::Add(1.0));
+    pub(crate) fn add_a_gradient(v: &[f32], dropped: &Prepared<'_>, da: &mut [f32]) {
+        dropped.add_beneath(v, da);
     }
 
     /// `dB += gᵀ u`.
-    pub(crate) fn add_b_gradient(&self, g: &[f32], u: &[f32], db: &mut [f32]) {
-        let n = u.len() / self.rank;
-        tn(db, g, u, Dims { m: self.outputs, n: self.rank, k: n }, Write::Add(1.0));
+    pub(crate) fn add_b_gradient(g: &Prepared<'_>, u: &[f32], db: &mut [f32]) {
+        g.add_transposed(u, db);
     }
 }

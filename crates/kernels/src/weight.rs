@@ -20,7 +20,8 @@ pub enum Compute {
     #[default]
     F32,
     /// Operands rounded to bfloat16, f32 accumulation. From AVX2 on, up to four rows of activations beside K-quants are rounded
-    /// to 2^-16 of the largest of 256 instead, and those weights not.
+    /// to 2^-16 of the largest of 256 instead, and those weights not. Low-rank terms and attention are rounded where that is
+    /// faster: with AVX-512 BF16, and not in products of few rows or against caches.
     Bf16,
 }
 

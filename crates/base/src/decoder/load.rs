@@ -108,6 +108,7 @@ impl Loader<'_> {
                 causal: true,
                 window: facts.window,
                 cap: c.attention_cap,
+                compute: self.parts.compute,
             },
             rope: facts.rope,
         })

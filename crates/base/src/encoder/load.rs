@@ -82,6 +82,7 @@ impl Loader<'_> {
                 causal: false,
                 window: None,
                 cap: None,
+                compute: self.parts.compute,
             },
             rotates: false,
         };

@@ -70,6 +70,7 @@ impl Loader<'_> {
                 causal: false,
                 window: c.layers[i].window,
                 cap: None,
+                compute: self.parts.compute,
             },
             rope: c.layers[i].rope,
             fused: None,

@@ -84,6 +84,7 @@ impl Stack {
                 causal,
                 window: None,
                 cap: None,
+                compute: parts.compute,
             },
         })
     }

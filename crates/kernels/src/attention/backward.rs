@@ -243,7 +243,7 @@ impl<'a> Head<'a> {
     /// Adds what the block's queries and the keys of `run` have to do with each other. With `P = exp(S - L)`:
     /// `dV += Pᵀ g`, `dS = P ∘ (g Vᵀ - Σ g·y)`, `dQ += s · dS K`, `dK += s · dSᵀ Q`.
     fn step(&mut self, block: Block, run: &Range<usize>) {
-        let (size, group) = (self.shape.head_dim, self.shape.group());
+        let (size, group, compute) = (self.shape.head_dim, self.shape.group(), self.shape.compute);
         let Stacked { queries, upstream, log_sums, along, weights, scores, found } = &mut self.block;
         let (stacked, keys) = (log_sums.len(), run.len());
         let of_keys = run.start * size..run.end * size;
@@ -251,8 +251,8 @@ impl<'a> Head<'a> {
         let (weights, scores) = (grown(weights, keys * stacked), grown(scores, keys * stacked));
 
         let dims = Dims { m: keys, n: stacked, k: size };
-        nt(weights, k, queries, dims, Write::Set(1.0));
-        nt(scores, v, upstream, dims, Write::Set(1.0));
+        nt(compute, (weights, k, queries), dims, Write::Set(1.0));
+        nt(compute, (scores, v, upstream), dims, Write::Set(1.0));
         let rows = weights.chunks_exact_mut(stacked).zip(scores.chunks_exact_mut(stacked));
         for (key, (weights, scores)) in run.clone().zip(rows) {
             let rows_of = block.seeing(&self.shape, key);
@@ -274,9 +274,9 @@ impl<'a> Head<'a> {
             }
         }
         let dims = Dims { m: keys, n: size, k: stacked };
-        nn(&mut self.found.v[of_keys.clone()], weights, upstream, dims, Write::Add(1.0));
-        nn(&mut self.found.k[of_keys], scores, queries, dims, Write::Add(1.0));
-        tn(found, k, scores, Dims { m: size, n: stacked, k: keys }, Write::Add(1.0));
+        nn(compute, (&mut self.found.v[of_keys.clone()], weights, upstream), dims, Write::Add(1.0));
+        nn(compute, (&mut self.found.k[of_keys], scores, queries), dims, Write::Add(1.0));
+        tn(compute, (found, k, scores), Dims { m: size, n: stacked, k: keys }, Write::Add(1.0));
     }
 
     /// Appends the gradient of the block's queries, transposed.

@@ -6,9 +6,9 @@ use candle_core::{Device, Result, Tensor};
 
 use super::forward::Softmax;
 use super::{AttentionShape, Block, DistanceBias, Head, KeyValues};
-use crate::CacheRows;
 use crate::operand::Held;
 use crate::parts;
+use crate::{CacheRows, Compute};
 
 const OP: &str = "attention_cached";
 
@@ -124,7 +124,8 @@ impl Task<'_> {
         let block = Block { first, rows: self.rows.len(), keys };
         let start = (self.segment.start + self.rows.start) * shape.query_width();
         let q = &q[start..][..self.rows.len() * shape.query_width()];
-        let mut softmax = Softmax::new(*shape, self.rows.len());
+        let exact = AttentionShape { compute: Compute::F32, ..*shape };
+        let mut softmax = Softmax::new(exact, self.rows.len());
         for head in self.kv_heads.clone() {
             let rows = |rows| Head::Cached(rows, head);
             let [keys, values] = [self.segment.keys, self.segment.values].map(rows);

@@ -139,7 +139,8 @@ impl Softmax {
         let (stacked, size) = (self.maxima.len(), self.shape.head_dim);
         let scores = grown(&mut self.scores, stacked * run.len());
         let keys = kv.keys.slice(run.clone(), &mut self.buffer);
-        nt(scores, &self.queries, keys, Dims { m: stacked, n: run.len(), k: size }, Write::Set(1.0));
+        let dims = Dims { m: stacked, n: run.len(), k: size };
+        nt(self.shape.compute, (scores, &self.queries, keys), dims, Write::Set(1.0));
         if let Some(cap) = self.shape.cap {
             vector::soft_cap(scores, cap);
         }
@@ -161,7 +162,8 @@ impl Softmax {
             row[visible.end..].fill(0.0);
         }
         let values = kv.values.slice(run.clone(), &mut self.buffer);
-        nn(&mut self.sums, scores, values, Dims { m: stacked, n: size, k: run.len() }, Write::Add(1.0));
+        let dims = Dims { m: stacked, n: size, k: run.len() };
+        nn(self.shape.compute, (&mut self.sums, scores, values), dims, Write::Add(1.0));
     }
 
     /// Writes the group's part of the block's rows: `out` `(rows, H·E)`.

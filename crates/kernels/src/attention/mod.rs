@@ -24,6 +24,7 @@ pub use bias::DistanceBias;
 pub(crate) use cached::attend;
 pub use cached::{CachedSegment, attention_cached};
 
+use crate::Compute;
 use crate::operand::{Held, gradient, output, values};
 
 const OP: &str = "attention";
@@ -52,6 +53,8 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// `c`: scores become `c·tanh(score/c)` (arXiv:2408.00118 §2); left as they are when none.
     pub cap: Option<f32>,
+    /// Of the products, but against caches, where they are exact.
+    pub compute: Compute,
 }
 
 impl AttentionShape {

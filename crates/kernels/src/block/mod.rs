@@ -63,7 +63,7 @@ pub struct Adapted<'a> {
 #[derive(Clone, Debug)]
 pub struct Block {
     /// q, k, v, o, gate, down and, where the gate is one and has something to open, up; without those that another makes
-    /// ([`Joined`]). Computed alike ([`Weight::compute`]).
+    /// ([`Joined`]). Computed as attention is ([`AttentionShape::compute`]).
     pub projections: Vec<Projection>,
     /// Which of them make several results.
     pub joined: Joined,
@@ -181,7 +181,7 @@ impl Block {
         let read = made.into_iter().map(|width| (width, hidden)).chain([(hidden, q)]);
         let gate = if joined.gate_up { 2 * inner } else { inner };
         let sizes = read.chain([(gate, hidden), (hidden, inner), (inner, hidden)]);
-        let compute = self.projections[0].weight.compute();
+        let compute = self.shape.compute;
         for (i, (projection, (outputs, inputs))) in self.projections.iter().zip(sizes).enumerate() {
             let Projection { weight, bias } = projection;
             let fits = (weight.rows(), weight.cols()) == (outputs, inputs)

@@ -73,7 +73,7 @@ pub(super) fn slots(
     let mut slots = [const { None }; 7];
     for ((slot, adapted), projection) in slots.iter_mut().zip(adapted).zip(projections) {
         let Some(Adapted { low_rank, gain }) = adapted else { continue };
-        let term = Term::new(op, low_rank, projection.weight.rows(), projection.weight.cols())?;
+        let term = Term::new(op, low_rank, &projection.weight)?;
         if let Some(gain) = gain {
             check_gain(op, gain, &term)?;
         }
@@ -122,7 +122,7 @@ fn check_gain(op: &str, gain: &Tensor, term: &Term) -> Result<()> {
 /// The gradient `g` `(N, out)` of the result of a projection, without gain and bias, and `v = s · g B` `(N, R)` of its term.
 struct Part<'a> {
     number: usize,
-    g: Cow<'a, [f32]>,
+    g: Prepared<'a>,
     v: Vec<f32>,
 }
 
@@ -152,7 +152,8 @@ impl<'a> Layer<'a> {
             let factors = self.factors[number].as_ref();
             if let Some(factors) = factors {
                 let term = factors.term();
-                us[number] = term.down(&term.dropped(x, 0), factors.a());
+                let dropped = term.dropped(&prepared, 0);
+                us[number] = term.down(dropped.as_ref().unwrap_or(&prepared), factors.a());
             }
             let rest = Rest {
                 term: factors.map(|factors| factors.term().up(&us[number], factors.b())),
@@ -172,12 +173,14 @@ impl<'a> Layer<'a> {
         dgains: &mut [Vec<f32>; 7],
     ) -> Pulled<'g> {
         let part = |(number, mut g, y): (usize, Cow<'g, [f32]>, Output<'y>)| {
-            let Some(factors) = &self.factors[number] else { return Part { number, g, v: Vec::new() } };
-            if let Some(gain) = factors.gain() {
+            let factors = self.factors[number].as_ref();
+            if let Some(gain) = factors.and_then(Factors::gain) {
                 dgains[number] = self.unscale(number, gain, g.to_mut(), y);
             }
-            let v = factors.term().pull(&g, factors.b());
-            Part { number, g, v }
+            let weight = &self.block.projections[number].weight;
+            let g = Prepared::new(weight.compute(), g, weight.rows());
+            let v = factors.map(|factors| factors.term().pull(&g, factors.b()));
+            Part { number, g, v: v.unwrap_or_default() }
         };
         Pulled(results.into_iter().map(part).collect())
     }
@@ -189,15 +192,14 @@ impl Pulled<'_> {
         let mut dx = Vec::new();
         for (i, Part { number, g, v }) in self.0.iter().enumerate() {
             let weight = &layer.block.projections[*number].weight;
-            let g = Prepared::new(weight.compute(), g, weight.rows());
             let factors = layer.factors[*number].as_ref();
             match factors.map(|factors| (factors.term(), (v.as_slice(), factors.a()))) {
                 Some((term, factors)) if i == 0 => {
-                    dx = term.input_gradient((weight, &g), factors, onto, 0);
+                    dx = term.input_gradient((weight, g), factors, onto, 0);
                 }
-                Some((term, factors)) => term.add_input_gradient((weight, &g), factors, &mut dx, 0),
-                None if i == 0 => dx = weight.transposed_finished(&g, &Rest { onto, ..Rest::default() }),
-                None => weight.add_product_transposed(&g, &mut dx, None),
+                Some((term, factors)) => term.add_input_gradient((weight, g), factors, &mut dx, 0),
+                None if i == 0 => dx = weight.transposed_finished(g, &Rest { onto, ..Rest::default() }),
+                None => weight.add_product_transposed(g, &mut dx, None),
             }
         }
         dx
@@ -207,18 +209,22 @@ impl Pulled<'_> {
     /// again.
     pub(super) fn factor_gradients(&self, layer: &Layer<'_>, x: &[f32], us: &Us) {
         let Some(gradients) = &layer.pass.gradients else { return };
+        let Some(Part { number, .. }) = self.0.first() else { return };
+        let width = layer.block.projections[*number].weight.cols();
+        let x = Prepared::new(layer.block.shape.compute, x, width);
         for Part { number, g, v } in &self.0 {
             let Some(Factors { slot: Slot { term, a, b, .. }, a: of_a, .. }) = &layer.factors[*number] else {
                 continue;
             };
-            let dropped = term.dropped(x, 0);
+            let dropped = term.dropped(&x, 0);
+            let dropped = dropped.as_ref().unwrap_or(&x);
             if a.track_op() {
-                gradients.sum(a, |da| term.add_a_gradient(v, &dropped, da));
+                gradients.sum(a, |da| Term::add_a_gradient(v, dropped, da));
             }
             if b.track_op() {
                 let u = &us[*number];
-                let made = u.is_empty().then(|| term.down(&dropped, of_a.values()));
-                gradients.sum(b, |db| term.add_b_gradient(g, made.as_ref().unwrap_or(u), db));
+                let made = u.is_empty().then(|| term.down(dropped, of_a.values()));
+                gradients.sum(b, |db| Term::add_b_gradient(g, made.as_ref().unwrap_or(u), db));
             }
         }
     }

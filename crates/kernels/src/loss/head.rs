@@ -1,6 +1,5 @@
 //! The head's product and the loss in one operation, chunk by chunk.
 
-use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor};
@@ -63,7 +62,7 @@ pub fn linear_cross_entropy(
     match low_rank {
         None => hidden.apply_op1(op),
         Some(factors) => {
-            let term = Some(Term::new(OP, &factors, head.weight.rows(), head.weight.cols())?);
+            let term = Some(Term::new(OP, &factors, head.weight)?);
             hidden.apply_op3(factors.a, factors.b, LinearLoss { term, ..op })
         }
     }
@@ -83,7 +82,7 @@ pub fn linear_nll(
     match low_rank {
         None => frozen.for_each_chunk(hidden.values(), None, &mut take)?,
         Some(factors) => {
-            let term = Term::new(OP, &factors, head.weight.rows(), head.weight.cols())?;
+            let term = Term::new(OP, &factors, head.weight)?;
             let (a, b) = (Held::new(OP, factors.a)?, Held::new(OP, factors.b)?);
             let factors = Factors { term: &term, a: a.values(), b: b.values() };
             frozen.for_each_chunk(hidden.values(), Some(factors), &mut take)?;
@@ -117,8 +116,8 @@ struct Chunk<'a> {
     labels: &'a [u32],
     /// `(rows, V)`.
     logits: &'a mut [f32],
-    /// `dropout(x)` `(rows, D)`, and `u` `(rows, R)`.
-    dropped: Cow<'a, [f32]>,
+    /// What the term reads, `dropout(x)` `(rows, D)`, and `u` `(rows, R)`.
+    dropped: &'a Prepared<'a>,
     u: Vec<f32>,
     cap: Option<f32>,
     targets: &'a Targets,
@@ -162,15 +161,16 @@ impl Frozen {
             let x = self.gather(hidden, rows_of);
             let logits = &mut buffer[..rows_of.len() * classes];
             let first = i * rows;
-            let dropped = factors.map_or(Cow::Borrowed(&[][..]), |factors| factors.term.dropped(&x, first));
-            let u = factors.map(|factors| factors.term.down(&dropped, factors.a)).unwrap_or_default();
+            let x = Prepared::new(self.head.compute(), x, self.head.cols());
+            let dropped = factors.and_then(|factors| factors.term.dropped(&x, first));
+            let dropped = dropped.as_ref().unwrap_or(&x);
+            let u = factors.map(|factors| factors.term.down(dropped, factors.a)).unwrap_or_default();
             let rest = Rest {
                 term: factors.map(|factors| factors.term.up(&u, factors.b)),
                 bias: bias.as_ref().map(Held::values),
                 ..Rest::default()
             };
-            let prepared = Prepared::new(self.head.compute(), &x, self.head.cols());
-            prepared.finished_into(self.head.right(Direction::Forward), logits, &rest);
+            x.finished_into(self.head.right(Direction::Forward), logits, &rest);
             let (cap, targets) = (self.cap, &self.targets);
             task(Chunk { first, rows: rows_of, labels, logits, dropped, u, cap, targets });
         }
@@ -288,15 +288,13 @@ impl LinearLoss {
     /// Adds what a chunk gives to the gradients.
     fn add(&self, chunk: &Chunk<'_>, factors: Option<Factors<'_>>, found: &mut Found) {
         let width = self.frozen.head.cols();
+        let head = &self.frozen.head;
+        let g = Prepared::new(head.compute(), &*chunk.logits, head.rows());
         let v = match factors {
-            Some(Factors { term, b, .. }) if self.wanted.hidden || self.wanted.a => {
-                term.pull(chunk.logits, b)
-            }
+            Some(Factors { term, b, .. }) if self.wanted.hidden || self.wanted.a => term.pull(&g, b),
             _ => Vec::new(),
         };
         if self.wanted.hidden {
-            let head = &self.frozen.head;
-            let g = Prepared::new(head.compute(), chunk.logits, head.rows());
             let dx = match factors {
                 Some(Factors { term, a, .. }) => term.input_gradient((head, &g), (&v, a), None, chunk.first),
                 None => head.transposed_finished(&g, &Rest::default()),
@@ -305,12 +303,12 @@ impl LinearLoss {
                 vector::axpy(1.0, dx, &mut found.hidden[*row as usize * width..][..width]);
             }
         }
-        if let Some(Factors { term, .. }) = factors {
+        if factors.is_some() {
             if self.wanted.a {
-                term.add_a_gradient(&v, &chunk.dropped, &mut found.a);
+                Term::add_a_gradient(&v, chunk.dropped, &mut found.a);
             }
             if self.wanted.b {
-                term.add_b_gradient(chunk.logits, &chunk.u, &mut found.b);
+                Term::add_b_gradient(&g, &chunk.u, &mut found.b);
             }
         }
     }

@@ -29,6 +29,7 @@ pub(crate) use rest::{Rest, Term};
 #[cfg(target_arch = "x86_64")]
 use simd::Simd;
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
@@ -176,7 +177,8 @@ impl Kernels {
     }
 
     /// See [`Prepared::new`].
-    fn prepare(self, compute: Compute, values: &[f32], k: usize) -> Prepared<'_> {
+    fn prepare<'a>(self, compute: Compute, values: impl Into<Cow<'a, [f32]>>, k: usize) -> Prepared<'a> {
+        let values = values.into();
         let m = values.len().checked_div(k).unwrap_or(0);
         assert!(values.len() == m * k, "{} values in rows of {k}", values.len());
         let left = match compute {
@@ -185,7 +187,7 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `self` says that the instructions exist.
             Compute::Bf16 if self == Self::Avx512Bf16 => {
-                Left::Pairs(unsafe { avx512::Left::rounded(values, m, k) })
+                Left::Pairs(unsafe { avx512::Left::rounded(&values, m, k) })
             }
             Compute::Bf16 => {
                 let mut copy = values.to_vec();
@@ -200,7 +202,7 @@ impl Kernels {
 /// Activations `(m, k)` as the left operand of any number of products, converted once.
 pub(crate) struct Prepared<'a> {
     kernels: Kernels,
-    values: &'a [f32],
+    values: Cow<'a, [f32]>,
     left: Left,
     m: usize,
     k: usize,
@@ -219,8 +221,13 @@ enum Left {
 
 impl<'a> Prepared<'a> {
     /// `values`, row-major in rows of `k`.
-    pub(crate) fn new(compute: Compute, values: &'a [f32], k: usize) -> Self {
+    pub(crate) fn new(compute: Compute, values: impl Into<Cow<'a, [f32]>>, k: usize) -> Self {
         Kernels::in_force().prepare(compute, values, k)
+    }
+
+    /// What it was made of.
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.values
     }
 
     /// What becomes of `A Wᵀ` or `A W` with the `rest` that belongs to it.
@@ -303,7 +310,7 @@ impl<'a> Prepared<'a> {
             return simd.product(right, c, add);
         }
         let (values, round) = match &self.left {
-            Left::Exact => (self.values, false),
+            Left::Exact => (&*self.values, false),
             Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
             #[cfg(target_arch = "x86_64")]
             Left::Pairs(_) => unreachable!("where AVX-512 is"),

@@ -9,7 +9,7 @@ use super::dense::{Dims, Write, nn, nt};
 #[cfg(target_arch = "x86_64")]
 use super::{Matrix, Right};
 use crate::pool::{self, Disjoint};
-use crate::{parts, vector};
+use crate::{Compute, parts, vector};
 
 /// Rows of `u` up to which short dot products are faster than a product by tiles, which costs more to begin.
 const DOTS: usize = 4;
@@ -26,7 +26,7 @@ pub(crate) struct Rest<'a> {
     pub(crate) onto: Option<&'a [f32]>,
 }
 
-/// A low-rank term `u B`, exact in f32.
+/// A low-rank term `u B`: of bf16 in tiles of those, else exact in f32.
 #[derive(Clone, Copy)]
 pub(crate) struct Term<'a> {
     /// `(m, R)`.
@@ -43,8 +43,8 @@ impl Term<'_> {
     fn add_to(&self, m: usize, c: &mut [f32]) {
         let dims = Dims { m, n: c.len() / m, k: self.rank };
         match self.direction {
-            Direction::Forward => nt(c, self.u, self.b, dims, Write::Add(1.0)),
-            Direction::Backward => nn(c, self.u, self.b, dims, Write::Add(1.0)),
+            Direction::Forward => nt(Compute::F32, (c, self.u, self.b), dims, Write::Add(1.0)),
+            Direction::Backward => nn(Compute::F32, (c, self.u, self.b), dims, Write::Add(1.0)),
         }
     }
 
@@ -58,7 +58,7 @@ impl Term<'_> {
             Direction::Forward => {
                 let b = &b[columns.start * rank..columns.end * rank];
                 if dims.m > DOTS {
-                    nt(&mut part, u, b, dims, Write::Set(1.0));
+                    nt(Compute::F32, (&mut part, u, b), dims, Write::Set(1.0));
                     return part;
                 }
                 for (u, part) in u.chunks_exact(rank).zip(part.chunks_exact_mut(dims.n)) {

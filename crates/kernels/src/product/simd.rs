@@ -18,7 +18,8 @@ pub(super) enum Simd<'a> {
 impl Prepared<'_> {
     /// The operand of products with a `stored` W, where there are such kernels for them and there is anything to multiply.
     pub(super) fn simd(&self, stored: Stored, direction: Direction) -> Option<Simd<'_>> {
-        let Self { kernels, values, m, k, .. } = *self;
+        let Self { kernels, m, k, .. } = *self;
+        let values = self.values();
         if m == 0 || k == 0 || kernels == Kernels::Portable {
             return None;
         }

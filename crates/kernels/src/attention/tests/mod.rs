@@ -12,10 +12,19 @@ use super::{
     attention_cached,
 };
 use crate::testing::{VALUE_TOLERANCE, assert_close, check, constant, flat, tensor, var};
-use crate::{CacheDtype, CacheRows};
+use crate::{CacheDtype, CacheRows, Compute};
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionShape {
-    AttentionShape { heads, kv_heads, head_dim, scale: 1.3, causal: true, window, cap: None }
+    AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 1.3,
+        causal: true,
+        window,
+        cap: None,
+        compute: Compute::F32,
+    }
 }
 
 /// As [`shape`], in both directions.
@@ -237,6 +246,15 @@ fn an_untracked_argument_gets_no_gradient() {
 
 /// Value and gradients of `op` against candle's own.
 fn assert_autograd(plan: Plan<'_>, op: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) {
+    assert_near_autograd(plan, (VALUE_TOLERANCE, 2e-5), op);
+}
+
+/// The same to within a part of the largest value, and of the largest of each gradient.
+fn assert_near_autograd(
+    plan: Plan<'_>,
+    (of_value, of_gradients): (f64, f64),
+    op: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor,
+) {
     let AttentionShape { heads, kv_heads, head_dim, .. } = *plan.shape;
     let rows = |segments: &[Range<usize>]| segments.last().map_or(0, |last| last.end);
     let (queries, keys) = (rows(plan.queries), rows(plan.keys));
@@ -245,13 +263,29 @@ fn assert_autograd(plan: Plan<'_>, op: impl Fn(&Tensor, &Tensor, &Tensor) -> Ten
     let [q, k, v] = [&vars[0], &vars[1], &vars[2]].map(Var::as_tensor);
     let (expected, found) = (composed(q, k, v, plan), op(q, k, v));
     let wide = |t: &Tensor| flat(t).into_iter().map(f64::from).collect::<Vec<_>>();
-    assert_close("value", &flat(&found), &wide(&expected), VALUE_TOLERANCE);
+    assert_close("value", &flat(&found), &wide(&expected), of_value);
     let weights = tensor(9, &widths[0]);
     let loss = |y: &Tensor| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
     let (expected, found) = (loss(&expected), loss(&found));
     for var in &vars {
         let (e, f) = (expected.get(var).unwrap(), found.get(var).unwrap());
-        assert_close("gradient", &flat(f), &wide(e), 2e-5);
+        assert_close("gradient", &flat(f), &wide(e), of_gradients);
+    }
+}
+
+/// Operands are rounded by up to 2^-9 of themselves.
+#[test]
+fn in_bf16_long_segments_are_near_autograd() {
+    for (shape, lengths) in [
+        (shape(3, 1, 64, None), vec![300, 17, 90]),
+        (AttentionShape { cap: Some(2.0), ..shape(4, 2, 33, Some(70)) }, vec![400]),
+        (both_ways(4, 2, 33), vec![620, 65]),
+    ] {
+        let shape = AttentionShape { scale: 0.3, compute: Compute::Bf16, ..shape };
+        let segments = segments(&lengths);
+        assert_near_autograd(Plan::within(&segments, &shape), (4e-3, 8e-3), |q, k, v| {
+            attention(q, k, v, &segments, shape).unwrap()
+        });
     }
 }
 

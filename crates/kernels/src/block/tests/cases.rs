@@ -106,6 +106,7 @@ pub(super) fn make(case: Case) -> Arc<Block> {
         causal: case.causal,
         window: case.window,
         cap: None,
+        compute: case.compute,
     };
     let (q, k) = (shape.query_width(), shape.key_width());
     let qkv = if case.joined.qkv.is_some() { vec![q + 2 * k] } else { vec![q, k, k] };

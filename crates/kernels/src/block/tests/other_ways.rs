@@ -68,6 +68,7 @@ fn quantised(stored: Stored, compute: Compute) -> [Block; 2] {
         window: None,
         cap: None,
         causal: true,
+        compute,
     };
     let (q, k) = (shape.query_width(), shape.key_width());
     let sizes = [(q, hidden), (k, hidden), (k, hidden), (hidden, q)];

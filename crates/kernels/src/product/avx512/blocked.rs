@@ -33,14 +33,15 @@ pub(in crate::product) unsafe fn tiles(
 ) {
     let (k, n) = right.dims();
     assert!(a.k == k && c.len() == a.m * n);
-    let vectors = if a.pairs { 4 } else { n.div_ceil(16).min(4).next_power_of_two() };
+    let vectors = n.div_ceil(16).min(4).next_power_of_two();
     let threads = pool::width();
     let rows = full_rows(vectors);
     let call = Call {
         a,
         panels: Panels::new(right, vectors, (a.m, a.pairs)),
         n,
-        term: rest.term.map(|term| Term::new(&term, (a.m, n), vectors)),
+        // SAFETY: the caller's.
+        term: rest.term.map(|term| unsafe { Term::new(&term, (a.m, n), (vectors, a.pairs)) }),
         add,
         rest,
         c: Disjoint::new(c),
@@ -88,9 +89,15 @@ struct Term<'a> {
 }
 
 impl<'a> Term<'a> {
-    fn new(term: &product::Term<'a>, (m, n): (usize, usize), vectors: usize) -> Self {
-        let panels = Panels::new(term.right(n), vectors, (m, false));
-        Self { u: Left::whole(term.u, m, term.rank), panels }
+    /// For panels of some `vectors`, of pairs or not.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, VL, and BF16 for pairs.
+    unsafe fn new(term: &product::Term<'a>, (m, n): (usize, usize), (vectors, pairs): (usize, bool)) -> Self {
+        let u = Left::exact(term.u, m, term.rank);
+        // SAFETY: the caller's.
+        let u = if pairs { unsafe { u.in_pairs() } } else { u };
+        Self { u: u.whole(), panels: Panels::new(term.right(n), vectors, (m, pairs)) }
     }
 }
 

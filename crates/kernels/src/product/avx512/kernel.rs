@@ -4,10 +4,13 @@ use std::arch::x86_64::*;
 
 use super::{mask16, step};
 
+/// Steps before whose last ones the place of a tile is fetched: before all of them, it would leave the L1 cache again.
+const LAST: usize = 64;
+
 /// What one call multiplies. Units of strides are words.
 pub(super) struct Tile {
     pub(super) main: Factors,
-    /// Factors of f32 words that it multiplies too.
+    /// Factors that it multiplies too.
     pub(super) term: Option<Factors>,
     pub(super) c: *mut f32,
     pub(super) ldc: usize,
@@ -28,6 +31,16 @@ pub(super) struct Factors {
     /// The panel of B: the vectors of step `s` at `s · ldb`.
     pub(super) b: *const u32,
     pub(super) ldb: usize,
+}
+
+impl Factors {
+    /// The first steps and the `last`.
+    fn split(&self, last: usize) -> (Self, Self) {
+        let last = last.min(self.steps);
+        let first = self.steps - last;
+        let (a, b) = (self.a.wrapping_add(first), self.b.wrapping_add(first * self.ldb));
+        (Self { steps: first, ..*self }, Self { steps: last, a, b, ..*self })
+    }
 }
 
 /// What then becomes of it: a factor and a summand of each column, and what it is added to, which lies as C does.
@@ -54,15 +67,17 @@ pub(super) fn full_rows(vectors: usize) -> usize {
     }
 }
 
-/// The kernel of tiles of `rows x vectors`; tiles of bf16 pairs are 4 vectors wide.
+/// The kernel of tiles of `rows x vectors`.
 pub(super) fn kernel(pairs: bool, rows: usize, vectors: usize) -> Kernel {
     macro_rules! pick {
         ($f:ident, $v:literal: $($n:literal)* | $last:literal) => {
             match rows { $($n => $f::<$n, $v>,)* _ => $f::<$last, $v> }
         };
     }
-    debug_assert!((1..=full_rows(vectors)).contains(&rows) && (!pairs || vectors == 4));
+    debug_assert!((1..=full_rows(vectors)).contains(&rows));
     match (pairs, vectors) {
+        (true, 1) => pick!(of_pairs, 1: 1 2 3 4 5 6 7 8 9 10 11 | 12),
+        (true, 2) => pick!(of_pairs, 2: 1 2 3 4 5 6 7 8 9 | 10),
         (true, _) => pick!(of_pairs, 4: 1 2 3 4 5 | 6),
         (false, 1) => pick!(of_f32, 1: 1 2 3 4 5 6 7 8 9 10 11 | 12),
         (false, 2) => pick!(of_f32, 2: 1 2 3 4 5 6 7 8 9 | 10),
@@ -85,21 +100,15 @@ unsafe fn of_pairs<const M: usize, const V: usize>(tile: &Tile) {
 #[inline(always)]
 unsafe fn body<const PAIRS: bool, const M: usize, const V: usize>(tile: &Tile) {
     let &Tile { ref main, ref term, c, ldc, cols, add, rest } = tile;
-    // SAFETY: A, B and C hold what `Kernel` says; a prefetch of any address is harmless.
+    // SAFETY: A, B and C hold what `Kernel` says.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); V]; M];
-        for i in 0..M {
-            for v in 0..V {
-                let at = i * ldc + 16 * v;
-                _mm_prefetch::<_MM_HINT_ET0>(c.wrapping_add(at).cast());
-                if let Some(onto) = rest.onto {
-                    _mm_prefetch::<_MM_HINT_T0>(onto.wrapping_add(at).cast());
-                }
-            }
-        }
-        sums = steps::<PAIRS, M, V>(main, sums);
+        let (first, last) = main.split(LAST);
+        sums = steps::<PAIRS, M, V>(&first, sums);
+        prefetch::<M, V>(tile);
+        sums = steps::<PAIRS, M, V>(&last, sums);
         if let Some(term) = term {
-            sums = steps::<false, M, V>(term, sums);
+            sums = steps::<PAIRS, M, V>(term, sums);
         }
         let masks: [__mmask16; V] = std::array::from_fn(|v| mask16(cols.saturating_sub(16 * v)));
         let at = |p: *const f32, i: usize, v: usize| {
@@ -121,6 +130,23 @@ unsafe fn body<const PAIRS: bool, const M: usize, const V: usize>(tile: &Tile) {
             _mm512_mask_storeu_ps(c.wrapping_add(i * ldc + 16 * v), masks[v], sum);
             sum
         });
+    }
+}
+
+/// Fetches what a tile is written to, and added to.
+#[inline(always)]
+fn prefetch<const M: usize, const V: usize>(tile: &Tile) {
+    for i in 0..M {
+        for v in 0..V {
+            let at = i * tile.ldc + 16 * v;
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_ET0>(tile.c.wrapping_add(at).cast());
+                if let Some(onto) = tile.rest.onto {
+                    _mm_prefetch::<_MM_HINT_T0>(onto.wrapping_add(at).cast());
+                }
+            }
+        }
     }
 }
 

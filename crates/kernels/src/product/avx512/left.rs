@@ -7,7 +7,9 @@ use std::mem::MaybeUninit;
 use super::{mask16, round};
 use crate::buffers::{made, zeros};
 use crate::pool;
+use crate::product::Matrix;
 use crate::quantised::GROUP;
+use crate::{RowOrder, Stored};
 
 /// Longest block of the contraction, in steps: a panel of 64 columns is then 128 KiB.
 const BLOCK: usize = 512;
@@ -37,9 +39,9 @@ impl<'a> Left<'a> {
         Self::new(Cow::Borrowed(bytemuck::cast_slice(a)), m, k, false)
     }
 
-    /// `a (m, k)` as it is, in one block.
-    pub(super) fn whole(a: &'a [f32], m: usize, k: usize) -> Self {
-        Self { block: k, ..Self::exact(a, m, k) }
+    /// The same in one block.
+    pub(super) fn whole(self) -> Self {
+        Self { block: self.stride(), ..self }
     }
 
     /// The same words.
@@ -83,12 +85,35 @@ impl<'a> Left<'a> {
         Self::new(Cow::Owned(words), m, k, true)
     }
 
+    /// The same of f32 words, rounded to bf16.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, VL and BF16.
+    pub(in crate::product) unsafe fn in_pairs(&self) -> Left<'static> {
+        debug_assert!(!self.pairs);
+        // SAFETY: the caller's.
+        unsafe { Left::rounded(bytemuck::cast_slice(&self.words), self.m, self.k) }
+    }
+
     fn new(words: Cow<'a, [u32]>, m: usize, k: usize, pairs: bool) -> Self {
         let steps = if pairs { k.div_ceil(2) } else { k };
         assert!(m > 0 && k > 0 && words.len() == m * steps);
         // Blocks of almost equal length, whole groups of quantised values.
         let block = steps.div_ceil(steps.div_ceil(BLOCK)).next_multiple_of(GROUP);
         Self { words, m, k, pairs, block }
+    }
+
+    /// The same as a right operand; of pairs.
+    pub(in crate::product) fn matrix(&self) -> Matrix<'_> {
+        debug_assert!(self.pairs);
+        Matrix {
+            bytes: bytemuck::cast_slice(&self.words),
+            stored: Stored::Bf16,
+            order: RowOrder::Plain,
+            rows: self.m,
+            cols: self.k,
+            stride: 4 * self.stride(),
+        }
     }
 
     /// Words of a row.

@@ -148,13 +148,25 @@ fn check(
     finished(kernels, (right, size), (&a, compute), &c);
 }
 
+/// How low-rank terms beside products by tiles are computed: with bf16's instructions, as the products are.
+fn rounding_of_terms(a: &Prepared<'_>, right: Right<'_>) -> Compute {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(a.left, Left::Pairs(_)) && matches!(a.tiles(right), Some(Simd::Avx512(_))) {
+        return Compute::Bf16;
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (a, right);
+    Compute::F32
+}
+
 /// That a product `c` finished as it is made is what finishing it makes of it.
 fn finished(kernels: Kernels, (right, size): (Right<'_>, Size), (a, compute): (&[f32], Compute), c: &[f32]) {
     let (m, k, n) = size;
+    let of_term = rounding_of_terms(&kernels.prepare(compute, a, k), right);
     for (rank, direction) in [(1, Direction::Forward), (5, Direction::Backward), (19, Direction::Forward)] {
         let [u, b, gain, bias, onto] =
             [m * rank, n * rank, n, n, m * n].map(|len| values(len, len as u64 + 7));
-        let low = reference(&u, &b, (m, rank, n), direction);
+        let low = reference(&round(&u, of_term), &round(&b, of_term), (m, rank, n), direction);
         for mask in 0..16 {
             let given = |bit: usize| mask >> bit & 1 == 1;
             let rest = Rest {
@@ -220,7 +232,7 @@ fn products_of_rows_in_pairs() {
 fn check_dense(kernels: Kernels, (m, n, k): (usize, usize, usize), transposed: (bool, bool), write: Write) {
     let (a, b) = (values(m * k, 1), values(n * k, 2));
     let mut c = vec![1.5; m * n];
-    kernels.dense((&mut c, &a, &b), transposed, Dims { m, n, k }, write);
+    kernels.dense(Compute::F32, (&mut c, &a, &b), transposed, (Dims { m, n, k }, write));
     for (at, c) in c.iter().enumerate() {
         let (i, j) = (at / n, at % n);
         let a = |l| f64::from(if transposed.0 { a[l * m + i] } else { a[i * k + l] });
@@ -235,7 +247,7 @@ fn check_dense(kernels: Kernels, (m, n, k): (usize, usize, usize), transposed: (
         assert!(error <= TOLERANCE * (k as f64 + 4.0), "{what:?} at {i}, {j}: {c} for {exact}");
     }
     let mut alone = vec![1.5; m * n];
-    pool::alone(|| kernels.dense((&mut alone, &a, &b), transposed, Dims { m, n, k }, write));
+    pool::alone(|| kernels.dense(Compute::F32, (&mut alone, &a, &b), transposed, (Dims { m, n, k }, write)));
     assert!(alone == c, "{kernels:?} {m} {n} {k}: threads change the result");
 }
 
@@ -336,7 +348,10 @@ fn targets_are_finished_products() {
                     );
                     let more = [m * rank, n * rank, n, n, m * n].map(|len| values(len, len as u64));
                     let [u, b, gain, bias, onto] = &more;
-                    let low = reference(u, b, (m, rank, n), Direction::Forward);
+                    let right = Right::new(Matrix::new(&bytes[1..], kind, n, k), Direction::Forward);
+                    let of_term = rounding_of_terms(&kernels.prepare(compute, &x, k), right);
+                    let (u, b) = (round(u, of_term), round(b, of_term));
+                    let low = reference(&u, &b, (m, rank, n), Direction::Forward);
                     expected.push(
                         (0..m * n)
                             .map(|at| {
