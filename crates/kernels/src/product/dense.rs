@@ -54,7 +54,7 @@ impl Kernels {
     /// `C (+)= alpha · A · B`, with A, B or none of them `transposed` in its slice.
     #[cfg_attr(
         not(target_arch = "x86_64"),
-        expect(clippy::unused_self, reason = "there is one set of kernels")
+        expect(clippy::unused_self, unused_variables, reason = "there is one set of kernels")
     )]
     pub(super) fn dense(
         self,

@@ -18,6 +18,7 @@ mod quantised;
 mod rows;
 mod super_blocks;
 mod tile;
+mod vnni;
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;

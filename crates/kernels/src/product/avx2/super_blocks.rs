@@ -1,8 +1,9 @@
 //! Few rows of x by rows of `W` in super-blocks of 256 values, whose integers are multiplied as such.
 //!
 //! x is written in numbers of 24 bits, each three signed bytes, with one unit to a block: a product of bytes takes 32 values at
-//! a time, and the sums of a block are exact. x is rounded by 2^-24 of its block's largest, as any sum in f32 is at each step
-//! after it has met that value. Where it may be rounded to bf16, two bytes do: 2^-16 of the largest, less than bf16 of all.
+//! a time, and the sums of a block are exact; with VNNI ([`vnni`](super::vnni)) those of four values. x is rounded by 2^-24 of
+//! its block's largest, as any sum in f32 is at each step after it has met that value. Where it may be rounded to bf16, two
+//! bytes do: 2^-16 of the largest, less than bf16 of all.
 
 #![expect(
     clippy::inline_always,
@@ -19,7 +20,7 @@ use crate::quantised::{Blocks, GROUP, Q4_K, Q5_K, Q6_K};
 
 /// Values and groups of a block.
 const BLOCK: usize = 256;
-const GROUPS: usize = BLOCK / GROUP;
+pub(super) const GROUPS: usize = BLOCK / GROUP;
 /// Values of half a group.
 const HALF: usize = GROUP / 2;
 
@@ -32,12 +33,12 @@ const LEAST: f32 = 1e-30;
 /// A byte of each number of a group. Aligned, as a load across cache lines takes two.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
-struct Digits([i8; GROUP]);
+pub(super) struct Digits([i8; GROUP]);
 
 /// Rows of x as numbers.
 pub(super) struct Numbers {
     /// Of a row.
-    blocks: usize,
+    pub(super) blocks: usize,
     /// Whether VNNI adds the products up.
     vnni: bool,
     /// Bytes of a number.
@@ -45,9 +46,9 @@ pub(super) struct Numbers {
     /// Of each group the first bytes, then the second ones, then the third.
     digits: Vec<Digits>,
     /// Of each block.
-    units: Vec<f32>,
+    pub(super) units: Vec<f32>,
     /// The sums of x, of each block those of its groups' first halves, and of their second ones.
-    halves: Vec<[[f32; GROUPS]; 2]>,
+    pub(super) halves: Vec<[[f32; GROUPS]; 2]>,
 }
 
 impl Numbers {
@@ -106,56 +107,38 @@ impl Numbers {
     /// AVX2, FMA and F16C.
     #[inline(always)]
     unsafe fn dots_beside<T: SuperBlocks, const M: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
+        assert_eq!(line.len(), self.blocks * T::STORED.block_bytes());
         // SAFETY: the caller's, and `vnni` says what else there is.
         unsafe {
             match (self.count, self.vnni) {
-                (SHORT, false) => self.dots_of::<T, M, SHORT>(first, line),
                 (SHORT, true) => self.dots_with_vnni::<T, M, SHORT>(first, line),
-                (_, false) => self.dots_of::<T, M, EXACT>(first, line),
                 (_, true) => self.dots_with_vnni::<T, M, EXACT>(first, line),
+                (SHORT, false) => self.dots_of::<T, M, SHORT>(first, line),
+                (_, false) => self.dots_of::<T, M, EXACT>(first, line),
             }
         }
     }
 
+    /// The digits of block `i` of the row `first`, which the other ones of `M` rows come after.
+    #[inline(always)]
+    pub(super) fn at<const M: usize, const N: usize>(&self, first: usize, i: usize) -> *const Digits {
+        let row = self.blocks * GROUPS * N;
+        self.digits[first * row..][..M * row].as_ptr().wrapping_add(i * GROUPS * N)
+    }
+
     #[target_feature(enable = "avx2,fma,f16c")]
     fn dots_of<T: SuperBlocks, const M: usize, const N: usize>(&self, first: usize, line: &[u8]) -> [f32; M] {
-        // SAFETY: the instructions exist.
-        unsafe { self.dots_by::<T, M, N, false>(first, line) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512vnni")]
-    fn dots_with_vnni<T: SuperBlocks, const M: usize, const N: usize>(
-        &self,
-        first: usize,
-        line: &[u8],
-    ) -> [f32; M] {
-        // SAFETY: the instructions exist.
-        unsafe { self.dots_by::<T, M, N, true>(first, line) }
-    }
-
-    /// # Safety
-    /// AVX2, FMA and F16C, and with `VNNI` AVX-512 VNNI and VL.
-    #[inline(always)]
-    unsafe fn dots_by<T: SuperBlocks, const M: usize, const N: usize, const VNNI: bool>(
-        &self,
-        first: usize,
-        line: &[u8],
-    ) -> [f32; M] {
-        let bytes = T::STORED.block_bytes();
-        assert_eq!(line.len(), self.blocks * bytes);
-        let row = self.blocks * GROUPS * N;
-        let digits = &self.digits[first * row..][..M * row];
-        // SAFETY: the caller's; a block at a time, all of whose groups each row of x has.
+        // SAFETY: the instructions exist; a block at a time, all of whose groups each row of x has.
         unsafe {
             let next = _mm256_set1_ps(256.0);
             let mut sums = [_mm256_setzero_ps(); M];
-            for (i, block) in line.chunks_exact(bytes).enumerate() {
+            for (i, block) in line.chunks_exact(T::STORED.block_bytes()).enumerate() {
                 fetch_ahead::<T>(block);
                 let scales = T::vectors(block);
                 let mut parts = [[_mm256_setzero_si256(); N]; M];
-                let x = digits.as_ptr().wrapping_add(i * GROUPS * N);
-                self.add_four::<T, M, N, VNNI>(&mut parts, (block, scales.numbers, 0), x);
-                self.add_four::<T, M, N, VNNI>(&mut parts, (block, scales.numbers, 4), x);
+                let x = self.at::<M, N>(first, i);
+                self.add_four::<T, M, N>(&mut parts, (block, scales.numbers, 0), x);
+                self.add_four::<T, M, N>(&mut parts, (block, scales.numbers, 4), x);
                 for m in 0..M {
                     let at = (first + m) * self.blocks + i;
                     let mut value = _mm256_cvtepi32_ps(parts[m][0]);
@@ -182,7 +165,7 @@ impl Numbers {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn add_four<T: SuperBlocks, const M: usize, const N: usize, const VNNI: bool>(
+    unsafe fn add_four<T: SuperBlocks, const M: usize, const N: usize>(
         &self,
         parts: &mut [[__m256i; N]; M],
         (block, numbers, first): (&[u8], __m256i, usize),
@@ -190,29 +173,27 @@ impl Numbers {
     ) {
         // SAFETY: the caller's.
         unsafe {
-            self.add_group::<T, M, N, VNNI>(parts, (block, numbers, first), x);
-            self.add_group::<T, M, N, VNNI>(parts, (block, numbers, first + 1), x);
-            self.add_group::<T, M, N, VNNI>(parts, (block, numbers, first + 2), x);
-            self.add_group::<T, M, N, VNNI>(parts, (block, numbers, first + 3), x);
+            self.add_group::<T, M, N>(parts, (block, numbers, first), x);
+            self.add_group::<T, M, N>(parts, (block, numbers, first + 1), x);
+            self.add_group::<T, M, N>(parts, (block, numbers, first + 2), x);
+            self.add_group::<T, M, N>(parts, (block, numbers, first + 3), x);
         }
     }
 
     /// Adds the products of group `g` of a block, each of `N` digits' to its own sums; the digits of the first row's block are at `x`.
     ///
     /// # Safety
-    /// AVX2, and with `VNNI` AVX-512 VNNI and VL; all `M` rows of x have this block.
+    /// AVX2; all `M` rows of x have this block.
     #[inline(always)]
-    unsafe fn add_group<T: SuperBlocks, const M: usize, const N: usize, const VNNI: bool>(
+    unsafe fn add_group<T: SuperBlocks, const M: usize, const N: usize>(
         &self,
         parts: &mut [[__m256i; N]; M],
         (block, numbers, g): (&[u8], __m256i, usize),
         x: *const Digits,
     ) {
-        // Bytes without a sign.
-        let levels = T::levels(block, g).map(|level| level.wrapping_sub(T::LEAST));
-        // SAFETY: the caller's; 32 bytes of levels.
+        // SAFETY: the caller's.
         unsafe {
-            let levels = _mm256_loadu_si256(levels.as_ptr().cast());
+            let levels = T::bytes(block, g);
             let place = _mm256_set1_epi16((2 * g) as i16 | ((2 * g + 1) << 8) as i16);
             let number = _mm256_shuffle_epi8(numbers, place);
             for (m, parts) in parts.iter_mut().enumerate() {
@@ -221,11 +202,7 @@ impl Numbers {
                     let x = _mm256_load_si256(x.wrapping_add(digit).cast());
                     // 2 · 63 · 128 at most, and then 2 · 128 · 8 times as much.
                     let pairs = _mm256_maddubs_epi16(levels, x);
-                    *part = settled(if VNNI {
-                        _mm256_dpwssd_epi32(*part, pairs, number)
-                    } else {
-                        _mm256_add_epi32(*part, _mm256_madd_epi16(pairs, number))
-                    });
+                    *part = settled(_mm256_add_epi32(*part, _mm256_madd_epi16(pairs, number)));
                 }
             }
         }
@@ -274,19 +251,39 @@ fn halves_of(block: &[f32; BLOCK]) -> [[f32; GROUPS]; 2] {
 
 /// [`Scales`](crate::quantised::Scales) in vectors, whose lower lane is for the first halves of the groups, the upper one for
 /// the second.
-struct Scales {
+pub(super) struct Scales {
     /// d.
-    unit: __m256,
+    pub(super) unit: __m256,
     /// What the integers are multiplied by, in 16 bits.
-    numbers: __m256i,
+    pub(super) numbers: __m256i,
     /// What is taken off the value of each group's halves.
-    taken: [__m256; 2],
+    pub(super) taken: [__m256; 2],
 }
 
-trait SuperBlocks: Blocks {
+pub(super) trait SuperBlocks: Blocks {
     /// # Safety
     /// AVX2 and F16C; a whole block.
     unsafe fn vectors(block: &[u8]) -> Scales;
+
+    /// [`Blocks::levels`] of group `g`, counted from the least: bytes without a sign. `g` is a constant where it matters.
+    ///
+    /// # Safety
+    /// AVX2; a whole block.
+    unsafe fn bytes(block: &[u8], g: usize) -> __m256i;
+}
+
+/// The bits in `mask` of 32 bytes from `at` on, once they are shifted to the right.
+///
+/// # Safety
+/// AVX2; so many bytes.
+#[inline(always)]
+unsafe fn bits(block: &[u8], at: usize, shift: usize, mask: i8) -> __m256i {
+    // SAFETY: the caller's. Bits of a byte come to its neighbour where the mask has none.
+    unsafe {
+        let bytes = _mm256_loadu_si256(block[at..at + GROUP].as_ptr().cast());
+        let shifted = _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
+        _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
+    }
 }
 
 impl SuperBlocks for Q4_K {
@@ -295,6 +292,12 @@ impl SuperBlocks for Q4_K {
         // SAFETY: the caller's.
         unsafe { with_minima(block) }
     }
+
+    #[inline(always)]
+    unsafe fn bytes(block: &[u8], g: usize) -> __m256i {
+        // SAFETY: the caller's.
+        unsafe { bits(block, 16 + g / 2 * GROUP, g % 2 * 4, 15) }
+    }
 }
 
 impl SuperBlocks for Q5_K {
@@ -302,6 +305,15 @@ impl SuperBlocks for Q5_K {
     unsafe fn vectors(block: &[u8]) -> Scales {
         // SAFETY: the caller's.
         unsafe { with_minima(block) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(block: &[u8], g: usize) -> __m256i {
+        // SAFETY: the caller's.
+        unsafe {
+            let fifth = _mm256_slli_epi16::<4>(bits(block, 16, g, 1));
+            _mm256_or_si256(bits(block, 48 + g / 2 * GROUP, g % 2 * 4, 15), fifth)
+        }
     }
 }
 
@@ -318,6 +330,16 @@ impl SuperBlocks for Q6_K {
             let taken = [_mm256_castsi256_si128(numbers), _mm256_extracti128_si256::<1>(numbers)]
                 .map(|eight| _mm256_mul_ps(least, _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight))));
             Scales { unit, numbers, taken }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(block: &[u8], g: usize) -> __m256i {
+        let (side, part) = (g / 4, g % 4);
+        // SAFETY: the caller's.
+        unsafe {
+            let high = _mm256_slli_epi16::<4>(bits(block, 128 + side * GROUP, 2 * part, 3));
+            _mm256_or_si256(bits(block, 64 * side + part % 2 * GROUP, part / 2 * 4, 15), high)
         }
     }
 }
