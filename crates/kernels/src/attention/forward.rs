@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::{AttentionShape, Block, Head, KeyValues, Plan, Rows};
-use crate::buffers::zeros;
+use crate::buffers::{by_chunk, zeros};
 use crate::product::dense::{Dims, Write, nn, nt};
-use crate::{parts, pool, vector};
+use crate::{parts, vector};
 
 /// What it is computed from.
 pub(crate) struct Inputs<'a> {
@@ -52,14 +52,12 @@ pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> (Vec<f32>, Vec<f32>) {
 fn heads_apart(rows: &[f32], shape: &AttentionShape) -> Vec<f32> {
     let (count, size) = (rows.len() / shape.key_width(), shape.head_dim);
     let per_task = parts::rows_per_task(size);
-    let mut apart = vec![0.0; rows.len()];
-    pool::for_each_chunk(&mut apart, per_task * size, |i, apart| {
+    by_chunk(rows.len(), per_task * size, |i, apart| {
         for (j, to) in apart.chunks_exact_mut(size).enumerate() {
             let (head, row) = ((i * per_task + j) / count, (i * per_task + j) % count);
             to.copy_from_slice(&rows[row * shape.key_width() + head * size..][..size]);
         }
-    });
-    apart
+    })
 }
 
 impl Task<'_> {
