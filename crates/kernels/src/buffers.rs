@@ -4,7 +4,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::pool;
+use crate::{parts, pool};
 
 /// Values to a task; up to so many, the caller writes them itself.
 const TASK: usize = 64 * 1024;
@@ -25,6 +25,52 @@ pub(crate) fn by_chunk(len: usize, chunk: usize, write: impl Fn(usize, &mut [f32
     };
     // SAFETY: all of it is zeroed.
     unsafe { made(len, fill) }
+}
+
+/// `count` buffers of `m` rows of `k` values, of which `write(i, rows)` makes row `i` of each; what the rows held is not to
+/// be read.
+pub(crate) fn rows(
+    (count, m, k): (usize, usize, usize),
+    write: impl Fn(usize, &mut [&mut [f32]]) + Sync,
+) -> Vec<Vec<f32>> {
+    if k == 0 {
+        return vec![Vec::new(); count];
+    }
+    let rows = parts::rows_per_task(k);
+    let fill = |i: usize, parts: &mut [&mut [MaybeUninit<f32>]]| {
+        let mut buffer = vec![0.0; count * k];
+        let mut made: Vec<_> = buffer.chunks_exact_mut(k).collect();
+        for row in 0..parts[0].len() / k {
+            write(i * rows + row, &mut made);
+            for (values, part) in made.iter().zip(parts.iter_mut()) {
+                part[row * k..][..k].write_copy_of_slice(values);
+            }
+        }
+    };
+    // SAFETY: every row is written.
+    unsafe { made_by_chunks((count, m * k), rows * k, fill) }
+}
+
+/// `count` buffers, the same chunk of which `write` fills together.
+///
+/// # Safety
+/// It must write every value of each chunk.
+pub(crate) unsafe fn made_by_chunks<T: Copy + Send>(
+    (count, len): (usize, usize),
+    chunk: usize,
+    write: impl Fn(usize, &mut [&mut [MaybeUninit<T>]]) + Sync,
+) -> Vec<Vec<T>> {
+    let chunk = chunk.max(1);
+    let mut all: Vec<Vec<T>> = (0..count).map(|_| Vec::with_capacity(len)).collect();
+    let mut parts: Vec<_> = (0..len.div_ceil(chunk)).map(|i| (i, Vec::with_capacity(count))).collect();
+    for values in &mut all {
+        let chunks = values.spare_capacity_mut()[..len].chunks_mut(chunk);
+        parts.iter_mut().zip(chunks).for_each(|((_, parts), part)| parts.push(part));
+    }
+    parts::for_each(&mut parts, |(i, parts)| write(*i, parts));
+    // SAFETY: there is room for so many in each, and all have been written.
+    all.iter_mut().for_each(|values| unsafe { values.set_len(len) });
+    all
 }
 
 /// `values.to_vec()`.

@@ -75,7 +75,8 @@ impl Term {
 
     /// `dropout(x)` `(n, in)`, where that is not `x`; the mask's index of `x`'s first row is `row`.
     pub(crate) fn dropped(&self, x: &Prepared<'_>, row: usize) -> Option<Prepared<'static>> {
-        let (dropout, x) = (self.dropout?, x.values());
+        let dropout = self.dropout?;
+        let x = x.values();
         let chunk = parts::rows_per_task(self.inputs) * self.inputs;
         let dropped = by_chunk(x.len(), chunk, |i, out| {
             out.copy_from_slice(&x[i * chunk..][..out.len()]);

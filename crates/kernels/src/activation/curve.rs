@@ -7,12 +7,10 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use super::Activation;
-use crate::buffers::by_chunk;
-use crate::{parts, vector};
+use half::bf16;
 
-/// Values to a task.
-const CHUNK: usize = 16 * 1024;
+use super::Activation;
+use crate::vector;
 
 /// A function of one value, as a type of its own: a loop over one is compiled with its body inside. (A function handed over
 /// as a value is called, value by value, for want of the instructions that the loop has.)
@@ -85,90 +83,107 @@ impl Curve for SoftCap {
     }
 }
 
-/// A function on slices, alone or as a gate.
-pub(crate) trait Function: Copy + Send + Sync + 'static {
-    /// `f(gate) ⊙ up`, or `f(gate)` where there is no `up`.
-    fn apply(self, gate: &[f32], up: Option<&[f32]>) -> Vec<f32>;
+/// A value to be read: an f32, or what was rounded to bf16.
+pub(crate) trait Value: Copy + Send + Sync {
+    /// Always inlined.
+    fn get(self) -> f32;
+}
 
-    /// Turns `gate` and `up` into their gradients, and the gradient `g` of [`Function::apply`]'s result into that result.
-    fn pull_back(self, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]);
+impl Value for f32 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+}
+
+impl Value for bf16 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+/// A function on slices, alone or as a gate; on the caller's thread.
+pub(crate) trait Function: Copy + Send + Sync + 'static {
+    /// `y = f(gate) ⊙ up`, or `f(gate)` where there is no `up`.
+    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]);
+
+    /// From the gradient `g` of that into `back`: `y` again, and the gradients of gate and, where there is one, of up.
+    fn pull_back<V: Value>(self, gate: &[V], up: Option<&[V]>, g: &[f32], back: &mut [&mut [f32]]);
 }
 
 impl Function for Activation {
-    fn apply(self, gate: &[f32], up: Option<&[f32]>) -> Vec<f32> {
+    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
         match self {
-            Self::Silu => apply(Silu, gate, up),
-            Self::Gelu => apply(Gelu, gate, up),
-            Self::GeluTanh => apply(GeluTanh, gate, up),
-            Self::Relu => apply(Relu, gate, up),
+            Self::Silu => apply(Silu, gate, up, y),
+            Self::Gelu => apply(Gelu, gate, up, y),
+            Self::GeluTanh => apply(GeluTanh, gate, up, y),
+            Self::Relu => apply(Relu, gate, up, y),
         }
     }
 
-    fn pull_back(self, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]) {
+    fn pull_back<V: Value>(self, gate: &[V], up: Option<&[V]>, g: &[f32], back: &mut [&mut [f32]]) {
         match self {
-            Self::Silu => pull_back(Silu, gate, up, g),
-            Self::Gelu => pull_back(Gelu, gate, up, g),
-            Self::GeluTanh => pull_back(GeluTanh, gate, up, g),
-            Self::Relu => pull_back(Relu, gate, up, g),
+            Self::Silu => pull_back(Silu, gate, up, g, back),
+            Self::Gelu => pull_back(Gelu, gate, up, g, back),
+            Self::GeluTanh => pull_back(GeluTanh, gate, up, g, back),
+            Self::Relu => pull_back(Relu, gate, up, g, back),
         }
     }
 }
 
 impl Function for SoftCap {
-    fn apply(self, gate: &[f32], up: Option<&[f32]>) -> Vec<f32> {
-        apply(self, gate, up)
+    fn apply(self, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
+        apply(self, gate, up, y);
     }
 
-    fn pull_back(self, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]) {
-        pull_back(self, gate, up, g);
+    fn pull_back<V: Value>(self, gate: &[V], up: Option<&[V]>, g: &[f32], back: &mut [&mut [f32]]) {
+        pull_back(self, gate, up, g, back);
     }
 }
 
 /// [`Function::apply`].
-fn apply<F: Curve>(f: F, gate: &[f32], up: Option<&[f32]>) -> Vec<f32> {
-    by_chunk(gate.len(), CHUNK, |i, y| {
-        let part = i * CHUNK..i * CHUNK + y.len();
-        let (gate, up) = (&gate[part.clone()], up.map(|up| &up[part]));
-        vector::wide(
-            #[inline(always)]
-            || match up {
-                None => {
-                    for (y, &x) in y.iter_mut().zip(gate) {
-                        *y = f.at(x).0;
-                    }
+fn apply<F: Curve>(f: F, gate: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
+    vector::wide(
+        #[inline(always)]
+        || match up {
+            None => {
+                for (y, &x) in y.iter_mut().zip(gate) {
+                    *y = f.at(x).0;
                 }
-                Some(up) => {
-                    for ((y, &x), up) in y.iter_mut().zip(gate).zip(up) {
-                        *y = f.at(x).0 * up;
-                    }
+            }
+            Some(up) => {
+                for ((y, &x), up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = f.at(x).0 * up;
                 }
-            },
-        );
-    })
+            }
+        },
+    );
 }
 
 /// [`Function::pull_back`]: the gradients are `g·up·f'(gate)` and `g·f(gate)`.
-fn pull_back<F: Curve>(f: F, gate: &mut [f32], up: Option<&mut [f32]>, g: &mut [f32]) {
-    let mut ups = up.unwrap_or_default().chunks_mut(CHUNK);
-    let runs = gate.chunks_mut(CHUNK).zip(g.chunks_mut(CHUNK));
-    let mut parts: Vec<_> = runs.map(|(gate, g)| (gate, ups.next(), g)).collect();
-    parts::for_each(&mut parts, |(gate, up, g)| {
-        vector::wide(
+fn pull_back<F: Curve, V: Value>(f: F, gate: &[V], up: Option<&[V]>, g: &[f32], back: &mut [&mut [f32]]) {
+    let read = gate.iter().zip(g);
+    match (up, back) {
+        (None, [result, dgate]) => vector::wide(
             #[inline(always)]
-            || match up {
-                None => {
-                    for (gate, g) in gate.iter_mut().zip(g.iter_mut()) {
-                        let (y, slope) = f.at(*gate);
-                        (*gate, *g) = (*g * slope, y);
-                    }
-                }
-                Some(up) => {
-                    for ((gate, up), g) in gate.iter_mut().zip(up.iter_mut()).zip(g.iter_mut()) {
-                        let (y, slope) = f.at(*gate);
-                        (*gate, *up, *g) = (*g * *up * slope, *g * y, y * *up);
-                    }
+            || {
+                for ((gate, g), (result, dgate)) in read.zip(result.iter_mut().zip(dgate.iter_mut())) {
+                    let (y, slope) = f.at(gate.get());
+                    (*result, *dgate) = (y, g * slope);
                 }
             },
-        );
-    });
+        ),
+        (Some(up), [result, dgate, dup]) => vector::wide(
+            #[inline(always)]
+            || {
+                let back = result.iter_mut().zip(dgate.iter_mut()).zip(dup.iter_mut());
+                for (((gate, g), up), ((result, dgate), dup)) in read.zip(up).zip(back) {
+                    let ((y, slope), up) = (f.at(gate.get()), up.get());
+                    (*result, *dgate, *dup) = (y * up, g * up * slope, g * y);
+                }
+            },
+        ),
+        (_, back) => unreachable!("{} gradients", back.len()),
+    }
 }

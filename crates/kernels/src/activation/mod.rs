@@ -4,10 +4,13 @@ mod curve;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
-use crate::buffers::copied;
+use crate::buffers::{by_chunk, rows};
 use crate::operand::{Held, gradient, output, values};
 pub(crate) use curve::Function;
 use curve::SoftCap;
+
+/// Values to a task.
+const CHUNK: usize = 16 * 1024;
 
 /// A function of one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,24 @@ pub fn soft_cap(x: &Tensor, cap: f32) -> Result<Tensor> {
     x.apply_op1(Alone(SoftCap(cap)))
 }
 
+/// [`Function::apply`] on the pool.
+pub(crate) fn apply<F: Function>(f: F, gate: &[f32], up: Option<&[f32]>) -> Vec<f32> {
+    by_chunk(gate.len(), CHUNK, |i, y| {
+        let part = i * CHUNK..i * CHUNK + y.len();
+        f.apply(&gate[part.clone()], up.map(|up| &up[part]), y);
+    })
+}
+
+/// [`Function::pull_back`] on the pool: the result, and the gradients of gate and, where there is one, of up; of rows as `x`
+/// has them.
+fn pull_back<F: Function>(f: F, x: &Tensor, gate: &[f32], up: Option<&[f32]>, g: &[f32]) -> Vec<Vec<f32>> {
+    let width = x.dims().last().copied().unwrap_or(1).max(1);
+    rows((if up.is_some() { 3 } else { 2 }, g.len() / width, width), |i, back| {
+        let row = i * width..(i + 1) * width;
+        f.pull_back(&gate[row.clone()], up.map(|up| &up[row.clone()]), &g[row], back);
+    })
+}
+
 struct Alone<F>(F);
 
 impl<F: Function> CustomOp1 for Alone<F> {
@@ -62,16 +83,15 @@ impl<F: Function> CustomOp1 for Alone<F> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(self.name(), storage, layout)?;
-        Ok(output(self.0.apply(x, None), layout.shape()))
+        Ok(output(apply(self.0, x, None), layout.shape()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let g = g.contiguous()?;
         let (xs, gs) = (Held::new(self.name(), x)?, Held::new(self.name(), &g)?);
         gradient(x, || {
-            let (mut dx, mut g) = (copied(xs.values()), copied(gs.values()));
-            self.0.pull_back(&mut dx, None, &mut g);
-            dx
+            let (xs, gs) = (xs.values(), gs.values());
+            pull_back(self.0, x, xs, None, gs).swap_remove(1)
         })
     }
 }
@@ -91,7 +111,7 @@ impl CustomOp2 for Gate {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (values(self.name(), s1, l1)?, values(self.name(), s2, l2)?);
-        Ok(output(self.0.apply(gate, Some(up)), l1.shape()))
+        Ok(output(apply(self.0, gate, Some(up)), l1.shape()))
     }
 
     fn bwd(
@@ -104,8 +124,9 @@ impl CustomOp2 for Gate {
         let g = g.contiguous()?;
         let name = self.name();
         let held = [Held::new(name, gate)?, Held::new(name, up)?, Held::new(name, &g)?];
-        let [mut dgate, mut dup, mut g] = held.each_ref().map(|held| copied(held.values()));
-        self.0.pull_back(&mut dgate, Some(&mut dup), &mut g);
+        let [gates, ups, gs] = held.each_ref().map(Held::values);
+        let mut found = pull_back(self.0, gate, gates, Some(ups), gs);
+        let (dup, dgate) = (found.swap_remove(2), found.swap_remove(1));
         Ok((gradient(gate, || dgate)?, gradient(up, || dup)?))
     }
 }

@@ -3,13 +3,15 @@
 use std::borrow::Cow;
 
 use super::gains::Output;
-use super::terms::Pulled;
+use super::read::Read;
+use super::terms::{Pulled, Upstream};
 use super::{Layer, Norms, Saved};
 use crate::activation::Function;
 use crate::attention::Plan;
 use crate::attention::backward::{Inputs, QkvGradients, run};
 use crate::buffers::copied;
 use crate::norm::Normalise;
+use crate::product::{Made, Prepared, Row};
 
 impl Layer<'_> {
     /// From the gradient `g` of the result `y`: that of `x`, where it is `wanted`, and those of the gains.
@@ -17,11 +19,11 @@ impl Layer<'_> {
         &self,
         (x, y): (&[f32], &[f32]),
         g: &[f32],
-        mut saved: Saved,
+        saved: Saved,
         wanted: bool,
     ) -> (Option<Vec<f32>>, [Vec<f32>; 7]) {
         let mut dgains = [const { Vec::new() }; 7];
-        let dfed = self.pull_back_fed((x, y), g, &mut saved, &mut dgains);
+        let dfed = self.pull_back_fed((x, y), g, &saved, &mut dgains);
         let parallel = matches!(self.block.norms, Norms::Parallel(_));
         let dmade = self.pull_back_after(0, &saved.middle, if parallel { g } else { &dfed });
         let found = self.pull_back_attended(x, &dmade, &saved, &mut dgains);
@@ -32,31 +34,47 @@ impl Layer<'_> {
         (dx, dgains)
     }
 
-    /// The gradient of [`Layer::fed`], that of what went past it included. Uses up gate and up.
+    /// The gradient of [`Layer::fed`], that of what went past it included.
     fn pull_back_fed(
         &self,
         (x, y): (&[f32], &[f32]),
         g: &[f32],
-        saved: &mut Saved,
+        saved: &Saved,
         dgains: &mut [Vec<f32>; 7],
     ) -> Vec<f32> {
-        let (mut gate, mut up) = (std::mem::take(&mut saved.gate), saved.up.take());
-        let made = self.of_fed([&gate, up.as_deref().unwrap_or_default()]);
         let middle = self.after(0, x, &saved.middle);
         let sum = saved.sum.as_deref().unwrap_or(y);
         let dmade = self.pull_back_after(1, sum, g);
-        {
-            let output = Output { sum, beneath: self.beneath(&middle) };
-            let pulled = self.pull([(self.block.down(), Cow::Borrowed(&*dmade), output)], dgains);
-            let mut inner = pulled.input_gradient(self, None);
-            // Now they are gradients, and `inner` is what it was in forward.
-            self.block.activation.pull_back(&mut gate, up.as_deref_mut(), &mut inner);
-            pulled.factor_gradients(self, &inner, &saved.us);
-        }
-        let pulled = self.pull_fed(gate, up, &made, dgains);
+        let output = Output { sum, beneath: self.beneath(&middle) };
+        let pulled = self.pull([(self.block.down(), Upstream::Values(dmade[..].into()), output)], dgains);
+        let (inner, gradients) = self.pull_back_inner(saved, &pulled.input_gradient(self, None));
+        pulled.factor_gradients(self, &Read::Ready(&inner), &saved.us);
+        drop((pulled, inner));
+        let pulled = self.pull_fed(gradients, saved, dgains);
         let read = self.fed(x, &middle);
         pulled.factor_gradients(self, &self.before(1, read), &saved.us);
         self.pull_back_before(1, read, (&pulled, self.beside(g, &dmade)))
+    }
+
+    /// From its gradient `g`, what the last projection read, and the gradients of gate and, where it is one, of up.
+    fn pull_back_inner(&self, saved: &Saved, g: &[f32]) -> (Prepared<'static>, Vec<Prepared<'static>>) {
+        let (f, width) = (self.block.activation, self.block.inner());
+        let Saved { gate, up, .. } = saved;
+        // Gains read the gradients, and halves are put side by side.
+        let exact = self.drops() || self.has_gains() || self.block.joined.gate_up;
+        let count = if up.is_some() { 3 } else { 2 };
+        let what = Made { count, m: g.len() / width, k: width, besides: &[] };
+        let mut found = Prepared::made(self.block.shape.compute, what, exact, |i, back| {
+            let g = &g[i * width..][..width];
+            match (gate.row(i), up.as_ref().map(|up| up.row(i))) {
+                (Row::F32(gate), Some(Row::F32(up))) => f.pull_back(gate, Some(up), g, back),
+                (Row::Bf16(gate), Some(Row::Bf16(up))) => f.pull_back(gate, Some(up), g, back),
+                (Row::F32(gate), _) => f.pull_back(gate, None, g, back),
+                (Row::Bf16(gate), _) => f.pull_back(gate, None, g, back),
+            }
+        });
+        let gradients = found.split_off(1);
+        (found.remove(0), gradients)
     }
 
     /// The gradients of what was projected to q, k and v, from that of what attention's projection makes on top of `x`.
@@ -68,11 +86,12 @@ impl Layer<'_> {
         dgains: &mut [Vec<f32>; 7],
     ) -> QkvGradients {
         let output = Output { sum: &saved.middle, beneath: self.beneath(x) };
-        let pulled = self.pull([(self.block.o(), Cow::Borrowed(g), output)], dgains);
-        pulled.factor_gradients(self, &saved.attended, &saved.us);
+        let pulled = self.pull([(self.block.o(), Upstream::Values(g.into()), output)], dgains);
+        pulled.factor_gradients(self, &Read::Ready(&saved.attended), &saved.us);
         let g = pulled.input_gradient(self, None);
         let (q, k) = (self.heads(0, &saved.q), self.heads(1, &saved.k));
-        let Saved { v, attended: y, log_sums, .. } = saved;
+        let Saved { v, attended, log_sums, .. } = saved;
+        let y = &attended.values();
         let inputs = Inputs { q: &q, k: &k, v, y, g: &g, log_sums };
         let mut found = run(&inputs, Plan::within(&self.pass.segments, &self.block.shape));
         self.rotate(&mut found.q, -1.0);

@@ -5,8 +5,9 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use super::read::Read;
 use super::{Layer, Link, Projection, terms};
-use crate::activation::Function;
+use crate::activation;
 use crate::attention::attend;
 use crate::buffers::zeros;
 use crate::operand::Held;
@@ -48,11 +49,11 @@ impl Layer<'_> {
         let [q, k, v] = self.qkv(&self.before(0, x), None);
         let (q, k) = (self.turned(0, q), self.turned(1, k));
         let attended = self.attend(&q, (&k, &v), caches);
-        let [made] = self.project([self.block.o()], &attended, self.beneath(x), None);
+        let [made] = self.project([self.block.o()], &Read::Values(&attended), self.beneath(x), None);
         let middle = self.after(0, x, &made);
         let (gate, up) = self.gate_up(&self.before(1, self.fed(x, &middle)), None);
-        let inner = self.block.activation.apply(&gate, up.as_deref());
-        let [made] = self.project([self.block.down()], &inner, self.beneath(&middle), None);
+        let inner = activation::apply(self.block.activation, &gate, up.as_deref());
+        let [made] = self.project([self.block.down()], &Read::Values(&inner), self.beneath(&middle), None);
         self.after(1, &middle, &made).into_owned()
     }
 

@@ -84,14 +84,15 @@ impl Op {
             let factors = terms::hold(OP, &link.slots)?;
             let layer = link.layer(&factors);
             let mut saved = layer.save(&x);
-            let y = layer.finish(&x, &mut saved);
+            let kept = i >= self.first && !link.pass.recompute;
+            let y = layer.finish(&x, &mut saved, kept);
             let read = std::mem::replace(&mut x, Cow::Owned(y));
             if i >= self.first {
                 let x = match read {
                     Cow::Borrowed(_) => None,
                     Cow::Owned(x) => Some(x),
                 };
-                steps.push(Step { x, saved: (!link.pass.recompute).then_some(saved) });
+                steps.push(Step { x, saved: kept.then_some(saved) });
             }
         }
         Ok((x.into_owned(), steps))

@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 
+use super::read::Read;
 use super::{Layer, Norms, Saved};
 use crate::activation::Function;
 use crate::attention::Plan;
 use crate::attention::forward::{Inputs, run};
 use crate::buffers::copied;
 use crate::norm::Normalise;
-use crate::{Norm, parts, pool, vector};
+use crate::product::{Made, Prepared};
+use crate::{Compute, Norm, parts, pool, vector};
 
 impl Layer<'_> {
     /// All that backward needs of what comes before the last projection.
@@ -23,19 +25,28 @@ impl Layer<'_> {
             let inputs = Inputs { q: &self.heads(0, &q), k: &self.heads(1, &k), v: &v };
             run(&inputs, Plan::within(&self.pass.segments, &self.block.shape))
         };
-        let [middle] = self.project([self.block.o()], &attended, self.beneath(x), Some(&mut us));
+        let attended = Prepared::new(self.block.shape.compute, attended, self.block.shape.query_width());
+        let read = Read::Ready(&attended);
+        let [middle] = self.project([self.block.o()], &read, self.beneath(x), Some(&mut us));
         let (gate, up) = {
             let middle = self.after(0, x, &middle);
             self.gate_up(&self.before(1, self.fed(x, &middle)), Some(&mut us))
         };
-        Saved { q, k, v, attended, log_sums, middle, gate, up, sum: None, us }
+        let exact = |values| Prepared::new(Compute::F32, values, self.block.inner());
+        let (gate, up) = (exact(gate), up.map(exact));
+        Saved { q, k, v, attended: attended.kept(), log_sums, middle, gate, up, sum: None, us }
     }
 
-    /// The result `(N, D)`; keeps what else backward needs.
-    pub(super) fn finish(&self, x: &[f32], saved: &mut Saved) -> Vec<f32> {
-        let inner = self.block.activation.apply(&saved.gate, saved.up.as_deref());
+    /// The result `(N, D)`; makes of `saved` what backward needs, where it is `kept`.
+    pub(super) fn finish(&self, x: &[f32], saved: &mut Saved, kept: bool) -> Vec<f32> {
+        let inner = self.inner(saved, kept);
         let middle = self.after(0, x, &saved.middle);
-        let [sum] = self.project([self.block.down()], &inner, self.beneath(&middle), Some(&mut saved.us));
+        let [sum] = self.project(
+            [self.block.down()],
+            &Read::Ready(&inner),
+            self.beneath(&middle),
+            Some(&mut saved.us),
+        );
         if matches!(self.block.norms, Norms::Before(_) | Norms::Parallel(_)) {
             return sum;
         }
@@ -48,16 +59,40 @@ impl Layer<'_> {
     pub(super) fn save_again(&self, x: &[f32]) -> Saved {
         let mut saved = self.save(x);
         if !matches!(self.block.norms, Norms::Before(_) | Norms::Parallel(_)) {
-            self.finish(x, &mut saved);
+            self.finish(x, &mut saved, true);
+        } else if Prepared::keeps_bf16(self.block.shape.compute) {
+            // Of what backward makes again from rounded values, the last `u` would be another.
+            let inner = self.inner(&mut saved, true);
+            saved.us[self.block.down()] = self.narrowed(self.block.down(), &inner);
         }
         saved
     }
 
+    /// What the last projection reads, `f(gate) ⊙ up`. Gate and up, where they are `kept`, become what is kept of them.
+    fn inner(&self, saved: &mut Saved, kept: bool) -> Prepared<'static> {
+        let (f, compute, width) = (self.block.activation, self.block.shape.compute, self.block.inner());
+        let fed: Vec<&[f32]> = std::iter::once(&saved.gate).chain(&saved.up).map(Prepared::exact).collect();
+        let besides = if kept && Prepared::keeps_bf16(compute) { &*fed } else { &[] };
+        let what = Made { count: 1, m: fed[0].len() / width, k: width, besides };
+        let mut made = Prepared::made(compute, what, self.drops(), |i, y| {
+            let row = i * width..(i + 1) * width;
+            f.apply(&fed[0][row.clone()], fed.get(1).map(|up| &up[row]), y[0]);
+        });
+        let mut kept = made.drain(1..).map(Prepared::kept);
+        if let Some(gate) = kept.next() {
+            (saved.gate, saved.up) = (gate, kept.next());
+        }
+        drop(kept);
+        made.remove(0)
+    }
+
     /// What attention (0) or the feed-forward layer (1) reads of `x`.
-    pub(super) fn before<'a>(&self, i: usize, x: &'a [f32]) -> Cow<'a, [f32]> {
+    pub(super) fn before<'a>(&'a self, i: usize, x: &'a [f32]) -> Read<'a> {
         match &self.block.norms {
-            Norms::Before(norms) | Norms::Around(norms, _) | Norms::Parallel(norms) => normed(&norms[i], x),
-            Norms::After(_) => Cow::Borrowed(x),
+            Norms::Before(norms) | Norms::Around(norms, _) | Norms::Parallel(norms) => {
+                Read::Normed(&norms[i], x)
+            }
+            Norms::After(_) => Read::Values(x),
         }
     }
 

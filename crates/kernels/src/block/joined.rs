@@ -4,11 +4,13 @@
 use std::borrow::Cow;
 
 use super::gains::Output;
-use super::terms::Pulled;
+use super::read::Read;
+use super::terms::{Pulled, Upstream};
 use super::{Block, Layer, Order, QKV, Saved, Us};
 use crate::Columns;
 use crate::attention::backward::QkvGradients;
-use crate::buffers::{copied, zeros};
+use crate::buffers::zeros;
+use crate::product::Prepared;
 
 impl Block {
     /// Where o is among the projections.
@@ -45,14 +47,14 @@ impl Block {
 
 impl Layer<'_> {
     /// What attention reads to q, k and v; with `us`, as [`Layer::project`] has them.
-    pub(super) fn qkv(&self, read: &[f32], us: Option<&mut Us>) -> [Vec<f32>; 3] {
+    pub(super) fn qkv(&self, read: &Read<'_>, us: Option<&mut Us>) -> [Vec<f32>; 3] {
         let Some(order) = self.block.joined.qkv else { return self.project(QKV, read, None, us) };
         let [all] = self.project([QKV[0]], read, None, us);
         split(&all, self.block.runs(order))
     }
 
     /// What the feed-forward layer reads to gate and, where it is one, up.
-    pub(super) fn gate_up(&self, read: &[f32], us: Option<&mut Us>) -> (Vec<f32>, Option<Vec<f32>>) {
+    pub(super) fn gate_up(&self, read: &Read<'_>, us: Option<&mut Us>) -> (Vec<f32>, Option<Vec<f32>>) {
         let (block, gate) = (self.block, self.block.gate());
         if block.is_gated() && !block.joined.gate_up {
             let [gate, up] = self.project([gate, block.up()], read, None, us);
@@ -66,35 +68,31 @@ impl Layer<'_> {
         (gate, Some(up))
     }
 
-    /// What the projections of gate and up made, where gains ask for it.
-    pub(super) fn of_fed(&self, [gate, up]: [&[f32]; 2]) -> [Vec<f32>; 2] {
-        let block = self.block;
-        let gained = |number, values| self.gain(number).map_or_else(Vec::new, |_| copied(values));
-        if !block.joined.gate_up {
-            let up = if block.is_gated() { gained(block.up(), up) } else { Vec::new() };
-            return [gained(block.gate(), gate), up];
-        }
-        let joined = self.gain(block.gate()).map(|_| join([gate, up], [block.inner(); 2]));
-        [joined.unwrap_or_default(), Vec::new()]
-    }
-
-    /// Takes the gradients of gate and up to their projections, which made `made`.
+    /// Takes the gradients of gate and, where it is one, of up to their projections.
     pub(super) fn pull_fed(
         &self,
-        gate: Vec<f32>,
-        up: Option<Vec<f32>>,
-        made: &[Vec<f32>; 2],
+        gradients: Vec<Prepared<'static>>,
+        saved: &Saved,
         dgains: &mut [Vec<f32>; 7],
     ) -> Pulled<'static> {
-        let block = self.block;
-        let places = [block.gate(), block.up()];
-        let gradients = match up {
-            Some(up) if block.joined.gate_up => vec![join([&gate, &up], [block.inner(); 2])],
-            up => std::iter::once(gate).chain(up).collect(),
+        let (block, width) = (self.block, self.block.inner());
+        let places = [block.gate(), if block.joined.gate_up { block.gate() } else { block.up() }];
+        let kept = std::iter::once(&saved.gate).chain(&saved.up);
+        // A gain's gradient reads what its projection made.
+        let made = |(place, kept): (usize, &Prepared<'static>)| match self.gain(place) {
+            Some(_) => kept.values().into_owned(),
+            None => Vec::new(),
         };
-        let results = places.into_iter().zip(gradients).zip(made);
+        let made: Vec<Vec<f32>> = places.into_iter().zip(kept).map(made).collect();
+        if let ([of_gate, of_up], [gate, up], true) = (&*made, &*gradients, block.joined.gate_up) {
+            let sum = if of_gate.is_empty() { Vec::new() } else { join([of_gate, of_up], [width; 2]) };
+            let g = join([gate.exact(), up.exact()], [width; 2]);
+            let output = Output { sum: &sum, beneath: None };
+            return self.pull([(block.gate(), Upstream::Values(g.into()), output)], dgains);
+        }
+        let results = places.into_iter().zip(gradients).zip(&made);
         self.pull(
-            results.map(|((place, g), sum)| (place, Cow::Owned(g), Output { sum, beneath: None })),
+            results.map(|((place, g), sum)| (place, Upstream::Ready(g), Output { sum, beneath: None })),
             dgains,
         )
     }
@@ -113,11 +111,12 @@ impl Layer<'_> {
         if let Some(widths) = joined {
             let sum = if gained[0] { join(made.each_ref().map(|made| &**made), widths) } else { Vec::new() };
             let output = Output { sum: &sum, beneath: None };
-            return self.pull([(QKV[0], Cow::Owned(join([&q, &k, &v], widths)), output)], dgains);
+            let g = Upstream::Values(join([&q, &k, &v], widths).into());
+            return self.pull([(QKV[0], g, output)], dgains);
         }
         let outputs = made.iter().map(|sum| Output { sum, beneath: None });
-        let results = QKV.into_iter().zip([q, k, v].map(Cow::Owned)).zip(outputs);
-        self.pull(results.map(|((number, g), y)| (number, g, y)), dgains)
+        let results = QKV.into_iter().zip([q, k, v]).zip(outputs);
+        self.pull(results.map(|((number, g), y)| (number, Upstream::Values(g.into()), y)), dgains)
     }
 }
 

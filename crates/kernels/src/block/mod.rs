@@ -12,8 +12,9 @@
 //! reads `norm(x)` where the others read `norm(middle)`. `⊙ … W_up` is left out where there is no such projection.
 //!
 //! A row keeps `D + 2 H·E + 2 K·E + 2 F + H` values and the low-rank terms' `u = s · x Aᵀ`: q, k, v, what was attended and its
-//! log-sums, `middle`, gate and up; F fewer without up, and D more where norms come after, as they cannot be undone. Backward
-//! makes the norms and `f(gate) ⊙ up` again, and frees what it has used. The fine-grained operations are the reference that
+//! log-sums, `middle`, gate and up; F fewer without up, and D more where norms come after, as they cannot be undone. Where
+//! products hold their operands in bf16, what was attended, gate and up are kept so. Backward makes the norms and
+//! `f(gate) ⊙ up` again, and frees what it has used. The fine-grained operations are the reference that
 //! this one is tested against.
 
 mod backward;
@@ -22,6 +23,7 @@ mod chain;
 mod forward;
 mod gains;
 mod joined;
+mod read;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::attention::check_segments;
+use crate::product::Prepared;
 use crate::{Activation, AttentionShape, Gradients, LowRank, Norm, RopeTable, Weight};
 pub use cached::block_cached;
 pub use chain::blocks;
@@ -213,17 +216,17 @@ struct Layer<'a> {
 }
 
 /// What backward needs beside `x`. Where heads are normalised, `q` and `k` are what was projected; elsewhere they are
-/// rotated already.
+/// rotated already. What goes past projections is exact in any case: gradients of gains read differences of it.
 struct Saved {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
-    attended: Vec<f32>,
+    attended: Prepared<'static>,
     log_sums: Vec<f32>,
     /// What attention's projection makes, on top of `x` where there is no norm between: see [`Layer::after`].
     middle: Vec<f32>,
-    gate: Vec<f32>,
-    up: Option<Vec<f32>>,
+    gate: Prepared<'static>,
+    up: Option<Prepared<'static>>,
     /// The same of the feed-forward layer, where a norm comes after it; the result elsewhere.
     sum: Option<Vec<f32>>,
     us: Us,

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::gains::Output;
+use super::read::Read;
 use super::{Adapted, Layer, Projection, Us};
 use crate::low_rank::Term;
 use crate::operand::Held;
@@ -126,6 +127,23 @@ struct Part<'a> {
     v: Vec<f32>,
 }
 
+/// The gradient of a projection's result.
+pub(super) enum Upstream<'a> {
+    /// As it lies.
+    Values(Cow<'a, [f32]>),
+    /// Ready to go back, and exact as well where there is a gain.
+    Ready(Prepared<'a>),
+}
+
+impl<'a> Upstream<'a> {
+    fn into_values(self) -> Cow<'a, [f32]> {
+        match self {
+            Self::Values(values) => values,
+            Self::Ready(prepared) => prepared.into_exact(),
+        }
+    }
+}
+
 /// Those of projections that share an input.
 pub(super) struct Pulled<'a>(Vec<Part<'a>>);
 
@@ -135,26 +153,21 @@ impl<'a> Layer<'a> {
         self.factors[number].as_ref()?.gain()
     }
 
-    /// `x` through the projections of some `numbers`, added to `onto` where that is given; keeps their `us` where there is a
+    /// What is `read` through the projections of some `numbers`, added to `onto` where that is given; keeps their `us` where there is a
     /// place for them.
     pub(super) fn project<const G: usize>(
         &self,
         numbers: [usize; G],
-        x: &[f32],
+        read: &Read<'_>,
         onto: Option<&[f32]>,
         us: Option<&mut Us>,
     ) -> [Vec<f32>; G] {
-        let Some(us) = us else { return self.project_cached(numbers, x, onto) };
-        let weight = &self.block.projections[numbers[0]].weight;
-        let prepared = Prepared::new(weight.compute(), x, weight.cols());
+        let Some(us) = us else { return self.project_cached(numbers, &read.values(), onto) };
+        let prepared = self.ready(numbers[0], read);
         numbers.map(|number| {
             let Projection { weight, bias } = &self.block.projections[number];
+            us[number] = self.narrowed(number, &prepared);
             let factors = self.factors[number].as_ref();
-            if let Some(factors) = factors {
-                let term = factors.term();
-                let dropped = term.dropped(&prepared, 0);
-                us[number] = term.down(dropped.as_ref().unwrap_or(&prepared), factors.a());
-            }
             let rest = Rest {
                 term: factors.map(|factors| factors.term().up(&us[number], factors.b())),
                 gain: self.gain(number),
@@ -165,21 +178,33 @@ impl<'a> Layer<'a> {
         })
     }
 
+    /// `u` of projection `number`, where it has a term.
+    pub(super) fn narrowed(&self, number: usize, x: &Prepared<'_>) -> Vec<f32> {
+        let Some(factors) = &self.factors[number] else { return Vec::new() };
+        let dropped = factors.term().dropped(x, 0);
+        factors.term().down(dropped.as_ref().unwrap_or(x), factors.a())
+    }
+
     /// Takes the gradients of the results `y` of projections that share an input, by their numbers; those of their gains go
     /// into `dgains`. A `y` is looked at only where there is a gain.
     pub(super) fn pull<'g, 'y>(
         &self,
-        results: impl IntoIterator<Item = (usize, Cow<'g, [f32]>, Output<'y>)>,
+        results: impl IntoIterator<Item = (usize, Upstream<'g>, Output<'y>)>,
         dgains: &mut [Vec<f32>; 7],
     ) -> Pulled<'g> {
-        let part = |(number, mut g, y): (usize, Cow<'g, [f32]>, Output<'y>)| {
-            let factors = self.factors[number].as_ref();
-            if let Some(gain) = factors.and_then(Factors::gain) {
-                dgains[number] = self.unscale(number, gain, g.to_mut(), y);
-            }
+        let part = |(number, g, y): (usize, Upstream<'g>, Output<'y>)| {
             let weight = &self.block.projections[number].weight;
-            let g = Prepared::new(weight.compute(), g, weight.rows());
-            let v = factors.map(|factors| factors.term().pull(&g, factors.b()));
+            let ready = |g| Prepared::new(weight.compute(), g, weight.rows());
+            let g = match (g, self.gain(number)) {
+                (Upstream::Ready(g), None) => g,
+                (Upstream::Values(g), None) => ready(g),
+                (g, Some(gain)) => {
+                    let mut g = g.into_values();
+                    dgains[number] = self.unscale(number, gain, g.to_mut(), y);
+                    ready(g)
+                }
+            };
+            let v = self.factors[number].as_ref().map(|factors| factors.term().pull(&g, factors.b()));
             Part { number, g, v: v.unwrap_or_default() }
         };
         Pulled(results.into_iter().map(part).collect())
@@ -207,11 +232,10 @@ impl Pulled<'_> {
 
     /// `dA = vᵀ dropout(x)` and `dB = gᵀ u`, where they are asked for, to the pass's sums. A `u` that was not kept is made
     /// again.
-    pub(super) fn factor_gradients(&self, layer: &Layer<'_>, x: &[f32], us: &Us) {
+    pub(super) fn factor_gradients(&self, layer: &Layer<'_>, read: &Read<'_>, us: &Us) {
         let Some(gradients) = &layer.pass.gradients else { return };
         let Some(Part { number, .. }) = self.0.first() else { return };
-        let width = layer.block.projections[*number].weight.cols();
-        let x = Prepared::new(layer.block.shape.compute, x, width);
+        let x = layer.ready(*number, read);
         for Part { number, g, v } in &self.0 {
             let Some(Factors { slot: Slot { term, a, b, .. }, a: of_a, .. }) = &layer.factors[*number] else {
                 continue;

@@ -117,7 +117,7 @@ impl Prepared<'_> {
             return c;
         }
         let transposed = (false, direction == Direction::Forward);
-        let values = (c.as_mut_slice(), self.values(), b);
+        let values = (c.as_mut_slice(), self.exact(), b);
         self.kernels.dense(Compute::F32, values, transposed, (Dims { m, n, k }, Write::Set(1.0)));
         c
     }
@@ -132,7 +132,7 @@ impl Prepared<'_> {
         if let Left::Pairs(left) = &self.left {
             return with_avx512_across((true, 1.0), (u, m), left.matrix(), (c, true, false));
         }
-        let values = (c, u, self.values());
+        let values = (c, u, self.exact());
         self.kernels.dense(Compute::F32, values, (true, false), (Dims { m, n, k }, Write::Add(1.0)));
     }
 
@@ -146,7 +146,7 @@ impl Prepared<'_> {
         if let Left::Pairs(left) = &self.left {
             return with_avx512_across((true, 1.0), (u, n), left.matrix(), (c, true, true));
         }
-        let values = (c, self.values(), u);
+        let values = (c, self.exact(), u);
         self.kernels.dense(Compute::F32, values, (true, false), (Dims { m, n, k }, Write::Add(1.0)));
     }
 }

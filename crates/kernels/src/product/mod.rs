@@ -17,6 +17,7 @@ pub(crate) mod dense;
 #[cfg(target_arch = "x86_64")]
 mod plan;
 mod portable;
+mod prepared;
 mod rest;
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -25,17 +26,16 @@ pub(crate) mod targets;
 mod tests;
 
 pub(crate) use portable::widen;
+#[cfg(target_arch = "x86_64")]
+use prepared::Left;
+pub(crate) use prepared::{Made, Prepared, Row};
 pub(crate) use rest::{Rest, Term};
 #[cfg(target_arch = "x86_64")]
 use simd::Simd;
 
-use std::borrow::Cow;
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
-use crate::buffers::made;
-use crate::buffers::zeros;
-use crate::{Compute, RowOrder, Stored, quantised};
+use crate::{RowOrder, Stored, quantised};
 
 /// A matrix as it is stored: `rows x cols` little-endian values or blocks of them, row-major, at any alignment.
 #[derive(Clone, Copy)]
@@ -174,156 +174,5 @@ impl Kernels {
     #[cfg(not(target_arch = "x86_64"))]
     fn best() -> Self {
         Self::Portable
-    }
-
-    /// See [`Prepared::new`].
-    fn prepare<'a>(self, compute: Compute, values: impl Into<Cow<'a, [f32]>>, k: usize) -> Prepared<'a> {
-        let values = values.into();
-        let m = values.len().checked_div(k).unwrap_or(0);
-        assert!(values.len() == m * k, "{} values in rows of {k}", values.len());
-        let left = match compute {
-            _ if values.is_empty() => Left::Exact,
-            Compute::F32 => Left::Exact,
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `self` says that the instructions exist.
-            Compute::Bf16 if self == Self::Avx512Bf16 => {
-                Left::Pairs(unsafe { avx512::Left::rounded(&values, m, k) })
-            }
-            Compute::Bf16 => {
-                let mut copy = values.to_vec();
-                portable::to_bf16(&mut copy);
-                Left::Rounded(copy)
-            }
-        };
-        Prepared { kernels: self, values, left, m, k }
-    }
-}
-
-/// Activations `(m, k)` as the left operand of any number of products, converted once.
-pub(crate) struct Prepared<'a> {
-    kernels: Kernels,
-    values: Cow<'a, [f32]>,
-    left: Left,
-    m: usize,
-    k: usize,
-}
-
-/// How the values are multiplied.
-enum Left {
-    /// As they are.
-    Exact,
-    /// Rounded to bf16, held as f32.
-    Rounded(Vec<f32>),
-    /// Rounded to bf16.
-    #[cfg(target_arch = "x86_64")]
-    Pairs(avx512::Left<'static>),
-}
-
-impl<'a> Prepared<'a> {
-    /// `values`, row-major in rows of `k`.
-    pub(crate) fn new(compute: Compute, values: impl Into<Cow<'a, [f32]>>, k: usize) -> Self {
-        Kernels::in_force().prepare(compute, values, k)
-    }
-
-    /// What it was made of.
-    pub(crate) fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// What becomes of `A Wᵀ` or `A W` with the `rest` that belongs to it.
-    pub(crate) fn finished(&self, right: Right<'_>, rest: &Rest<'_>) -> Vec<f32> {
-        let (_, n) = right.dims();
-        let len = self.m * n;
-        #[cfg(target_arch = "x86_64")]
-        if let Some(tiles) = self.tiles(right) {
-            rest.check(self.m, n);
-            // SAFETY: all of C is written, and nothing added to what it had.
-            return unsafe { made(len, |c| tiles.tiles(right, c, false, rest)) };
-        }
-        let mut c = zeros(len);
-        self.finished_into(right, &mut c, rest);
-        c
-    }
-
-    /// The same, into `c`; what it held is not read.
-    pub(crate) fn finished_into(&self, right: Right<'_>, c: &mut [f32], rest: &Rest<'_>) {
-        rest.check(self.m, right.dims().1);
-        #[cfg(target_arch = "x86_64")]
-        if let Some(tiles) = self.tiles(right) {
-            return tiles.add_tiles(right, c, false, rest);
-        }
-        self.product(right, c, false);
-        rest.finish(self.m, c);
-    }
-
-    /// `C += A Wᵀ` or `C += A W`, and a low-rank term.
-    pub(crate) fn add_to(&self, right: Right<'_>, c: &mut [f32], term: Option<Term<'_>>) {
-        let rest = Rest { term, ..Rest::default() };
-        rest.check(self.m, right.dims().1);
-        #[cfg(target_arch = "x86_64")]
-        if let Some(tiles) = self.tiles(right) {
-            return tiles.add_tiles(right, c, true, &rest);
-        }
-        self.product(right, c, true);
-        rest.finish(self.m, c);
-    }
-
-    /// The operand where a product is best made by tiles, each value of which is written once.
-    #[cfg(target_arch = "x86_64")]
-    fn tiles(&self, right: Right<'_>) -> Option<Simd<'_>> {
-        if self.are_few_across(right.direction) {
-            return None;
-        }
-        self.simd(right.w.stored, right.direction).filter(|simd| !simd.are_few(right.direction))
-    }
-
-    /// Whether adding rows of W up is the fastest way; beside the tiles of AVX-512, for one row.
-    fn are_few_across(&self, direction: Direction) -> bool {
-        let few = match &self.left {
-            #[cfg(target_arch = "x86_64")]
-            Left::Pairs(_) => 0,
-            _ if self.kernels >= Kernels::Avx512 => 1,
-            _ => portable::FEW,
-        };
-        direction == Direction::Backward && self.m <= few
-    }
-
-    /// `C = A Wᵀ` or `C = A W`, or with `add` that is added to `C`.
-    pub(crate) fn product(&self, right: Right<'_>, c: &mut [f32], add: bool) {
-        let (k, n) = right.dims();
-        assert!(
-            k == self.k && (k == 0 || c.len() == self.m * n),
-            "({}, {}) times ({k}, {n}) into {} values",
-            self.m,
-            self.k,
-            c.len()
-        );
-        if c.is_empty() || k == 0 {
-            if !add {
-                c.fill(0.0);
-            }
-            return;
-        }
-        let few_across = self.are_few_across(right.direction);
-        #[cfg(target_arch = "x86_64")]
-        if !few_across && let Some(simd) = self.simd(right.w.stored, right.direction) {
-            return simd.product(right, c, add);
-        }
-        let (values, round) = match &self.left {
-            Left::Exact => (&*self.values, false),
-            Left::Rounded(values) => (values.as_slice(), right.w.stored != Stored::Bf16),
-            #[cfg(target_arch = "x86_64")]
-            Left::Pairs(_) => unreachable!("where AVX-512 is"),
-        };
-        if few_across {
-            return portable::few_rows_across(right, round, values, c, add);
-        }
-        if add {
-            let mut product = vec![0.0; c.len()];
-            portable::product(right, round, values, &mut product);
-            c.iter_mut().zip(product).for_each(|(c, p)| *c += p);
-        } else {
-            portable::product(right, round, values, c);
-        }
     }
 }

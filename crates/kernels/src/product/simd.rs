@@ -19,7 +19,7 @@ impl Prepared<'_> {
     /// The operand of products with a `stored` W, where there are such kernels for them and there is anything to multiply.
     pub(super) fn simd(&self, stored: Stored, direction: Direction) -> Option<Simd<'_>> {
         let Self { kernels, m, k, .. } = *self;
-        let values = self.values();
+        let values = self.exact();
         if m == 0 || k == 0 || kernels == Kernels::Portable {
             return None;
         }
@@ -27,7 +27,7 @@ impl Prepared<'_> {
         let vnni = kernels == Kernels::Avx512Bf16;
         let avx2 = |values| avx2::Left { values, m, k, round, alpha: 1.0, vnni };
         // Integers are multiplied as such there alone.
-        if avx2::as_integers(m, stored, direction) {
+        if avx2::as_integers(m, stored, direction) && values.len() == m * k {
             return Some(Simd::Avx2(avx2(values)));
         }
         match (&self.left, kernels) {

@@ -25,7 +25,7 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-pub(super) use rows::few_rows;
+pub(super) use rows::{AS_INTEGERS, few_rows};
 
 use panel::{across, along};
 use tile::{Place, tile};
@@ -77,7 +77,7 @@ pub(super) fn are_few(a: &Left<'_>, direction: Direction) -> bool {
 /// Whether [`few_rows`] multiplies the integers of a `stored` W, without widening them: K-quants by so few rows `m`.
 pub(super) fn as_integers(m: usize, stored: Stored, direction: Direction) -> bool {
     let in_super_blocks = matches!(stored, Stored::Q4_K | Stored::Q5_K | Stored::Q6_K);
-    direction == Direction::Forward && in_super_blocks && m <= rows::AS_INTEGERS
+    direction == Direction::Forward && in_super_blocks && m <= AS_INTEGERS
 }
 
 /// Writes the `rest` of `A · B` into all of `c`, or adds it to `c` where `add`.

@@ -17,7 +17,7 @@ pub(super) const FEW: usize = 32;
 
 /// Rows of x up to which quantised rows of W are multiplied as integers. More rows of x do not stay in the L1 cache while a
 /// single row of W passes: some rows of W are then widened, and multiplied together.
-pub(super) const AS_INTEGERS: usize = 4;
+pub(in crate::product) const AS_INTEGERS: usize = 4;
 /// Bytes of W to a task, about: they stay in the L2 cache.
 const TASK: usize = 128 * 1024;
 

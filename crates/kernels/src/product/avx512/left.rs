@@ -4,15 +4,19 @@ use std::arch::x86_64::*;
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
+use half::bf16;
+
 use super::{mask16, round};
-use crate::buffers::{made, zeros};
-use crate::pool;
-use crate::product::Matrix;
+use crate::buffers::{by_chunk, made, made_by_chunks, zeros};
+use crate::product::{Made, Matrix, widen};
 use crate::quantised::GROUP;
-use crate::{RowOrder, Stored};
+use crate::{RowOrder, Stored, parts, pool};
 
 /// Longest block of the contraction, in steps: a panel of 64 columns is then 128 KiB.
 const BLOCK: usize = 512;
+
+/// Rows to a task that rounds some.
+const ROWS: usize = 8;
 
 /// Activations `(m, k)`, ready to multiply.
 pub(in crate::product) struct Left<'a> {
@@ -49,6 +53,11 @@ impl<'a> Left<'a> {
         Left { words: Cow::Borrowed(&self.words), ..*self }
     }
 
+    /// The same words, its own.
+    pub(in crate::product) fn into_owned(self) -> Left<'static> {
+        Left { words: Cow::Owned(self.words.into_owned()), ..self }
+    }
+
     /// `alpha · a (m, k)`.
     pub(in crate::product) fn scaled(alpha: f32, a: &'a [f32], m: usize, k: usize) -> Self {
         if alpha.to_bits() == 1f32.to_bits() {
@@ -70,7 +79,6 @@ impl<'a> Left<'a> {
     /// # Safety
     /// AVX-512 F, BW, VL and BF16.
     pub(in crate::product) unsafe fn rounded(a: &[f32], m: usize, k: usize) -> Self {
-        const ROWS: usize = 8;
         let steps = k.div_ceil(2);
         let write = |words: &mut [MaybeUninit<u32>]| {
             pool::for_each_chunk(words, ROWS * steps, |i, words| {
@@ -85,6 +93,40 @@ impl<'a> Left<'a> {
         Self::new(Cow::Owned(words), m, k, true)
     }
 
+    /// See [`Made`](crate::product::Made); all rounded to bf16.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, VL and BF16.
+    pub(in crate::product) unsafe fn made(
+        Made { count, m, k, besides }: Made<'_>,
+        write: impl Fn(usize, &mut [&mut [f32]]) + Sync,
+    ) -> Vec<Self> {
+        let (steps, rows) = (k.div_ceil(2), parts::rows_per_task(k).max(ROWS));
+        let fill = |i: usize, words: &mut [&mut [MaybeUninit<u32>]]| {
+            let mut buffer = vec![0.0; count * k];
+            let mut made: Vec<_> = buffer.chunks_exact_mut(k).collect();
+            for row in 0..words[0].len() / steps {
+                let number = i * rows + row;
+                write(number, &mut made);
+                let besides = besides.iter().map(|values| &values[number * k..][..k]);
+                for (values, words) in made.iter().map(|row| &**row).chain(besides).zip(words.iter_mut()) {
+                    // SAFETY: the caller's; there are half as many words as values.
+                    unsafe { round_row(values, &mut words[row * steps..][..steps]) }
+                }
+            }
+        };
+        let all = (count + besides.len(), m * steps);
+        // SAFETY: every row is written.
+        let words = unsafe { made_by_chunks(all, rows * steps, fill) };
+        words.into_iter().map(|words| Self::new(Cow::Owned(words), m, k, true)).collect()
+    }
+
+    /// The values of row `row`; of pairs.
+    pub(in crate::product) fn values(&self, row: usize) -> &[bf16] {
+        debug_assert!(self.pairs);
+        &bytemuck::cast_slice(self.row(row))[..self.k]
+    }
+
     /// The same of f32 words, rounded to bf16.
     ///
     /// # Safety
@@ -93,6 +135,15 @@ impl<'a> Left<'a> {
         debug_assert!(!self.pairs);
         // SAFETY: the caller's.
         unsafe { Left::rounded(bytemuck::cast_slice(&self.words), self.m, self.k) }
+    }
+
+    /// All values, as f32; of pairs.
+    pub(in crate::product) fn widened(&self) -> Vec<f32> {
+        by_chunk(self.m * self.k, ROWS * self.k, |i, part| {
+            for (j, row) in part.chunks_exact_mut(self.k).enumerate() {
+                widen(bytemuck::cast_slice(self.values(i * ROWS + j)), Stored::Bf16, row);
+            }
+        })
     }
 
     fn new(words: Cow<'a, [u32]>, m: usize, k: usize, pairs: bool) -> Self {

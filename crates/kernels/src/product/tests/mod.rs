@@ -9,7 +9,7 @@ use half::bf16;
 use super::dense::{Dims, Write};
 use super::targets::Target;
 use super::*;
-use crate::pool;
+use crate::{Compute, pool};
 
 /// m, k and n.
 type Size = (usize, usize, usize);
