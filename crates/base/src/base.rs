@@ -14,6 +14,8 @@ pub struct Base {
     pub checkpoint: Checkpoint,
     /// What it was opened to do.
     pub task: Task,
+    /// How its products are computed.
+    pub compute: Compute,
     /// The network over those weights, with the head of that task.
     pub model: Box<dyn Network>,
     /// Its tokenizer.
@@ -50,7 +52,7 @@ impl Base {
         let generation = dir.json("generation_config.json")?;
         let files = [("generation_config.json", &generation), ("config.json", &config)];
         let eos = eos_ids(&files, tokenizer.eos())?;
-        Ok(Self { dir, config, checkpoint, task, model, tokenizer, eos })
+        Ok(Self { dir, config, checkpoint, task, compute, model, tokenizer, eos })
     }
 
     /// `model_type` of the configuration.

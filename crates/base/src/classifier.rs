@@ -9,7 +9,7 @@ use taper_kernels::Compute;
 
 use crate::network::{Fresh, head_linear, rows_at};
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Module, Network, Sizes, Task, arch, fields,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, Module, Network, Sizes, Task, arch, fields,
 };
 
 /// What transformers calls the head for `task` on a `model_type`.
@@ -96,7 +96,7 @@ impl Network for Classifier {
         modules
     }
 
-    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+    fn kept_per_token(&self, whole_blocks: bool) -> Kept {
         self.body.kept_per_token(whole_blocks)
     }
 

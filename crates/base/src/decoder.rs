@@ -10,7 +10,7 @@ use taper_kernels::{Activation, AttentionShape, Columns, RopeTable, columns};
 use crate::pass::{Pass, with_caches};
 use crate::rope::Rope;
 use crate::whole::{Whole, through};
-use crate::{Adapter, Batch, Embedding, Head, KvCache, Linear, Module, Network, RmsNorm, Sizes};
+use crate::{Adapter, Batch, Embedding, Head, Kept, KvCache, Linear, Module, Network, RmsNorm, Sizes};
 
 /// The facts by which Llama-type models differ, in the terms of config.json.
 #[derive(Clone, Debug)]
@@ -168,11 +168,12 @@ impl Network for Decoder {
 
     /// With query width Q = H·E, key width K = K·E and feed-forward width F, a block keeps:
     ///
-    /// - `2 (D + Q + K + F)` as one operation (`taper-kernels`, `blocks`), and D more where what is added is normalised;
+    /// - `2 (D + Q + K + F)` as one operation (`taper-kernels`, `blocks`), `Q + 2 F` of them as they are read, and D more where
+    ///   what is added is normalised;
     /// - `6 D + 3 Q + 3 K + 3 F` operation by operation: two norms, two projections back to D, two sums; q before and after
     ///   its rotation, and what was attended; k likewise, and v; gate, up, and their product; and Q + K more where heads are
     ///   normalised, 2 D where what is added is, Q + 2 K + 2 F where projections are fused.
-    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+    fn kept_per_token(&self, whole_blocks: bool) -> Kept {
         let (config, sizes) = (&self.config, &self.config.sizes);
         let (hidden, inner) = (sizes.hidden_size, sizes.intermediate_size);
         let heads = sizes.query_width() + sizes.key_width();
@@ -186,7 +187,8 @@ impl Network for Decoder {
                 + if_so(config.post_norms, 2 * hidden)
                 + if_so(config.projections == Projections::Fused, heads + sizes.key_width() + 2 * inner)
         };
-        sizes.num_hidden_layers * block
+        let read = if_so(whole_blocks, sizes.query_width() + 2 * inner);
+        Kept { values: sizes.num_hidden_layers * block, read: sizes.num_hidden_layers * read }
     }
 }
 

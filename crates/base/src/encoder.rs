@@ -14,7 +14,7 @@ use taper_kernels::{Activation, RopeTable, attention, attention_across};
 use crate::network::{Fresh, rows_at};
 use crate::pass::Pass;
 use crate::whole::{Whole, through};
-use crate::{Adapter, Batch, Embedding, Head, KvCache, LayerNorm, Linear, Module, Network, Sizes};
+use crate::{Adapter, Batch, Embedding, Head, Kept, KvCache, LayerNorm, Linear, Module, Network, Sizes};
 
 /// The facts by which BERT-type models differ.
 #[derive(Clone, Debug)]
@@ -172,19 +172,20 @@ impl Network for Encoder {
 
     /// A block keeps
     ///
-    /// - `7 D + F` as one operation (`taper-kernels`, `blocks`);
+    /// - `7 D + F` as one operation (`taper-kernels`, `blocks`), `D + F` of them as they are read;
     /// - `10 D + 2 F` operation by operation: q, k, v and what was attended; two projections, two sums and two norms; the
     ///   feed-forward layer before and after its function;
     /// - `3 D` where it is the last one and a text is read from its first token: k, v and what it reads.
-    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+    fn kept_per_token(&self, whole_blocks: bool) -> Kept {
         let Sizes { hidden_size, intermediate_size, num_hidden_layers, .. } = self.config.sizes;
-        let block = if whole_blocks {
-            7 * hidden_size + intermediate_size
+        let (block, read) = if whole_blocks {
+            (7 * hidden_size + intermediate_size, hidden_size + intermediate_size)
         } else {
-            10 * hidden_size + 2 * intermediate_size
+            (10 * hidden_size + 2 * intermediate_size, 0)
         };
         let pooled = usize::from(self.top.pooler.is_some() && num_hidden_layers > 0);
-        (num_hidden_layers - pooled) * block + pooled * 3 * hidden_size
+        let blocks = num_hidden_layers - pooled;
+        Kept { values: blocks * block + pooled * 3 * hidden_size, read: blocks * read }
     }
 
     fn head_modules(&self) -> &[&'static str] {

@@ -10,7 +10,7 @@ use crate::pass::{Pass, with_caches};
 use crate::rope::Rope;
 use crate::whole::{self, Whole, through};
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, LayerNorm, Linear, Module, Network, Sizes,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, LayerNorm, Linear, Module, Network, Sizes,
 };
 
 /// The facts by which GPT-type models differ, in the terms of config.json.
@@ -183,18 +183,20 @@ impl Network for Gpt {
 
     /// With feed-forward width F, a block keeps
     ///
-    /// - `6 D + F` as one operation (`taper-kernels`, `blocks`);
+    /// - `6 D + F` as one operation (`taper-kernels`, `blocks`), `D + F` of them as they are read;
     /// - `13 D + 2 F` operation by operation: two norms, two projections back to D, two sums; q, k and v together, apart
     ///   and, where they are rotated, after that (2 D more), and what was attended; what is fed, before and after its
     ///   activation.
-    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+    fn kept_per_token(&self, whole_blocks: bool) -> Kept {
         let Sizes { hidden_size, intermediate_size, num_hidden_layers, .. } = self.config.sizes;
         let (rows, fed) = match self.config.positions {
             _ if whole_blocks => (6, 1),
             Positions::Learned(_) => (13, 2),
             Positions::Rotary(_) => (15, 2),
         };
-        num_hidden_layers * (rows * hidden_size + fed * intermediate_size)
+        let read = if whole_blocks { hidden_size + intermediate_size } else { 0 };
+        let values = rows * hidden_size + fed * intermediate_size;
+        Kept { values: num_hidden_layers * values, read: num_hidden_layers * read }
     }
 }
 

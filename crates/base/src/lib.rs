@@ -52,7 +52,7 @@ pub use generate::{Generation, GenerationOptions, Session, Stop, generate};
 pub use head::Head;
 pub use linear::{Adapter, Effect, Embedding, Linear, Module};
 pub use model_dir::{ModelDir, ModelSource};
-pub use network::{Fresh, Network, Sizes};
+pub use network::{Fresh, Kept, Network, Sizes};
 pub use norm::{LayerNorm, RmsNorm};
 pub use sampler::Sampling;
 pub use task::{Labels, Task};

@@ -15,7 +15,7 @@ use crate::network::{Fresh, means, rows_at};
 use crate::pass::Pass;
 use crate::rope::Rope;
 use crate::whole::{Whole, through};
-use crate::{Adapter, Batch, Embedding, Head, KvCache, LayerNorm, Linear, Module, Network, Sizes};
+use crate::{Adapter, Batch, Embedding, Head, Kept, KvCache, LayerNorm, Linear, Module, Network, Sizes};
 
 /// The facts of config.json.
 #[derive(Clone, Debug)]
@@ -154,21 +154,25 @@ impl Network for ModernBert {
 
     /// With feed-forward width F, a block keeps
     ///
-    /// - `6 D + 2 F` as one operation (`taper-kernels`, `blocks`), which all but the first may be;
+    /// - `6 D + 2 F` as one operation (`taper-kernels`, `blocks`), which all but the first may be, `D + 2 F` of them as they
+    ///   are read;
     /// - `15 D + 5 F` operation by operation: two norms, two projections back to D, two sums; q, k and v together and apart,
     ///   q and k rotated, and what was attended; gate and up together and apart, and their product;
     /// - `9 D` where it is the last one and a text is read from its first token: what comes before attention.
-    fn kept_per_token(&self, whole_blocks: bool) -> usize {
+    fn kept_per_token(&self, whole_blocks: bool) -> Kept {
         let hidden = self.config.sizes.hidden_size;
         let (last, others) = match self.blocks.split_last() {
             Some((_, others)) if self.top.pooling == Some(Pooling::First) => (9 * hidden, others),
             _ => (0, &*self.blocks),
         };
-        let of = |block: &Block| {
-            let (rows, fed) = if whole_blocks && block.fused.is_some() { (6, 2) } else { (15, 5) };
-            rows * hidden + fed * self.config.sizes.intermediate_size
-        };
-        others.iter().map(of).sum::<usize>() + last
+        let inner = self.config.sizes.intermediate_size;
+        let mut kept = Kept { values: last, read: 0 };
+        for block in others {
+            let whole = whole_blocks && block.fused.is_some();
+            kept.values += if whole { 6 * hidden + 2 * inner } else { 15 * hidden + 5 * inner };
+            kept.read += if whole { hidden + 2 * inner } else { 0 };
+        }
+        kept
     }
 
     fn head_modules(&self) -> &[&'static str] {

@@ -8,6 +8,15 @@ use taper_kernels::{Compute, Weight};
 
 use crate::{Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Linear, Module};
 
+/// What one token keeps for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Values.
+    pub values: usize,
+    /// Those of them that are kept in bf16 where products are in it ([`Compute::keeps_bf16`]).
+    pub read: usize,
+}
+
 /// A frozen network over ragged batches.
 pub trait Network: fmt::Debug + Send + Sync {
     /// Its sizes.
@@ -42,9 +51,9 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// Every module that an adapter may name, in the order of the checkpoint.
     fn modules(&self) -> Vec<Module<'_>>;
 
-    /// About how many values one token keeps for the backward pass in all blocks; fewer where `whole_blocks` run as one
-    /// operation each, which is under plain low-rank terms.
-    fn kept_per_token(&self, whole_blocks: bool) -> usize;
+    /// About what one token keeps for the backward pass in all blocks; less where `whole_blocks` run as one operation each,
+    /// which is under plain low-rank terms.
+    fn kept_per_token(&self, whole_blocks: bool) -> Kept;
 
     /// Names in `modules_to_save` of the modules that a task's head consists of, which are trained whole; none where the
     /// head is the language model's.

@@ -17,7 +17,7 @@ pub(crate) use self::classifier::T5Classifier;
 use self::stack::{Sources, Stack};
 use crate::parts::Parts;
 use crate::pass::{Pass, with_caches};
-use crate::{Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Module, Network, Sizes};
+use crate::{Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, Module, Network, Sizes};
 
 /// The facts by which T5-type models differ, in the terms of config.json.
 #[derive(Clone, Debug)]
@@ -170,8 +170,8 @@ impl Network for T5 {
     }
 
     /// Of a token that is read or written, whichever keeps more.
-    fn kept_per_token(&self, _: bool) -> usize {
+    fn kept_per_token(&self, _: bool) -> Kept {
         let (read, written) = self.body.kept_per_token();
-        read.max(written)
+        Kept { values: read.max(written), read: 0 }
     }
 }

@@ -21,8 +21,16 @@ pub enum Compute {
     F32,
     /// Operands rounded to bfloat16, f32 accumulation. From AVX2 on, up to four rows of activations beside K-quants are rounded
     /// to 2^-16 of the largest of 256 instead, and those weights not. Low-rank terms and attention are rounded where that is
-    /// faster: with AVX-512 BF16, and not in products of few rows or against caches.
+    /// faster: with AVX-512 BF16, and not in products of few rows or against caches. There blocks keep what was attended, gate
+    /// and up for backward in bf16 too.
     Bf16,
+}
+
+impl Compute {
+    /// Whether [`blocks`](crate::blocks) keep in bf16, on this machine, what their products read so.
+    pub fn keeps_bf16(self) -> bool {
+        Prepared::keeps_bf16(self)
+    }
 }
 
 /// A frozen matrix `W` of `rows x cols` values, row-major: a linear layer's `(out, in)` or an embedding's `(V, D)`.

@@ -2,12 +2,13 @@
 //!
 //! State is f32 whatever the base's dtype, is saved by parameter name, and so survives a stop.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Var};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use taper_kernels::pool;
 
 use crate::Error;
@@ -128,21 +129,15 @@ impl AdamW {
 
     /// The state as a safetensors file: `NAME.first` and `NAME.second` for each parameter, and the step in the metadata.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
-        let bytes: Vec<(String, Vec<u8>)> = (self.slots.iter())
-            .flat_map(|(name, slot)| {
-                [
-                    (format!("{name}.first"), le_bytes(&slot.first)),
-                    (format!("{name}.second"), le_bytes(&slot.second)),
-                ]
-            })
-            .collect();
-        let views: Result<Vec<_>, _> = (bytes.iter())
-            .map(|(name, data)| Ok((name, TensorView::new(Dtype::F32, vec![data.len() / 4], data)?)))
-            .collect();
+        let moments = self.slots.iter().flat_map(|(name, slot)| {
+            [
+                (format!("{name}.first"), Moment::new(&slot.first)),
+                (format!("{name}.second"), Moment::new(&slot.second)),
+            ]
+        });
         let metadata = [("step".to_owned(), self.step.to_string())].into();
-        views.and_then(|views| safetensors::serialize(views, Some(metadata))).map_err(
-            |error: safetensors::SafeTensorError| Error::training(format!("optimiser state: {error}")),
-        )
+        safetensors::serialize(moments, Some(metadata))
+            .map_err(|error| Error::training(format!("optimiser state: {error}")))
     }
 
     /// Takes the state of a file that [`AdamW::to_bytes`] wrote; `path` is for errors.
@@ -183,8 +178,34 @@ fn is_kind(name: &str, var: &Var, kind: NoDecay) -> bool {
     }
 }
 
-fn le_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+/// A moment as a tensor of a file, turned into bytes when it is its turn.
+struct Moment<'a> {
+    values: &'a [f32],
+    shape: [usize; 1],
+}
+
+impl<'a> Moment<'a> {
+    fn new(values: &'a [f32]) -> Self {
+        Self { values, shape: [values.len()] }
+    }
+}
+
+impl View for Moment<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
 }
 
 /// The update's numbers for one parameter, rounded to f32 as torch rounds them.

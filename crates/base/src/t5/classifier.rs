@@ -9,7 +9,7 @@ use super::{Body, T5Config};
 use crate::network::{Fresh, head_linear, rows_at};
 use crate::parts::Parts;
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, KvCache, Labels, Linear, Module, Network, Sizes, Task,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, Labels, Linear, Module, Network, Sizes, Task,
 };
 
 /// What transformers calls the head.
@@ -92,9 +92,9 @@ impl Network for T5Classifier {
     }
 
     /// Of a token that is both read and written.
-    fn kept_per_token(&self, _: bool) -> usize {
+    fn kept_per_token(&self, _: bool) -> Kept {
         let (read, written) = self.body.kept_per_token();
-        read + written
+        Kept { values: read + written, read: 0 }
     }
 
     fn head_modules(&self) -> &[&'static str] {
