@@ -9,7 +9,8 @@ use taper_kernels::Compute;
 
 use crate::network::{Fresh, head_linear, rows_at};
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, Module, Network, Sizes, Task, arch, fields,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, Module, Network, Sizes, Task, arch,
+    fields,
 };
 
 /// What transformers calls the head for `task` on a `model_type`.

@@ -10,7 +10,8 @@ use crate::pass::{Pass, with_caches};
 use crate::rope::Rope;
 use crate::whole::{self, Whole, through};
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, LayerNorm, Linear, Module, Network, Sizes,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, LayerNorm, Linear, Module, Network,
+    Sizes,
 };
 
 /// The facts by which GPT-type models differ, in the terms of config.json.

@@ -289,7 +289,10 @@ mod tests {
         let lean = SMALL.plan(None, None, Some(64 << 30)).unwrap();
         assert_eq!((lean.micro_batch_tokens, lean.recomputed_blocks), (512, 0));
         let tokens = |blocks, kept| {
-            Budget { blocks, kept, kept_bytes: 4 * kept, ..SMALL }.plan(None, None, None).unwrap().micro_batch_tokens
+            Budget { blocks, kept, kept_bytes: 4 * kept, ..SMALL }
+                .plan(None, None, None)
+                .unwrap()
+                .micro_batch_tokens
         };
         // The shapes of a small BERT, and of Llama with 1.1 and with 8 billion values.
         assert_eq!((tokens(6, 4992), tokens(22, 20_416), tokens(32, 47_616)), (2048, 512, 256));

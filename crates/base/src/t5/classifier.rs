@@ -9,7 +9,8 @@ use super::{Body, T5Config};
 use crate::network::{Fresh, head_linear, rows_at};
 use crate::parts::Parts;
 use crate::{
-    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, Labels, Linear, Module, Network, Sizes, Task,
+    Adapter, Batch, Checkpoint, Embedding, Error, Head, Kept, KvCache, Labels, Linear, Module, Network,
+    Sizes, Task,
 };
 
 /// What transformers calls the head.

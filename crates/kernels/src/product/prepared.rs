@@ -37,6 +37,7 @@ pub(super) enum Left<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Row<'a> {
     F32(&'a [f32]),
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "of AVX-512 alone"))]
     Bf16(&'a [bf16]),
 }
 
@@ -89,6 +90,10 @@ impl Prepared<'static> {
     /// The operands of which `write(i, rows)` makes row `i`, and those besides them; what the rows held is not to be read.
     /// Values that are rounded are not held themselves, unless they are wanted `exact` as well, or there are so few rows that
     /// K-quants may ask for them.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, reason = "nothing is held in pairs there")
+    )]
     pub(crate) fn made(
         compute: Compute,
         what: Made<'_>,
