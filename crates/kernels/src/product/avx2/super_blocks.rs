@@ -26,7 +26,7 @@ const HALF: usize = GROUP / 2;
 
 /// Bytes of a number: as exact as f32, or more so than bf16.
 const EXACT: usize = 3;
-const SHORT: usize = 2;
+pub(super) const SHORT: usize = 2;
 /// The least magnitude, about, whose unit is not subnormal.
 const LEAST: f32 = 1e-30;
 
@@ -49,6 +49,8 @@ pub(super) struct Numbers {
     pub(super) units: Vec<f32>,
     /// The sums of x, of each block those of its groups' first halves, and of their second ones.
     pub(super) halves: Vec<[[f32; GROUPS]; 2]>,
+    /// The sums of the numbers of each block's groups; of short ones.
+    pub(super) sums: Vec<[i32; GROUPS]>,
 }
 
 impl Numbers {
@@ -70,6 +72,7 @@ impl Numbers {
             digits: vec![Digits([0; GROUP]); blocks.len() * GROUPS * count],
             units: Vec::with_capacity(blocks.len()),
             halves: Vec::with_capacity(blocks.len()),
+            sums: Vec::with_capacity(blocks.len()),
         };
         for (block, digits) in blocks.iter().zip(numbers.digits.chunks_exact_mut(GROUPS * count)) {
             let largest = largest(block);
@@ -78,9 +81,11 @@ impl Numbers {
             }
             let unit = largest.max(LEAST) / largest_number;
             let (groups, _) = block.as_chunks::<GROUP>();
-            for (group, digits) in groups.iter().zip(digits.chunks_exact_mut(count)) {
-                write(group, unit, digits);
+            let mut sums = [0; GROUPS];
+            for ((group, digits), sum) in groups.iter().zip(digits.chunks_exact_mut(count)).zip(&mut sums) {
+                *sum = write(group, unit, digits);
             }
+            numbers.sums.push(sums);
             numbers.units.push(unit);
             numbers.halves.push(halves_of(block));
         }
@@ -111,6 +116,7 @@ impl Numbers {
         // SAFETY: the caller's, and `vnni` says what else there is.
         unsafe {
             match (self.count, self.vnni) {
+                (SHORT, true) if !T::HALVES => self.dots_in_integers::<T, M>(first, line),
                 (SHORT, true) => self.dots_with_vnni::<T, M, SHORT>(first, line),
                 (_, true) => self.dots_with_vnni::<T, M, EXACT>(first, line),
                 (SHORT, false) => self.dots_of::<T, M, SHORT>(first, line),
@@ -220,14 +226,18 @@ fn largest(block: &[f32; BLOCK]) -> f32 {
     f32::from_bits(most)
 }
 
-/// Writes `x` in numbers of `unit`, the first byte of each to the first of `digits`, the next to the next.
+/// Writes `x` in numbers of `unit`, the first byte of each to the first of `digits`, the next to the next; their sum.
 #[target_feature(enable = "avx2")]
-fn write(x: &[f32; GROUP], unit: f32, digits: &mut [Digits]) {
+fn write(x: &[f32; GROUP], unit: f32, digits: &mut [Digits]) -> i32 {
     let mut numbers = [0; GROUP];
     for (x, numbers) in x.chunks_exact(LANES).zip(numbers.chunks_exact_mut(LANES)) {
         let nearest = _mm256_cvtps_epi32(_mm256_div_ps(load(x), _mm256_set1_ps(unit)));
         // SAFETY: eight places.
         unsafe { _mm256_storeu_si256(numbers.as_mut_ptr().cast(), nearest) };
+    }
+    let mut sum = 0i32;
+    for number in numbers {
+        sum = sum.wrapping_add(number);
     }
     for Digits(digits) in digits.iter_mut().rev() {
         for i in 0..GROUP {
@@ -235,6 +245,7 @@ fn write(x: &[f32; GROUP], unit: f32, digits: &mut [Digits]) {
             numbers[i] = (numbers[i] - i32::from(digits[i])) >> 8;
         }
     }
+    sum
 }
 
 #[target_feature(enable = "avx2")]

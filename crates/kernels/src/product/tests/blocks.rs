@@ -42,6 +42,32 @@ fn parts_of_quantised_rows() {
     }
 }
 
+/// Integers of a block are summed up in 32 bits: the largest there are. Where W is rounded to bf16, it is off by 2^-9.
+#[test]
+fn the_largest_levels_by_the_largest_numbers() {
+    let unit = half::f16::from_f32(0.5).to_le_bytes();
+    for (kind, level) in [(Stored::Q4_K, 15.0), (Stored::Q5_K, 31.0)] {
+        let mut bytes = vec![0xff; kind.bytes(256).unwrap()];
+        bytes[..2].copy_from_slice(&unit);
+        bytes[2..4].fill(0);
+        let w = Matrix::new(&bytes, kind, 1, 256);
+        for (kernels, m) in all_kernels().flat_map(|kernels| [(kernels, 1), (kernels, 4)]) {
+            for (compute, x) in [(Compute::F32, 3.0), (Compute::Bf16, 3.0), (Compute::Bf16, -3.0)] {
+                let mut y = vec![0.0; m];
+                let x = kernels.prepare(compute, vec![x; m * 256], 256);
+                x.product(Right::new(w, Direction::Forward), &mut y, false);
+                let expected = 0.5 * 63.0 * level * x.values()[0] * 256.0;
+                for y in y {
+                    assert!(
+                        (y / expected - 1.0).abs() <= 4e-3,
+                        "{kernels:?} {kind:?} {compute:?}: {y}, {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Few rows of A whose values lie far apart, are all zero, or so small that their products are; and one that is not finite.
 ///
 /// As numbers, from AVX2 on beside blocks of 256, values are rounded by half a unit, which follows the largest of their block.
