@@ -6,6 +6,7 @@ use super::gains::Output;
 use super::read::Read;
 use super::terms::{Pulled, Upstream};
 use super::{Layer, Norms, Saved};
+use crate::Compute;
 use crate::activation::Function;
 use crate::attention::Plan;
 use crate::attention::backward::{Inputs, QkvGradients, run};
@@ -60,11 +61,13 @@ impl Layer<'_> {
     fn pull_back_inner(&self, saved: &Saved, g: &[f32]) -> (Prepared<'static>, Vec<Prepared<'static>>) {
         let (f, width) = (self.block.activation, self.block.inner());
         let Saved { gate, up, .. } = saved;
-        // Gains read the gradients, and halves are put side by side.
-        let exact = self.drops() || self.has_gains() || self.block.joined.gate_up;
+        let compute = self.block.shape.compute;
+        // Gradients that gains read, or that are put side by side, are made ready after that.
+        let unready = self.has_gains() || self.block.joined.gate_up;
+        let how = if unready { Compute::F32 } else { compute };
         let count = if up.is_some() { 3 } else { 2 };
         let what = Made { count, m: g.len() / width, k: width, besides: &[] };
-        let mut found = Prepared::made(self.block.shape.compute, what, exact, |i, back| {
+        let mut found = Prepared::made(how, what, self.drops(), |i, back| {
             let g = &g[i * width..][..width];
             match (gate.row(i), up.as_ref().map(|up| up.row(i))) {
                 (Row::F32(gate), Some(Row::F32(up))) => f.pull_back(gate, Some(up), g, back),
@@ -74,7 +77,9 @@ impl Layer<'_> {
             }
         });
         let gradients = found.split_off(1);
-        (found.remove(0), gradients)
+        let inner = found.remove(0);
+        let ready = |inner: Prepared<'static>| Prepared::new(compute, inner.into_exact(), width);
+        (if unready { ready(inner) } else { inner }, gradients)
     }
 
     /// The gradients of what was projected to q, k and v, from that of what attention's projection makes on top of `x`.

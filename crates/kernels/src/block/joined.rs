@@ -90,9 +90,12 @@ impl Layer<'_> {
             let output = Output { sum: &sum, beneath: None };
             return self.pull([(block.gate(), Upstream::Values(g.into()), output)], dgains);
         }
+        let upstream = |g: Prepared<'static>| {
+            if self.has_gains() { Upstream::Values(g.into_exact()) } else { Upstream::Ready(g) }
+        };
         let results = places.into_iter().zip(gradients).zip(&made);
         self.pull(
-            results.map(|((place, g), sum)| (place, Upstream::Ready(g), Output { sum, beneath: None })),
+            results.map(|((place, g), sum)| (place, upstream(g), Output { sum, beneath: None })),
             dgains,
         )
     }

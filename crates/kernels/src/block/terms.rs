@@ -131,17 +131,8 @@ struct Part<'a> {
 pub(super) enum Upstream<'a> {
     /// As it lies.
     Values(Cow<'a, [f32]>),
-    /// Ready to go back, and exact as well where there is a gain.
+    /// Ready to go back; not where there is a gain.
     Ready(Prepared<'a>),
-}
-
-impl<'a> Upstream<'a> {
-    fn into_values(self) -> Cow<'a, [f32]> {
-        match self {
-            Self::Values(values) => values,
-            Self::Ready(prepared) => prepared.into_exact(),
-        }
-    }
 }
 
 /// Those of projections that share an input.
@@ -195,12 +186,12 @@ impl<'a> Layer<'a> {
         let part = |(number, g, y): (usize, Upstream<'g>, Output<'y>)| {
             let weight = &self.block.projections[number].weight;
             let ready = |g| Prepared::new(weight.compute(), g, weight.rows());
-            let g = match (g, self.gain(number)) {
-                (Upstream::Ready(g), None) => g,
-                (Upstream::Values(g), None) => ready(g),
-                (g, Some(gain)) => {
-                    let mut g = g.into_values();
-                    dgains[number] = self.unscale(number, gain, g.to_mut(), y);
+            let g = match g {
+                Upstream::Ready(g) => g,
+                Upstream::Values(mut g) => {
+                    if let Some(gain) = self.gain(number) {
+                        dgains[number] = self.unscale(number, gain, g.to_mut(), y);
+                    }
                     ready(g)
                 }
             };

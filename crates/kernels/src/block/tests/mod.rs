@@ -158,6 +158,8 @@ fn gains_scale_all_but_bias_and_residual() {
         check(case, LENGTHS, 1e-5);
     }
     check_bf16(all, LENGTHS);
+    check_bf16(Case { gained: 0b010_1001, ..all }, LENGTHS);
+    check_bf16(Case { gained: 0x3, ..JOINED }, LENGTHS);
 }
 
 #[test]
