@@ -19,6 +19,21 @@ pub(crate) fn for_each_pair(
     for_each(&mut parts, |(i, (a, b))| task(*i, a, b));
 }
 
+/// Makes `values[i]` what `task(i, row)` gives for row `i` of `rows`, on the pool.
+pub(crate) fn for_each_row(
+    rows: &mut [f32],
+    values: &mut [f32],
+    task: impl Fn(usize, &mut [f32]) -> f32 + Sync,
+) {
+    let width = rows.len() / values.len().max(1);
+    let count = rows_per_task(width);
+    for_each_pair(rows, values, (count * width.max(1), count), |i, rows, values| {
+        for (j, (row, value)) in rows.chunks_exact_mut(width).zip(values).enumerate() {
+            *value = task(i * count + j, row);
+        }
+    });
+}
+
 /// Rows to a task, so that a task is worth its hand-over: about 16 thousand values.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (16 * 1024 / width.max(1)).max(1)

@@ -9,15 +9,15 @@ use super::{Labelled, Scoring, scale};
 use crate::low_rank::Term;
 use crate::operand::{Held, output, values};
 use crate::product::{Direction, Prepared, Rest};
-use crate::{LowRank, Weight, buffers, parts, vector};
+use crate::{Compute, LowRank, Weight, buffers, parts, vector};
 
 const OP: &str = "linear_cross_entropy";
 
-/// Rows of a chunk at most: enough that the head is read from memory seldom.
-const ROWS: usize = 256;
+/// Rows of a chunk at most: enough that the head is read from memory seldom, and no more logits than caches hold.
+const ROWS: usize = 128;
 
-/// Values of a chunk's logits at most (64 MiB).
-const LOGITS: usize = 16 << 20;
+/// Values of a chunk's logits at most (48 MiB).
+const LOGITS: usize = 12 << 20;
 
 /// A frozen head: logits `c·tanh((x Wᵀ + b)/c)`, a low-rank term inside the bracket; without a cap `x Wᵀ + b`.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +78,7 @@ pub fn linear_nll(
     let frozen = Frozen::new(hidden, head, labelled, Scoring::default())?;
     let hidden = Held::new(OP, hidden)?;
     let mut losses = Vec::new();
-    let mut take = |mut chunk: Chunk<'_>| losses.extend(chunk.losses());
+    let mut take = |_: &Input<'_>, chunk: Chunk<'_>| losses.extend(chunk.losses());
     match low_rank {
         None => frozen.for_each_chunk(hidden.values(), None, &mut take)?,
         Some(factors) => {
@@ -108,17 +108,20 @@ struct Factors<'a> {
     b: &'a [f32],
 }
 
-/// Some labelled rows, their logits, and what the low-rank term made of them on the way.
-struct Chunk<'a> {
+/// Some labelled rows, and what the low-rank term makes of them on the way.
+struct Input<'a> {
     /// Among the labelled rows, the first.
     first: usize,
     rows: &'a [u32],
-    labels: &'a [u32],
-    /// `(rows, V)`.
-    logits: &'a mut [f32],
     /// What the term reads, `dropout(x)` `(rows, D)`, and `u` `(rows, R)`.
     dropped: &'a Prepared<'a>,
     u: Vec<f32>,
+}
+
+/// Their logits `(rows, V)`, and what those are scored against.
+struct Chunk<'a> {
+    logits: &'a mut [f32],
+    labels: &'a [u32],
     cap: Option<f32>,
     targets: &'a Targets,
 }
@@ -150,7 +153,7 @@ impl Frozen {
         &self,
         hidden: &[f32],
         factors: Option<Factors<'_>>,
-        task: &mut dyn FnMut(Chunk<'_>),
+        task: &mut dyn FnMut(&Input<'_>, Chunk<'_>),
     ) -> Result<()> {
         let classes = self.head.rows();
         let rows = ROWS.min(LOGITS / classes).clamp(1, self.labelled.rows.len().max(1));
@@ -172,7 +175,7 @@ impl Frozen {
             };
             x.finished_into(self.head.right(Direction::Forward), logits, &rest);
             let (cap, targets) = (self.cap, &self.targets);
-            task(Chunk { first, rows: rows_of, labels, logits, dropped, u, cap, targets });
+            task(&Input { first, rows: rows_of, dropped, u }, Chunk { logits, labels, cap, targets });
         }
         Ok(())
     }
@@ -183,35 +186,31 @@ impl Frozen {
     }
 }
 
-impl Chunk<'_> {
-    /// What `turn(logits, label)` makes of each row: its loss.
-    fn for_each_row(&mut self, turn: impl Fn(&mut [f32], usize) -> f32 + Sync) -> Vec<f32> {
-        let classes = self.logits.len() / self.rows.len();
-        let rows = parts::rows_per_task(classes);
-        let mut losses = vec![0.0; self.rows.len()];
-        let (labels, cap) = (self.labels, self.cap);
-        parts::for_each_pair(self.logits, &mut losses, (rows * classes, rows), |i, logits, losses| {
-            for (j, (row, loss)) in logits.chunks_exact_mut(classes).zip(losses).enumerate() {
-                if let Some(cap) = cap {
-                    vector::soft_cap(row, cap);
-                }
-                *loss = turn(row, labels[i * rows + j] as usize);
+impl<'a> Chunk<'a> {
+    /// The loss of each row.
+    fn losses(self) -> Vec<f32> {
+        let Self { logits, labels, cap, targets } = self;
+        let mut losses = vec![0.0; labels.len()];
+        parts::for_each_row(logits, &mut losses, |i, row| {
+            if let Some(cap) = cap {
+                vector::soft_cap(row, cap);
             }
+            targets.loss(row, labels[i] as usize).0
         });
         losses
     }
 
-    /// The loss of each row.
-    fn losses(&mut self) -> Vec<f32> {
-        let targets = self.targets;
-        self.for_each_row(|row, label| targets.loss(row, label).0)
-    }
-
-    /// The loss of each row; the logits become their gradient, `Σt·softmax - t`, times `1 - (logit/c)²` under a cap.
-    fn turn_to_gradient(&mut self) -> Vec<f32> {
-        let (cap, targets) = (self.cap, self.targets);
-        self.for_each_row(|row, label| {
-            let capped = cap.map(|cap| (row.to_vec(), 1.0 / cap));
+    /// The loss of each row, and the gradient of the logits, `Σt·softmax - t`, times `1 - (logit/c)²` under a cap, in their
+    /// place.
+    fn gradient(self, compute: Compute) -> (Vec<f32>, Prepared<'a>) {
+        let Self { logits, labels, cap, targets } = self;
+        let mut losses = vec![0.0; labels.len()];
+        let g = Prepared::within(compute, logits, &mut losses, |i, row| {
+            let label = labels[i] as usize;
+            let capped = cap.map(|cap| {
+                vector::soft_cap(row, cap);
+                (row.to_vec(), 1.0 / cap)
+            });
             let (loss, sum) = targets.loss(row, label);
             scale(row, targets.mass(label) / sum);
             targets.take_from(row, label);
@@ -222,7 +221,8 @@ impl Chunk<'_> {
                 );
             }
             loss
-        })
+        });
+        (losses, g)
     }
 }
 
@@ -264,12 +264,15 @@ impl LinearLoss {
             b: zeros(self.wanted.b, factors.map_or(0, |f| f.b.len())),
         };
         let mut loss = 0.0;
-        self.frozen.for_each_chunk(hidden, factors, &mut |mut chunk| {
-            let losses = if self.wanted.any() { chunk.turn_to_gradient() } else { chunk.losses() };
+        self.frozen.for_each_chunk(hidden, factors, &mut |input, chunk| {
+            let losses = if self.wanted.any() {
+                let (losses, g) = chunk.gradient(self.frozen.head.compute());
+                self.add(input, &g, factors, &mut found);
+                losses
+            } else {
+                chunk.losses()
+            };
             loss += losses.into_iter().map(f64::from).sum::<f64>();
-            if self.wanted.any() {
-                self.add(&chunk, factors, &mut found);
-            }
         })?;
         let rank = self.term.map_or(0, |term| term.rank);
         let (rows, width) = (self.frozen.head.rows(), self.frozen.head.cols());
@@ -285,30 +288,29 @@ impl LinearLoss {
         Ok(output(vec![loss as f32], ()))
     }
 
-    /// Adds what a chunk gives to the gradients.
-    fn add(&self, chunk: &Chunk<'_>, factors: Option<Factors<'_>>, found: &mut Found) {
+    /// Adds what the gradient `g` of a chunk's logits gives to the gradients.
+    fn add(&self, input: &Input<'_>, g: &Prepared<'_>, factors: Option<Factors<'_>>, found: &mut Found) {
         let width = self.frozen.head.cols();
         let head = &self.frozen.head;
-        let g = Prepared::new(head.compute(), &*chunk.logits, head.rows());
         let v = match factors {
-            Some(Factors { term, b, .. }) if self.wanted.hidden || self.wanted.a => term.pull(&g, b),
+            Some(Factors { term, b, .. }) if self.wanted.hidden || self.wanted.a => term.pull(g, b),
             _ => Vec::new(),
         };
         if self.wanted.hidden {
             let dx = match factors {
-                Some(Factors { term, a, .. }) => term.input_gradient((head, &g), (&v, a), None, chunk.first),
-                None => head.transposed_finished(&g, &Rest::default()),
+                Some(Factors { term, a, .. }) => term.input_gradient((head, g), (&v, a), None, input.first),
+                None => head.transposed_finished(g, &Rest::default()),
             };
-            for (row, dx) in chunk.rows.iter().zip(dx.chunks_exact(width)) {
+            for (row, dx) in input.rows.iter().zip(dx.chunks_exact(width)) {
                 vector::axpy(1.0, dx, &mut found.hidden[*row as usize * width..][..width]);
             }
         }
         if factors.is_some() {
             if self.wanted.a {
-                Term::add_a_gradient(&v, chunk.dropped, &mut found.a);
+                Term::add_a_gradient(&v, input.dropped, &mut found.a);
             }
             if self.wanted.b {
-                Term::add_b_gradient(&g, &chunk.u, &mut found.b);
+                Term::add_b_gradient(g, &input.u, &mut found.b);
             }
         }
     }

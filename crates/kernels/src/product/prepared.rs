@@ -10,7 +10,7 @@ use super::{Simd, avx2, avx512};
 #[cfg(target_arch = "x86_64")]
 use crate::buffers::made;
 use crate::buffers::{copied, rows, zeros};
-use crate::{Compute, Stored};
+use crate::{Compute, Stored, parts};
 
 /// Activations `(m, k)` as the left operand of any number of products, converted once.
 pub(crate) struct Prepared<'a> {
@@ -117,6 +117,27 @@ impl Prepared<'static> {
 }
 
 impl<'a> Prepared<'a> {
+    /// What `make` makes of each row of `values`, in their place; what it gives for row `i` becomes `given[i]`. One row of
+    /// each, at least.
+    pub(crate) fn within(
+        compute: Compute,
+        values: &'a mut [f32],
+        given: &mut [f32],
+        make: impl Fn(usize, &mut [f32]) -> f32 + Sync,
+    ) -> Self {
+        let kernels = Kernels::in_force();
+        let k = values.len() / given.len();
+        #[cfg(target_arch = "x86_64")]
+        if kernels.in_pairs(compute) && given.len() > avx2::AS_INTEGERS {
+            let m = given.len();
+            // SAFETY: there are pairs only where the instructions are.
+            let left = Left::Pairs(unsafe { avx512::Left::within(values, given, make) });
+            return Self { kernels, exact: Cow::default(), left, m, k };
+        }
+        parts::for_each_row(values, given, make);
+        kernels.prepare(compute, &*values, k)
+    }
+
     /// `values`, row-major in rows of `k`.
     pub(crate) fn new(compute: Compute, values: impl Into<Cow<'a, [f32]>>, k: usize) -> Self {
         Kernels::in_force().prepare(compute, values, k)

@@ -24,6 +24,8 @@ pub(in crate::product) struct Left<'a> {
     pub(super) m: usize,
     pub(super) k: usize,
     pub(super) pairs: bool,
+    /// Words that are read of a row; there may be more between its start and the next one's.
+    steps: usize,
     /// Steps of a block; the last may be shorter.
     block: usize,
 }
@@ -45,7 +47,7 @@ impl<'a> Left<'a> {
 
     /// The same in one block.
     pub(super) fn whole(self) -> Self {
-        Self { block: self.stride(), ..self }
+        Self { block: self.steps, ..self }
     }
 
     /// The same words.
@@ -84,7 +86,7 @@ impl<'a> Left<'a> {
             pool::for_each_chunk(words, ROWS * steps, |i, words| {
                 for (a, words) in a[i * ROWS * k..].chunks_exact(k).zip(words.chunks_exact_mut(steps)) {
                     // SAFETY: the caller's; `words` has half as many words as `a` has values.
-                    unsafe { round_row(a, words) }
+                    unsafe { round_row((a.as_ptr(), k), words.as_mut_ptr().cast()) }
                 }
             });
         };
@@ -110,8 +112,9 @@ impl<'a> Left<'a> {
                 write(number, &mut made);
                 let besides = besides.iter().map(|values| &values[number * k..][..k]);
                 for (values, words) in made.iter().map(|row| &**row).chain(besides).zip(words.iter_mut()) {
+                    let words = &mut words[row * steps..][..steps];
                     // SAFETY: the caller's; there are half as many words as values.
-                    unsafe { round_row(values, &mut words[row * steps..][..steps]) }
+                    unsafe { round_row((values.as_ptr(), k), words.as_mut_ptr().cast()) }
                 }
             }
         };
@@ -119,6 +122,27 @@ impl<'a> Left<'a> {
         // SAFETY: every row is written.
         let words = unsafe { made_by_chunks(all, rows * steps, fill) };
         words.into_iter().map(|words| Self::new(Cow::Owned(words), m, k, true)).collect()
+    }
+
+    /// Of each row of `values (m, k)` what `make` makes of it, rounded to bf16 in the row's own first half; what it gives for row
+    /// `i` becomes `given[i]`.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, VL and BF16.
+    pub(in crate::product) unsafe fn within(
+        values: &'a mut [f32],
+        given: &mut [f32],
+        make: impl Fn(usize, &mut [f32]) -> f32 + Sync,
+    ) -> Self {
+        let (m, k) = (given.len(), values.len() / given.len());
+        parts::for_each_row(values, given, |i, row| {
+            let given = make(i, row);
+            let row = row.as_mut_ptr();
+            // SAFETY: the caller's; a row has more words than pairs.
+            unsafe { round_row((row, k), row.cast()) }
+            given
+        });
+        Self::strided(Cow::Borrowed(bytemuck::cast_slice(values)), m, k, true)
     }
 
     /// The values of row `row`; of pairs.
@@ -147,11 +171,18 @@ impl<'a> Left<'a> {
     }
 
     fn new(words: Cow<'a, [u32]>, m: usize, k: usize, pairs: bool) -> Self {
+        let left = Self::strided(words, m, k, pairs);
+        assert!(left.words.len() == m * left.steps);
+        left
+    }
+
+    /// Rows with some words between them.
+    fn strided(words: Cow<'a, [u32]>, m: usize, k: usize, pairs: bool) -> Self {
         let steps = if pairs { k.div_ceil(2) } else { k };
-        assert!(m > 0 && k > 0 && words.len() == m * steps);
+        assert!(m > 0 && k > 0 && words.len().is_multiple_of(m) && words.len() >= m * steps);
         // Blocks of almost equal length, whole groups of quantised values.
         let block = steps.div_ceil(steps.div_ceil(BLOCK)).next_multiple_of(GROUP);
-        Self { words, m, k, pairs, block }
+        Self { words, m, k, pairs, steps, block }
     }
 
     /// The same as a right operand; of pairs.
@@ -167,14 +198,14 @@ impl<'a> Left<'a> {
         }
     }
 
-    /// Words of a row.
+    /// Words from the start of a row to that of the next.
     pub(super) fn stride(&self) -> usize {
         self.words.len() / self.m
     }
 
     /// Words of row `row`.
     pub(super) fn row(&self, row: usize) -> &[u32] {
-        &self.words[row * self.stride()..(row + 1) * self.stride()]
+        &self.words[row * self.stride()..][..self.steps]
     }
 
     /// Words of row `row`, from the start of block `block` on.
@@ -183,21 +214,21 @@ impl<'a> Left<'a> {
     }
 
     pub(super) fn blocks(&self) -> usize {
-        self.stride().div_ceil(self.block)
+        self.steps.div_ceil(self.block)
     }
 
     /// Block `b`; one of no steps beyond the last.
     pub(super) fn block(&self, b: usize) -> Block {
         let per_step = if self.pairs { 2 } else { 1 };
-        let start = (b * self.block).min(self.stride());
-        let steps = self.block.min(self.stride() - start);
+        let start = (b * self.block).min(self.steps);
+        let steps = self.block.min(self.steps - start);
         let k0 = (start * per_step).min(self.k);
         Block { k0, k: (steps * per_step).min(self.k - k0), steps }
     }
 
     /// Steps of the longest block.
     pub(super) fn longest(&self) -> usize {
-        self.block.min(self.stride())
+        self.block.min(self.steps)
     }
 }
 
@@ -223,16 +254,18 @@ pub(in crate::product) fn transpose<T: Send>(
     });
 }
 
+/// Rounds `k` values to half as many words. Those may lie where the values do, from the same start on: values are read before
+/// words reach them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn round_row(a: &[f32], words: &mut [MaybeUninit<u32>]) {
-    for (a, words) in a.chunks(32).zip(words.chunks_mut(16)) {
-        let low = mask16(a.len());
-        let high = mask16(a.len().saturating_sub(16));
+unsafe fn round_row((values, k): (*const f32, usize), words: *mut u32) {
+    for at in (0..k).step_by(32) {
+        let there = k - at;
         // SAFETY: masked to the values, and to the words they become.
         unsafe {
-            let low = _mm512_maskz_loadu_ps(low, a.as_ptr());
-            let high = _mm512_maskz_loadu_ps(high, a.as_ptr().wrapping_add(16));
-            _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask16(words.len()), round(low, high));
+            let low = _mm512_maskz_loadu_ps(mask16(there), values.add(at));
+            let high = _mm512_maskz_loadu_ps(mask16(there.saturating_sub(16)), values.wrapping_add(at + 16));
+            let to = mask16(there.div_ceil(2));
+            _mm512_mask_storeu_epi32(words.add(at / 2).cast(), to, round(low, high));
         }
     }
 }
