@@ -30,6 +30,7 @@ pub mod pool;
 mod product;
 mod quantised;
 mod rope;
+mod shares;
 mod stored;
 #[cfg(test)]
 mod testing;

@@ -16,12 +16,12 @@ use std::marker::PhantomData;
 use std::mem::transmute;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{
-    AtomicU64, AtomicUsize,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
-};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
 use std::thread::{Thread, available_parallelism, park, yield_now};
+
+use crate::shares::Shares;
 
 static POOL: OnceLock<Pool> = OnceLock::new();
 
@@ -46,9 +46,9 @@ pub fn threads() -> usize {
 
 /// Runs `task(i)` for every `i` in `0..tasks`, spread over the pool's threads, and returns when all are done.
 ///
-/// Tasks are handed out in order from one counter. A panic in a task ends the handing out, and is carried to the caller
-/// when the running tasks have ended. Called from inside a task, or while another thread's job has the pool, it runs the
-/// tasks on the calling thread.
+/// Each thread has a run of them that it takes first, of equal jobs the same. A panic in a task ends the handing out, and is
+/// carried to the caller when the running tasks have ended. Called from inside a task, or while another thread's job has the
+/// pool, it runs the tasks on the calling thread.
 pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
     if tasks == 1 {
         return task(0);
@@ -129,7 +129,7 @@ impl<'a, T> Disjoint<'a, T> {
 }
 
 type Panic = Box<dyn Any + Send>;
-type Job = *const (dyn Fn() + Sync);
+type Job = *const (dyn Fn(usize) + Sync);
 
 /// In `Shared::state`: whether the job may be joined; below it, how many threads have; above it, the job's number.
 const OPEN: u64 = 1 << 16;
@@ -152,7 +152,7 @@ struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Thread>,
     /// Held by the thread whose job has the pool.
-    turn: Mutex<()>,
+    turn: Mutex<Shares>,
 }
 
 fn pool() -> &'static Pool {
@@ -166,11 +166,12 @@ impl Pool {
         let start = |i: usize| {
             let shared = Arc::clone(&shared);
             let name = format!("taper-{i}");
-            std::thread::Builder::new().name(name).spawn(move || serve(&shared)).ok()
+            std::thread::Builder::new().name(name).spawn(move || serve(&shared, i)).ok()
         };
-        let workers =
+        let workers: Vec<_> =
             (1..threads.min(OPEN as usize - 1)).map_while(start).map(|t| t.thread().clone()).collect();
-        Self { shared, workers, turn: Mutex::new(()) }
+        let turn = Mutex::new(Shares::new(workers.len() + 1));
+        Self { shared, workers, turn }
     }
 
     fn threads(&self) -> usize {
@@ -184,38 +185,43 @@ impl Pool {
             Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         };
-        let next = AtomicUsize::new(0);
-        let panic = Mutex::new(None::<Panic>);
-        let work = || {
-            let taking =
-                || std::iter::from_fn(|| Some(next.fetch_add(1, Relaxed))).take_while(|&i| i < tasks);
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| taking().for_each(task))) {
-                next.store(tasks, Relaxed);
-                panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
-            }
-        };
         let outer = INSIDE.replace(true);
-        match turn {
-            Some(_) => self.share(&work),
-            None => work(),
-        }
+        let result = match turn {
+            Some(mut shares) => self.share(&mut shares, tasks, task),
+            None => catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(task))),
+        };
         INSIDE.set(outer);
-        drop(turn);
-        if let Some(payload) = panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        if let Err(payload) = result {
             resume_unwind(payload);
         }
     }
 
+    /// Runs the tasks on this thread and on those that join in time.
+    fn share(&self, shares: &mut Shares, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<(), Panic> {
+        shares.fill(tasks);
+        let shares = &*shares;
+        let panic = Mutex::new(None::<Panic>);
+        let work = |thread: usize| {
+            let taking = || std::iter::from_fn(|| shares.take(thread, |_, _| 1)).flatten();
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| taking().for_each(task))) {
+                shares.close();
+                panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+            }
+        };
+        self.run_on_all(&work);
+        panic.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
     /// Runs `work` on this thread and on those that join in time. `work` must not panic.
-    fn share(&self, work: &(dyn Fn() + Sync)) {
+    fn run_on_all(&self, work: &(dyn Fn(usize) + Sync)) {
         let state = &self.shared.state;
         // SAFETY: only the lifetime is changed, and the borrow outlives every use: no thread joins after the state is
         // closed below, and those that have joined are waited for. The caller has the pool's turn, so the state is
         // closed here and no thread is reading `job`.
-        unsafe { *self.shared.job.get() = Some(transmute::<&(dyn Fn() + Sync), Job>(work)) };
+        unsafe { *self.shared.job.get() = Some(transmute::<&(dyn Fn(usize) + Sync), Job>(work)) };
         state.store(((state.load(Relaxed) / NUMBER + 1) * NUMBER) | OPEN, Release);
         self.workers.iter().for_each(Thread::unpark);
-        work();
+        work(0);
         state.fetch_and(!OPEN, Relaxed);
         let mut spins = 0;
         while !state.load(Acquire).is_multiple_of(OPEN) {
@@ -225,8 +231,8 @@ impl Pool {
     }
 }
 
-/// A worker's life: joins every job that is open when it looks.
-fn serve(shared: &Shared) {
+/// The life of worker `thread`: joins every job that is open when it looks.
+fn serve(shared: &Shared, thread: usize) {
     INSIDE.set(true);
     let (mut seen, mut spins) = (0, 0);
     loop {
@@ -238,7 +244,7 @@ fn serve(shared: &Shared) {
             // SAFETY: having joined while the job was open, it is alive until this thread leaves.
             if let Some(job) = unsafe { *shared.job.get() } {
                 // SAFETY: as above.
-                unsafe { (*job)() };
+                unsafe { (*job)(thread) };
             }
             shared.state.fetch_sub(1, Release);
         } else if spins < SPINS {
@@ -255,7 +261,7 @@ fn serve(shared: &Shared) {
 #[expect(clippy::float_cmp, reason = "small whole numbers")]
 mod tests {
     use std::sync::Barrier;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
     use std::thread::{scope, sleep};
     use std::time::Duration;
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{AttentionShape, Block, Head, KeyValues, Plan, Rows};
 use crate::buffers::{by_chunk, zeros};
 use crate::product::dense::{Dims, Write, nn, nt};
-use crate::{parts, vector};
+use crate::{parts, pool, vector};
 
 /// What it is computed from.
 pub(crate) struct Inputs<'a> {
@@ -41,8 +41,11 @@ pub(crate) fn run(inputs: &Inputs<'_>, plan: Plan<'_>) -> (Vec<f32>, Vec<f32>) {
             tasks.push(Task { queries: queries.clone(), keys: keys.clone(), block, out, log_sums });
         }
     }
-    // The longest first, so that no thread is left alone with one.
-    tasks.sort_by_key(|task| std::cmp::Reverse(task.block.first));
+    // In order of their rows, as threads have them in cache; of fewer sequences than threads the longest first, so that no
+    // thread is left alone with one.
+    if plan.sequences().count() < pool::threads() {
+        tasks.sort_by_key(|task| std::cmp::Reverse(task.block.first));
+    }
     let (k, v) = (heads_apart(inputs.k, shape), heads_apart(inputs.v, shape));
     parts::for_each(&mut tasks, |task| task.run(inputs.q, (&k, &v), plan));
     (out, log_sums)

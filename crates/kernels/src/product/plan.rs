@@ -1,23 +1,21 @@
 //! How a product is cut into pieces, and in which order threads take them.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use crate::shares::Shares;
 
 /// Panels of columns to a piece at most.
 const PIECE_PANELS: usize = 4;
 
-/// Parts of a panel of columns that threads share, where there are rows enough.
-const PARTS: usize = 4;
+/// Panels of rows to a piece at least, where rows are cut to be shared: a panel of columns is packed again for each.
+const LEAST: usize = 10;
 
 /// The cutting of `C (m, n)` into tiles, panels and pieces.
 pub(super) struct Plan {
     /// Panels of rows that are gone through together.
     per_piece: usize,
     panels: (usize, usize),
-    /// Parts of a panel of columns, of some of those rows each.
-    parts: usize,
-    threads: usize,
-    next: AtomicUsize,
+    shares: Shares,
 }
 
 /// A piece of C: ranges of row panels and of column panels.
@@ -36,45 +34,27 @@ impl Plan {
         threads: usize,
     ) -> Self {
         let panels = (m.div_ceil(rows), n.div_ceil(columns));
-        let pieces = panels.0.div_ceil((piece_rows / rows).min(panels.0));
-        let per_piece = panels.0.div_ceil(pieces);
-        // Only where whole panels would be few, or (say 9 for 2 threads) leave a thread idle for more than 1/16 of the time: a
-        // panel is packed again for each of its parts.
-        let pieces = pieces * panels.1;
-        let idle = pieces.next_multiple_of(threads) - pieces;
-        let few = (4 * threads).div_ceil(pieces).min(per_piece / 4);
-        let uneven = if 16 * idle > pieces { PARTS.min(per_piece / 8) } else { 1 };
-        let parts = if threads > 1 { few.max(uneven).max(1) } else { 1 };
-        Self { per_piece, panels, parts, threads, next: AtomicUsize::new(0) }
-    }
-
-    /// The next piece that no thread has taken: some whole panels of columns, fewer towards the end, and at last parts of one,
-    /// so that all threads finish together.
-    pub(super) fn take(&self) -> Option<Piece> {
-        let (across, parts) = (self.panels.1, self.parts);
-        let total = self.panels.0.div_ceil(self.per_piece) * across * parts;
-        let count = |at: usize| {
-            let (left, panel, part) = (total - at, at / parts % across, at % parts);
-            if part > 0 || left <= (self.threads - 1) * parts {
-                return (left / self.threads).clamp(1, parts - part);
-            }
-            let fair = (left / (2 * self.threads * parts)).clamp(1, PIECE_PANELS);
-            fair.min(across - panel) * parts
+        let least = panels.0.div_ceil((piece_rows / rows).min(panels.0));
+        // More of them where panels of columns are few, or (say 9 for 2 threads) leave threads idle for long.
+        let shares_well = |pieces: &usize| {
+            let total = pieces * panels.1;
+            total >= 2 * threads && 16 * (total.next_multiple_of(threads) - total) <= total
         };
-        let at = self.next.fetch_update(Relaxed, Relaxed, |at| (at < total).then(|| at + count(at))).ok()?;
-        let (first, panel, part) = (at / parts / across * self.per_piece, at / parts % across, at % parts);
-        let (whole, rest) = (count(at) / parts, count(at) % parts);
-        if whole > 0 {
-            return Some(Piece { m: self.rows(first, 0..parts), n: panel..panel + whole });
-        }
-        Some(Piece { m: self.rows(first, part..part + rest), n: panel..panel + 1 })
+        let pieces = (least..=panels.0 / LEAST).find(shares_well).filter(|_| threads > 1).unwrap_or(least);
+        let per_piece = panels.0.div_ceil(pieces);
+        let mut shares = Shares::new(threads);
+        shares.fill(panels.0.div_ceil(per_piece) * panels.1);
+        Self { per_piece, panels, shares }
     }
 
-    /// Some parts of the panels of rows from `first` on.
-    fn rows(&self, first: usize, parts: Range<usize>) -> Range<usize> {
+    /// The next piece for thread `thread`: some panels of columns, fewer towards the end, so that all threads finish together.
+    pub(super) fn take(&self, thread: usize) -> Option<Piece> {
+        let across = self.panels.1;
+        let count = |at: usize, left: usize| (left / 2).clamp(1, PIECE_PANELS).min(across - at % across);
+        let taken = self.shares.take(thread, count)?;
+        let (first, panel) = (taken.start / across * self.per_piece, taken.start % across);
         let rows = self.per_piece.min(self.panels.0 - first);
-        let row = |part: usize| first + rows * part / self.parts;
-        row(parts.start)..row(parts.end)
+        Some(Piece { m: first..first + rows, n: panel..panel + taken.len() })
     }
 }
 
@@ -88,7 +68,8 @@ mod tests {
             for threads in [1, 2, 3, 16] {
                 let plan = Plan::new((m, n), (6, 64), 528, threads);
                 let mut taken = vec![0; plan.panels.0 * plan.panels.1];
-                while let Some(Piece { m, n }) = plan.take() {
+                let taking = (0..threads).cycle().map_while(|thread| plan.take(thread));
+                for Piece { m, n } in taking {
                     assert!(!m.is_empty() && !n.is_empty());
                     m.flat_map(|i| n.clone().map(move |j| (i, j)))
                         .for_each(|(i, j)| taken[i * plan.panels.1 + j] += 1);

@@ -95,9 +95,9 @@ pub(super) unsafe fn tiles(
     let threads = pool::width();
     let plan = Plan::new((a.m, n), (ROWS, COLUMNS), PIECE_ROWS, threads);
     let call = Call { a, right, n, add, rest, c: Disjoint::new(c) };
-    pool::for_each(threads, |_| {
+    pool::for_each(threads, |thread| {
         BUFFERS.with_borrow_mut(|(panels, lines)| {
-            while let Some(piece) = plan.take() {
+            while let Some(piece) = plan.take(thread) {
                 // SAFETY: the caller's; the plan gives each piece of C to one thread.
                 unsafe { call.piece(&piece, panels, lines) }
             }

@@ -53,13 +53,13 @@ pub(in crate::product) unsafe fn tiles(
     let room = |steps: usize| (steps + SURPLUS) * vectors;
     let lines = room(a.longest());
     let more = call.term.as_ref().map_or(0, |term| room(term.u.longest()));
-    pool::for_each(threads, |_| {
+    pool::for_each(threads, |thread| {
         PANELS.with_borrow_mut(|buffer| {
             buffer.resize(buffer.len().max(2 * lines + more), Line([0; 16]));
             let (one, others) = buffer.split_at_mut(lines);
             let (other, term) = others.split_at_mut(lines);
             let buffers = [one, other, term].map(|buffer| buffer.as_mut_ptr().cast());
-            while let Some(piece) = call.plan.take() {
+            while let Some(piece) = call.plan.take(thread) {
                 // SAFETY: the caller's; each buffer has room for its panel.
                 unsafe { call.piece(&piece, buffers) }
             }
